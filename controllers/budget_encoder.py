@@ -1,0 +1,60 @@
+"""The budget encoder: a latency budget in ms becomes a vector as wide as the model. Knows nothing of what reads it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+CODE_WIDTH = 256
+HIDDEN_WIDTH = 2048
+CODE_BASE = 10000.0
+CODE_SCALE = 32.0  # u = 32*log2(budget_ms): budgets 5 % apart differ by about half the code's norm
+
+
+def budget_code(budget_ms_B: Tensor) -> Tensor:
+    """Returns the 256 sinusoids of each budget, [B, 256] float32: 128 sines, then 128 cosines.
+
+    The angles are u * base^(-i/128), i = 0..127, with u = 32*log2(budget_ms), as in sinusoidal position codes
+    (Vaswani et al., 2017). They are computed in float64, because u reaches the hundreds and a float32 product
+    would cost the finest sinusoid its last digits. Raises ValueError for a budget that is not positive and finite.
+    """
+    budget_ms_B = budget_ms_B.to(torch.float32)
+    if not bool((torch.isfinite(budget_ms_B) & (budget_ms_B > 0)).all()):
+        raise ValueError(f"budgets must be positive, finite milliseconds: {budget_ms_B.tolist()}")
+    half = CODE_WIDTH // 2
+    frequency_F = CODE_BASE ** (-torch.arange(half, dtype=torch.float64, device=budget_ms_B.device) / half)
+    angle_BF = CODE_SCALE * torch.log2(budget_ms_B.double())[:, None] * frequency_F
+    return torch.cat([angle_BF.sin(), angle_BF.cos()], dim=-1).to(torch.float32)
+
+
+class BudgetEncoder(nn.Module):
+    """Budget code -> 2048 -> d_model, SiLU between: 4.7 M parameters at d_model 2048.
+
+    Tensor names are those of `budget_encoder.safetensors`: `layers.0.{weight,bias}`, `layers.1.{weight,bias}`.
+    """
+
+    def __init__(self, d_model: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(CODE_WIDTH, HIDDEN_WIDTH), nn.Linear(HIDDEN_WIDTH, d_model)])
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            # Variance is kept from layer to layer, so that the output's norm is near sqrt(d_model) for any budget.
+            nn.init.normal_(layer.weight, std=math.sqrt(2.0 / layer.in_features), generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_seed(cls, d_model: int, seed: int) -> BudgetEncoder:
+        """Returns a frozen encoder; the same seed gives the same weights."""
+        encoder = cls(d_model, torch.Generator().manual_seed(seed))
+        return encoder.requires_grad_(False)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.layers[1].weight.shape[0])
+
+    def forward(self, budget_ms_B: Tensor) -> Tensor:
+        """Returns the encoded budgets, [B, d_model]."""
+        code_BC = budget_code(budget_ms_B).to(self.layers[0].weight)
+        return self.layers[1](nn.functional.silu(self.layers[0](code_BC)))

@@ -1,0 +1,91 @@
+"""Block plans: what a (position, top-k, num_blocks) makes each block do. Knows nothing of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ImportanceError, UnknownSetting
+
+BlockPlan = tuple[int, ...]  # experts per token of every block; 0 means the block is skipped (identity)
+
+
+@dataclass(frozen=True)
+class ImportanceScores:
+    """Accuracy lost when one block is left out, for every block; larger is more important, negative is allowed.
+
+    `None` stands for a block that was not scored and is always kept: the documented 14-entry layout leaves out the
+    first and the last.
+    """
+
+    scores: tuple[float | None, ...]
+    std: tuple[float | None, ...] | None = None
+    runs: int | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        inner = self.scores[1:-1]
+        if len(self.scores) < 1 or any(score is None for score in inner):
+            raise ImportanceError(
+                "importance scores must name every block, or every block but the first and the last: "
+                f"missing {[b for b, s in enumerate(self.scores) if s is None]} of {len(self.scores)}"
+            )
+        if any(score is not None and not math.isfinite(score) for score in self.scores):
+            raise ImportanceError(f"importance scores must be finite numbers: {list(self.scores)}")
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest's `importance`."""
+        return {
+            "scores": list(self.scores),
+            "std": None if self.std is None else list(self.std),
+            "runs": self.runs,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> ImportanceScores:
+        """The opposite of `to_dict`."""
+        std = record.get("std")
+        return cls(
+            tuple(record["scores"]), None if std is None else tuple(std), record.get("runs"), record.get("source")
+        )
+
+
+def block_plan(
+    insertion_position: int | None,
+    top_k: int,
+    num_blocks: int,
+    *,
+    importance: ImportanceScores,
+    native_top_k: int,
+) -> BlockPlan:
+    """Returns the experts per token of every block, 0 where it is skipped.
+
+    The first `insertion_position` blocks run with the native top-k. Of the blocks after them the most important
+    run with `top_k`, until `num_blocks` run in all; of equal scores the earlier block runs.
+    """
+    position = insertion_position or 0
+    n_blocks = importance.n_blocks
+    if not position <= num_blocks <= n_blocks:
+        raise UnknownSetting(
+            f"num_blocks {num_blocks} must lie between the insertion position {position} and {n_blocks} blocks"
+        )
+    kept = kept_blocks(range(position, n_blocks), num_blocks - position, importance)
+    head = (native_top_k,) * position
+    return head + tuple(top_k if block in kept else 0 for block in range(position, n_blocks))
+
+
+def kept_blocks(candidates: Sequence[int], count: int, importance: ImportanceScores) -> frozenset[int]:
+    """Returns the `count` most important of `candidates`; unscored blocks come first, ties go to the earlier block."""
+
+    def rank(block: int) -> tuple[float, int]:
+        score = importance.scores[block]
+        return (-math.inf if score is None else -score, block)
+
+    return frozenset(sorted(candidates, key=rank)[:count])

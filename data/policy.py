@@ -1,0 +1,40 @@
+"""A policy maps (sample, budget) to a setting in two calls; trained controllers and baselines are the same to a caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is known of B requests before the model runs."""
+
+    sample_ids: tuple[str, ...]
+    datasets: tuple[str, ...]
+    language_feature_BD: NDArray[np.float32]
+    budget_ms_B: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+class Policy(Protocol):
+    """Indices are into the knob space: `space.tiers[i]`, `space.insertion_positions[i]`, `space.top_k[i]`, ..."""
+
+    name: str
+
+    def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Stage1's call, before the vision encoder: (tier index [B], insertion-position index [B])."""
+
+    def choose_compute(
+        self,
+        requests: Requests,
+        tier_B: NDArray[np.int64],
+        position_B: NDArray[np.int64],
+        token_BD: NDArray[np.float16] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Stage2's call, from the latency token: (top-k index [B], num_blocks index [B])."""

@@ -1,0 +1,105 @@
+"""The layout's rules: who imports whom, no cycles, short files, every package listed, a light command line."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("data", "precompute", "controllers", "replay")
+MAX_LINES = 400
+
+# Design, section 8. `precompute` sees of the controllers only the budget encoder.
+MAY_IMPORT = {
+    "data": {"data"},
+    "precompute": {"data", "precompute", "controllers.budget_encoder"},
+    "controllers": {"data", "controllers"},
+    "replay": {"data", "controllers", "replay"},
+}
+FORBIDDEN_LIBRARIES = {"data": {"torch", "transformers"}, "replay": {"transformers"}, "controllers": {"transformers"}}
+
+
+def source_files() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """Yields (imported module, whether it is the project's own, line), own ones relative to the root."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.removeprefix("knobctl."), alias.name.split(".")[0] == "knobctl", node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            module = node.module or ""
+            yield module.removeprefix("knobctl."), module.split(".")[0] == "knobctl", node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            if node.module:
+                yield ".".join((*base, *node.module.split("."))), True, node.lineno
+            else:
+                for alias in node.names:
+                    yield ".".join((*base, alias.name)), True, node.lineno
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_the_design_allows(package: str):
+    wrong = []
+    for path in (ROOT / package).rglob("*.py"):
+        for module, own, line in imports(path):
+            if own:
+                allowed = any(module == name or module.startswith(name + ".") for name in MAY_IMPORT[package])
+                if not allowed and module.split(".")[0] in PACKAGES:
+                    wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+            elif module.split(".")[0] in FORBIDDEN_LIBRARIES.get(package, set()):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_around_a_corner():
+    names = {module_name(path) for path in source_files()}
+    graph: dict[str, set[str]] = {}
+    for path in source_files():
+        own = {module for module, is_own, _ in imports(path) if is_own}
+        # `from .pair import Thing` names a module or, one level deeper, something in it.
+        targets = {module if module in names else module.rpartition(".")[0] for module in own}
+        graph[module_name(path)] = {target for target in targets if target in names and target != module_name(path)}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which lists the cycle
+
+
+def test_files_can_be_read_in_one_sitting():
+    files = [*source_files(), *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in files}
+    assert {path: n for path, n in lengths.items() if n > MAX_LINES} == {}
+
+
+def test_every_package_is_shipped():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {"knobctl"} | {f"knobctl.{module_name(path)}" for path in source_files() if path.name == "__init__.py"}
+    missing_init = {path.parent for path in source_files() if not (path.parent / "__init__.py").exists()}
+    assert missing_init == set()
+    assert found == listed
+
+
+def test_help_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys; from click.testing import CliRunner; from knobctl.cli import main\n"
+        "result = CliRunner().invoke(main, ['--help']); assert result.exit_code == 0, result.output\n"
+        "names = [n for n in main.commands]\n"
+        "for n in names: assert CliRunner().invoke(main, [n, '--help']).exit_code == 0, n\n"
+        "print(sorted({'torch', 'transformers', 'polars', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
