@@ -1,4 +1,4 @@
-"""The knobs and the values they may take. The one home of knob values: everything else takes them from a `KnobSpace`."""
+"""The knobs and the values they may take: the one home of knob values, from which everything else takes them."""
 
 from __future__ import annotations
 

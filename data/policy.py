@@ -1,4 +1,4 @@
-"""A policy maps (sample, budget) to a setting in two calls; trained controllers and baselines are the same to a caller."""
+"""A policy maps (sample, budget) to a setting in two calls; trained controllers and baselines look the same."""
 
 from __future__ import annotations
 
