@@ -1,0 +1,83 @@
+"""The mixture of experts of one block: the router, and one more way to compute the experts.
+
+The weights live in transformers' `OlmoeExperts`, which dispatches to its `eager`, `grouped_mm`, ... functions; this
+module registers two more with it. All give the same result up to rounding.
+
+Shapes: N tokens, D d_model, E experts, k experts used per token, W expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import OlmoeConfig
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
+
+EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered")
+
+
+def dense_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
+    """Runs every expert on every token as one wide MLP and weighs those not chosen with zero.
+
+    Costs the same for every k, so it is for training and tests: small models train several times faster with it.
+    """
+    num_experts, double_width, d_model = experts.gate_up_proj.shape
+    weight_NE = hidden_ND.new_zeros(hidden_ND.shape[0], num_experts).scatter(1, index_Nk, weight_Nk)
+    gate_up = functional.linear(hidden_ND, experts.gate_up_proj.reshape(num_experts * double_width, d_model))
+    gate, up = gate_up.view(-1, num_experts, double_width).chunk(2, dim=-1)
+    inner_NEW = functional.silu(gate) * up * weight_NE.unsqueeze(-1)
+    down_DEW = experts.down_proj.permute(1, 0, 2).reshape(d_model, -1)
+    return functional.linear(inner_NEW.flatten(1), down_DEW)
+
+
+def gathered_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
+    """Copies out the chosen experts' weights and multiplies each token with its own.
+
+    Few operations, but a copy per token and expert: for a token or two of a small model, where launching operations
+    costs more than they do.
+    """
+    num_tokens, d_model = hidden_ND.shape
+    gate_up_weight = experts.gate_up_proj[index_Nk].view(num_tokens, -1, d_model)  # [N, k * 2W, D]
+    gate_up = torch.bmm(gate_up_weight, hidden_ND.unsqueeze(-1)).view(*index_Nk.shape, -1)
+    gate, up = gate_up.chunk(2, dim=-1)
+    inner_NkW = functional.silu(gate) * up * weight_Nk.unsqueeze(-1)
+    down_weight = experts.down_proj[index_Nk]  # [N, k, D, W]
+    return torch.matmul(down_weight, inner_NkW.unsqueeze(-1)).squeeze(-1).sum(dim=1)
+
+
+def automatic_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
+    """Grouped products; on the CPU, where a single token's grouping costs more than its products, a gather."""
+    if hidden_ND.shape[0] == 1 and hidden_ND.device.type == "cpu":
+        return gathered_experts(experts, hidden_ND, index_Nk, weight_Nk)
+    return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_ND, index_Nk, weight_Nk)
+
+
+ALL_EXPERTS_FUNCTIONS.register("dense", dense_experts)
+ALL_EXPERTS_FUNCTIONS.register("gathered", gathered_experts)
+ALL_EXPERTS_FUNCTIONS.register("auto", automatic_experts)
+
+
+class MixtureOfExperts(nn.Module):
+    """Router and experts. k comes with every call, so that nothing of one call is left for the next."""
+
+    def __init__(self, config: OlmoeConfig) -> None:
+        super().__init__()
+        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = OlmoeExperts(config)
+
+    def route(self, hidden_ND: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns router logits [N, E], the k largest probabilities [N, k] and their experts [N, k], largest first.
+
+        The softmax is over all experts and in float32; what is kept of it is not renormalised.
+        """
+        logits_NE = self.router(hidden_ND)
+        probability_NE = torch.softmax(logits_NE, dim=-1, dtype=torch.float32)
+        weight_Nk, index_Nk = probability_NE.topk(top_k, dim=-1)
+        return logits_NE, weight_Nk.to(hidden_ND.dtype), index_Nk
+
+    def forward(self, hidden_BSD: Tensor, top_k: int) -> Tensor:
+        hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
+        _, weight_Nk, index_Nk = self.route(hidden_ND, top_k)
+        return self.experts(hidden_ND, index_Nk, weight_Nk).view_as(hidden_BSD)

@@ -1,0 +1,123 @@
+"""Text in and out: special tokens, the prompt with its style prefix, the answer.
+
+The tokenizer is the checkpoint's own `tokenizer.json`; a directory without one (a model for tests) may name its special
+tokens in `token_ids.json`, and then has no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ...data.errors import CheckpointError
+from .config import read_json_object
+
+_MAX_TOKENIZER_BYTES = 64 << 20
+
+# The style that a training sample of each dataset carried in front of its question. Other datasets carry none.
+_STYLES = {"text_vqa": "text_vqa", "coco_2014_vqa": "vqa2", "okvqa": "okvqa"}
+
+_TOKEN_NAMES = {
+    "begin": "<|endoftext|>",  # the tokenizer declares no begin token: the end token opens every sequence
+    "end": "<|endoftext|>",
+    "pad": "<|padding|>",
+    "image_start": "<im_start>",
+    "image_end": "<im_end>",
+    "image_patch": "<im_patch>",
+    "image_column": "<im_col>",
+}
+_TOKEN_ID_FIELDS = {
+    "begin": "bos",
+    "end": "eos",
+    "pad": "pad",
+    "image_start": "im_start",
+    "image_end": "im_end",
+    "image_patch": "im_patch",
+    "image_column": "im_col",
+}
+
+
+def style_of(dataset: str) -> str | None:
+    """Returns the style that questions of `dataset` carry, or None for a dataset that the model was not trained on."""
+    return _STYLES.get(dataset)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that are not text."""
+
+    begin: int
+    end: int
+    pad: int
+    image_start: int
+    image_end: int
+    image_patch: int
+    image_column: int
+
+    @classmethod
+    def from_directory(cls, directory: Path | str) -> SpecialTokens:
+        """Reads them from `tokenizer.json`, else from `token_ids.json`.
+
+        Raises:
+            CheckpointError: neither file is there, or a token is missing.
+        """
+        directory = Path(directory)
+        if (directory / "tokenizer.json").exists():
+            return PromptTokenizer.from_directory(directory).special
+        path = directory / "token_ids.json"
+        fields = read_json_object(path)
+        ids = {name: fields.get(field) for name, field in _TOKEN_ID_FIELDS.items()}
+        for name, token_id in ids.items():
+            if type(token_id) is not int or token_id < 0:
+                raise CheckpointError(f"{path}: field {_TOKEN_ID_FIELDS[name]!r} is {token_id!r}, not a token id.")
+        return cls(**ids)
+
+
+class PromptTokenizer:
+    """Turns a question into prompt ids and answer ids into text."""
+
+    def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer") -> None:
+        self._tokenizer = tokenizer
+        ids = {name: tokenizer.token_to_id(token) for name, token in _TOKEN_NAMES.items()}
+        missing = sorted({_TOKEN_NAMES[name] for name, token_id in ids.items() if token_id is None})
+        if missing:
+            raise CheckpointError(f"{source} has no token {', '.join(missing)}.")
+        self.special = SpecialTokens(**ids)
+
+    @classmethod
+    def from_directory(cls, directory: Path | str) -> PromptTokenizer:
+        """Loads `tokenizer.json`.
+
+        Raises:
+            CheckpointError: the file is absent, too large, or not a tokenizer.
+        """
+        path = Path(directory) / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist: a checkpoint directory needs its tokenizer.")
+        if path.stat().st_size > _MAX_TOKENIZER_BYTES:
+            raise CheckpointError(f"{path} has more than {_MAX_TOKENIZER_BYTES} bytes: it is not a tokenizer.")
+        content = path.read_bytes()
+        try:
+            return cls(Tokenizer.from_buffer(content), str(path))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text` and nothing else. A special token spelled out in it becomes that token, as released."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, question: str, style: str | None = None) -> list[int]:
+        """Returns the ids of `" User: [style: ]question Assistant:"`, without the begin token.
+
+        Args:
+            style: from `style_of(dataset)`. Short answers depend on it.
+        """
+        text = question if style is None else f"{style}: {question}"
+        return self.encode(f" User: {text} Assistant:")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the answer's text, special tokens left out, stripped, its inner spaces as they come."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
