@@ -15,15 +15,12 @@ _STRINGS = pa.list_(pa.string())
 
 
 def samples_schema(d_model: int) -> tuple[pa.Schema, pa.Schema]:
-    """Returns the (required, optional) columns of `samples`."""
-    required = pa.schema(
-        [
-            ("sample_id", pa.string()),
-            ("dataset", pa.string()),
-            ("split", pa.string()),
-            ("language_feature", pa.list_(pa.float32(), d_model)),
-        ]
-    )
+    """Returns the (required, optional) columns of `samples`.
+
+    Imported results know no model: their `d_model` is 0, and `language_feature` is left out instead of made up.
+    """
+    feature = [("language_feature", pa.list_(pa.float32(), d_model))] if d_model else []
+    required = pa.schema([("sample_id", pa.string()), ("dataset", pa.string()), ("split", pa.string()), *feature])
     optional = pa.schema(
         [
             ("question", pa.string()),

@@ -1,0 +1,35 @@
+"""The split rule and the budget grid."""
+
+from collections import Counter
+
+import pytest
+
+from knobctl.data.budgets import budget_grid
+from knobctl.data.splits import split_of
+
+
+def test_splits_are_70_10_20_of_the_images():
+    counts = Counter(split_of(f"image{i}", seed=0) for i in range(20_000))
+    assert {split: round(count / 200) for split, count in counts.items()} == {"train": 70, "val": 10, "test": 20}
+
+
+def test_split_depends_on_image_and_seed_alone():
+    assert [split_of("262148", 0) for _ in range(3)] == [split_of("262148", 0)] * 3
+    assert any(split_of(str(i), 0) != split_of(str(i), 1) for i in range(20))
+
+
+def test_budget_grid_is_geometric_in_whole_ms():
+    assert budget_grid(100.0, 400.0, 3) == (100.0, 200.0, 400.0)
+    assert budget_grid(400.0, 100.0, 3) == (100.0, 200.0, 400.0)
+    assert len(budget_grid(80.0, 900.0)) == 16
+
+
+def test_budget_grid_of_a_narrow_range_has_each_budget_once():
+    assert budget_grid(10.0, 12.0, 16) == (10.0, 11.0, 12.0)
+    assert budget_grid(0.2, 0.3, 4) == (1.0,)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 10.0), (float("nan"), 10.0), (1.0, float("inf"))])
+def test_budget_grid_refuses_ends_that_are_no_budget(ends):
+    with pytest.raises(ValueError, match="positive, finite"):
+        budget_grid(*ends)
