@@ -1,0 +1,34 @@
+"""Stage1 (`knob1_predictor`): language feature and latency budget -> (tier, insertion position), before vision runs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..data.knobs import KnobSpace
+from .bases import VectorBasis
+from .mlp import Mlp
+
+LANGUAGE_FEATURES = 48
+BUDGET_FEATURES = 16
+HIDDEN = (256, 160)
+
+
+class Stage1(nn.Module):
+    """One masked softmax over (tier, position) pairs, tier-major."""
+
+    def __init__(self, d_model: int, space: KnobSpace) -> None:
+        super().__init__()
+        self.choices = len(space.tiers) * len(space.insertion_positions)
+        self.language_basis = VectorBasis(d_model, LANGUAGE_FEATURES)
+        self.budget_basis = VectorBasis(d_model, BUDGET_FEATURES)
+        self.head = Mlp((LANGUAGE_FEATURES + BUDGET_FEATURES, *HIDDEN, self.choices))
+        # True where some sample of the training cache has a setting with this pair.
+        self.register_buffer("allowed_J", torch.ones(self.choices, dtype=torch.bool))
+
+    def forward(self, language_feature_BD: Tensor, encoded_budget_BD: Tensor) -> Tensor:
+        """Returns log-probabilities over pairs, [B, J]; a pair that no sample has gets -inf."""
+        feature_BF = torch.cat([self.language_basis(language_feature_BD), self.budget_basis(encoded_budget_BD)], dim=1)
+        return torch.log_softmax(self.head(feature_BF).masked_fill(~self.allowed_J, -math.inf), dim=-1)

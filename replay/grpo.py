@@ -1,0 +1,81 @@
+"""GRPO (Shao et al., 2024, "DeepSeekMath") as pure functions: advantages, clipped loss, KL, entropy.
+
+Shapes: any leading dimensions `...` (seeds, groups); G draws in a group, C choices of a head. Knows nothing of knobs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+STD_FLOOR = 1e-4  # added to a standard deviation before dividing by it, as the common trainers do
+SCALE_REWARDS = ("group", "batch", "none")
+
+
+def group_advantages(reward_BG: Tensor, scale_rewards: str = "none", floor: float = STD_FLOOR) -> Tensor:
+    """Returns how far each draw's reward lies above its group's mean, [..., B, G].
+
+    `scale_rewards` divides it by the standard deviation of its "group", of the whole "batch" (B and G together), or
+    by nothing ("none"). A group whose rewards all tie gets zeros: it prefers nothing, so it teaches nothing.
+    """
+    centred_BG = reward_BG - reward_BG.mean(dim=-1, keepdim=True)
+    if scale_rewards == "none":
+        return centred_BG
+    if scale_rewards == "group":
+        return centred_BG / (reward_BG.std(dim=-1, keepdim=True, correction=_correction(reward_BG, 1)) + floor)
+    if scale_rewards == "batch":
+        correction = _correction(reward_BG, 2)
+        return centred_BG / (reward_BG.std(dim=(-2, -1), keepdim=True, correction=correction) + floor)
+    raise ValueError(f"scale_rewards is one of {SCALE_REWARDS}, not {scale_rewards!r}")
+
+
+def _correction(reward_BG: Tensor, dims: int) -> int:
+    """A single draw has no spread to correct for."""
+    return 1 if math.prod(reward_BG.shape[-dims:]) > 1 else 0
+
+
+def masked_log_softmax(logit_C: Tensor, allowed_C: Tensor | None) -> Tensor:
+    """Returns log-probabilities over the last dimension; what is not allowed gets -inf, probability exactly 0."""
+    if allowed_C is not None:
+        logit_C = logit_C.masked_fill(~allowed_C, -math.inf)
+    return torch.log_softmax(logit_C, dim=-1)
+
+
+def entropy(log_prob_C: Tensor) -> Tensor:
+    """Returns the entropy in nats over the last dimension; choices of probability 0 add nothing."""
+    finite_C = log_prob_C.masked_fill(log_prob_C == -math.inf, 0.0)
+    return -(log_prob_C.exp() * finite_C).sum(dim=-1)
+
+
+def clipped_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsilon: float) -> Tensor:
+    """Returns the clipped surrogate of PPO for each draw, to be minimised; same shape as its inputs."""
+    ratio = (log_prob - old_log_prob).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - epsilon, 1.0 + epsilon) * advantage)
+
+
+def clip_ratio(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsilon: float) -> Tensor:
+    """Returns the share of draws whose gradient the clip has stopped, a scalar."""
+    ratio = (log_prob - old_log_prob).exp()
+    stopped = ((ratio < 1.0 - epsilon) & (advantage < 0)) | ((ratio > 1.0 + epsilon) & (advantage > 0))
+    return stopped.float().mean()
+
+
+def kl_estimate(log_prob: Tensor, reference_log_prob: Tensor) -> Tensor:
+    """Returns the unbiased, non-negative estimate r - log r - 1 of KL(policy || reference) per draw (Schulman's k3)."""
+    log_ratio = reference_log_prob - log_prob
+    return log_ratio.exp() - log_ratio - 1.0
+
+
+def sample_choices(log_prob_C: Tensor, uniform_G: Tensor) -> Tensor:
+    """Returns draws by inverse CDF, [..., G], from log-probabilities [..., C] and uniforms in [0, 1) [..., G].
+
+    A choice of probability 0 is never drawn: the CDF does not rise there, and what rounding leaves above the CDF's
+    end goes to the last choice that can be drawn.
+    """
+    cdf_C = log_prob_C.exp().cumsum(dim=-1)
+    scaled_G = uniform_G * cdf_C[..., -1:]  # the CDF's end may miss 1 by rounding
+    draw_G = torch.searchsorted(cdf_C, scaled_G, right=True)
+    last_1 = torch.searchsorted(cdf_C, cdf_C[..., -1:].contiguous(), right=False)
+    return torch.minimum(draw_G, last_1)
