@@ -1,0 +1,27 @@
+"""How many threads an operation of torch uses: one for what is timed or must be equal to the bit, else what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Runs the body with `count` intra-op threads on the CPU, and puts the former number back, errors included."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def single_thread() -> AbstractContextManager[None]:
+    """Runs the body on one thread: sums are then made in one order, whatever the machine has."""
+    return num_threads(1)

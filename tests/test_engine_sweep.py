@@ -1,0 +1,221 @@
+"""The plan tree, and: the shared sweep answers as every plan does on its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.plans import BlockPlan, ImportanceScores, block_plan
+from knobctl.precompute import decode, passes
+from knobctl.precompute.batching import BatchLimit
+from knobctl.precompute.molmoe.config import MolmoeConfig, VisionConfig
+from knobctl.precompute.molmoe.generate import ModelInputs, generate
+from knobctl.precompute.molmoe.model import Molmoe
+from knobctl.precompute.probe import PromptState, make_probes, probe_mask, token_pass
+from knobctl.precompute.sweep import answer_alone, sweep_answers
+from knobctl.precompute.tree import PlanTree
+
+# Blocks from the least important, as published scores of the original runs have them.
+DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7)
+
+
+def tiny_config(num_blocks: int = 16) -> MolmoeConfig:
+    vision = VisionConfig(
+        image_height=16, image_width=16, patch_size=4, width=8, num_heads=2, mlp_width=16, num_layers=2, norm_eps=1e-5
+    )
+    return MolmoeConfig(
+        d_model=16,
+        num_blocks=num_blocks,
+        num_heads=2,
+        num_kv_heads=2,
+        num_experts=10,
+        native_top_k=8,
+        feed_forward_width=16,
+        vocab_size=40,
+        embedding_size=40,
+        additional_vocab_size=2,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_full_precision=True,
+        max_position_embeddings=256,
+        pad_token_id=1,
+        float32_vision_attention=True,
+        vit_layers=(-1, -2),
+        pooling_height=2,
+        pooling_width=2,
+        overlap_margins=(1, 1),
+        max_crops=4,
+        vision=vision,
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> Molmoe:
+    return Molmoe(tiny_config()).init_weights(seed=3, std=0.35).eval()
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[BlockPlan]:
+    return default_plans()
+
+
+def default_plans() -> list[BlockPlan]:
+    order = [*DROPPED_FIRST, *(block for block in range(16) if block not in DROPPED_FIRST)]
+    scores = ImportanceScores(tuple(float(order.index(block)) for block in range(16)))
+    return [
+        block_plan(setting.insertion_position, setting.top_k, setting.num_blocks, importance=scores, native_top_k=8)
+        for setting in KnobSpace(tiers=("low",)).settings
+    ]
+
+
+def prompt(model: Molmoe, length: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, 40, (1, length), generator=generator)
+
+
+def state_of(model: Molmoe, input_ids: torch.Tensor, num_probes: int = 3) -> PromptState:
+    probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0 * (row + 1) for row in range(num_probes)])
+    with torch.inference_mode():
+        return token_pass(model, model.embed(input_ids), probes, (1, 2, 3, 4, 5))[1]
+
+
+def test_the_published_scores_give_111_plans_and_790_block_runs(plans):
+    tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
+    assert len(plans) == 125
+    assert sum(sum(top_k > 0 for top_k in plan) for plan in plans) == 1750
+    assert len(tree.plans) == 111
+    assert tree.block_runs == 790
+
+
+def test_a_path_through_the_tree_is_its_plan(plans):
+    tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
+    for index, plan in enumerate(tree.plans):
+        path = tree.path(index)
+        assert tuple(level[stream].top_k for level, stream in zip(tree.levels, path, strict=True)) == plan
+
+
+def test_a_stream_is_last_where_nothing_runs_after_it():
+    tree = PlanTree.of([(8, 4, 0), (8, 4, 4), (8, 0, 0)], native_top_k=8, num_shared=1)
+    assert [[stream.is_last for stream in level] for level in tree.levels] == [
+        [False],
+        [False, False],
+        [False, True, False],
+    ]
+    assert [stream.is_shared for stream in tree.levels[0]] == [True]
+
+
+@pytest.mark.parametrize(("length", "positions"), [(7, 1), (7, 30), (19, 100_000)])
+def test_the_sweep_answers_as_each_plan_alone(model, plans, length, positions):
+    """`positions` is how many go into a call: one stream, a few, or all."""
+    input_ids = prompt(model, length, seed=length)
+    state = state_of(model, input_ids)
+    tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
+    end_id = common_token(model, state, tree)
+    swept = sweep_answers(model, state, tree, BatchLimit(positions), max_new_tokens=6, end_id=end_id)
+    assert len({len(one.token_ids) for one in swept}) > 1  # some rows end before others
+    assert len({one.token_ids for one in swept}) > 10
+    for plan, one in zip(tree.plans, swept, strict=True):
+        if not one.is_near_tie and not one.is_router_tie:
+            assert one.token_ids == answer_alone(model, state, plan, max_new_tokens=6, end_id=end_id), plan
+
+
+def test_one_plan_alone_answers_as_the_plain_model_does(model, plans):
+    """The plain model: no probe, no shared state, no cache of ours."""
+    input_ids = prompt(model, 11, seed=5)
+    state = state_of(model, input_ids)
+    for plan in plans[::17]:
+        expected = generate(
+            model,
+            ModelInputs(input_ids),
+            [top_k or None for top_k in plan],
+            max_new_tokens=5,
+            end_id=None,
+            pad_id=1,
+        )[0].tolist()
+        assert answer_alone(model, state, plan, max_new_tokens=5, end_id=-5) == tuple(expected)
+
+
+def common_token(model: Molmoe, state: PromptState, tree: PlanTree) -> int:
+    """A token that some answers hold and that so can end them."""
+    swept = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=4, end_id=-5)
+    tokens = [token for one in swept for token in one.token_ids[1:3]]
+    return max(set(tokens), key=tokens.count)
+
+
+def test_a_probe_reads_the_prompt_and_itself_and_is_not_read(model):
+    input_ids = prompt(model, 9, seed=1)
+    probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
+    with torch.inference_mode():
+        hidden = model.embed(input_ids)
+        token_PMD, state = token_pass(model, hidden, probes, (1, 3, 5))
+        alone_PMD, alone = token_pass(model, hidden, probes[1:2], (1, 3, 5))
+    torch.testing.assert_close(torch.tensor(token_PMD[:, 1:2]), torch.tensor(alone_PMD), rtol=2e-3, atol=2e-3)
+    for both, one in zip(state.hidden_1SD, alone.hidden_1SD, strict=True):
+        torch.testing.assert_close(both, one)
+    mask = probe_mask(2, 2, torch.device("cpu"))[0, 0].int().tolist()
+    assert mask == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+
+
+def test_a_token_is_the_probe_s_hidden_state_before_the_final_norm(model):
+    """By hand: the probe as one more position behind the prompt, through the plain blocks."""
+    input_ids = prompt(model, 6, seed=2)
+    probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [33.0])
+    with torch.inference_mode():
+        hidden = torch.cat([model.embed(input_ids), probes[None]], dim=1)
+        token_PMD, _ = token_pass(model, model.embed(input_ids), probes, (2,))
+        for block in range(2):
+            hidden = model.run_block(block, hidden, top_k=8, position_ids=torch.arange(7)[None])
+    torch.testing.assert_close(torch.tensor(token_PMD[0, 0]).float(), hidden[0, -1], rtol=2e-3, atol=2e-3)
+
+
+def test_tokens_are_equal_to_the_bit_whenever_the_pass_is_repeated(model):
+    input_ids = prompt(model, 13, seed=8)
+    probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
+    with torch.inference_mode():
+        first, _ = token_pass(model, model.embed(input_ids), probes, (1, 5))
+        second, _ = token_pass(model, model.embed(input_ids), probes, (1, 5))
+    assert first.tobytes() == second.tobytes()
+
+
+def test_a_batch_that_memory_does_not_take_is_halved():
+    limit, sizes = BatchLimit(80), []
+
+    def run(batch):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("no")
+        return list(batch)
+
+    assert [item for result in limit.batches(list(range(9)), 10, run) for item in result] == list(range(9))
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        list(BatchLimit(1).batches([1], 10, lambda batch: run([batch] * 4)))
+
+
+def test_ties_are_seen(model, plans, monkeypatch):
+    """With thresholds that everything is under, every row is a near tie and a router's tie."""
+    state = state_of(model, prompt(model, 7, seed=7))
+    tree = PlanTree.of(plans[:20], native_top_k=8, num_shared=5)
+    calm = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
+    assert not any(one.is_router_tie for one in calm)
+    monkeypatch.setattr(decode, "NEAR_TIE", 1e9)
+    monkeypatch.setattr(passes, "ROUTER_TIE", 2.0)
+    swept = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
+    assert all(one.is_near_tie and one.is_router_tie for one in swept)
+    assert [dataclasses.replace(one, is_near_tie=False, is_router_tie=False) for one in swept] == [
+        dataclasses.replace(one, is_near_tie=False, is_router_tie=False) for one in calm
+    ]
+
+
+def test_a_row_s_own_top_k_gives_what_a_call_with_it_gives(model):
+    hidden = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    rotary = model.position_embeddings(torch.arange(4)[None])
+    with torch.inference_mode():
+        mixed = passes.run_block(model, 2, hidden, torch.tensor([4, 8, 6]), rotary)
+        for row, top_k in enumerate((4, 8, 6)):
+            alone = passes.run_block(model, 2, hidden[row : row + 1], top_k, rotary)
+            torch.testing.assert_close(mixed[row : row + 1], alone)
