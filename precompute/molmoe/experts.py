@@ -15,7 +15,7 @@ from transformers import OlmoeConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
-EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered")
+EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered", "segmented")
 
 
 def dense_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
@@ -38,24 +38,58 @@ def gathered_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor,
     Few operations, but a copy per token and expert: for a token or two of a small model, where launching operations
     costs more than they do.
     """
-    num_tokens, d_model = hidden_ND.shape
-    gate_up_weight = experts.gate_up_proj[index_Nk].view(num_tokens, -1, d_model)  # [N, k * 2W, D]
-    gate_up = torch.bmm(gate_up_weight, hidden_ND.unsqueeze(-1)).view(*index_Nk.shape, -1)
-    gate, up = gate_up.chunk(2, dim=-1)
-    inner_NkW = functional.silu(gate) * up * weight_Nk.unsqueeze(-1)
-    down_weight = experts.down_proj[index_Nk]  # [N, k, D, W]
-    return torch.matmul(down_weight, inner_NkW.unsqueeze(-1)).squeeze(-1).sum(dim=1)
+    num_tokens, top_k = index_Nk.shape
+    d_model, width = experts.down_proj.shape[1:]
+    chosen = index_Nk.flatten()
+    gate_up_weight = experts.gate_up_proj.index_select(0, chosen).view(num_tokens, -1, d_model)  # [N, k * 2W, D]
+    gate_up = torch.bmm(gate_up_weight, hidden_ND.unsqueeze(-1)).view(-1, 2 * width)
+    inner = functional.silu(gate_up)[:, :width] * gate_up[:, width:] * weight_Nk.view(-1, 1)
+    down_weight = experts.down_proj.index_select(0, chosen)  # [N * k, D, W]
+    return torch.bmm(down_weight, inner.unsqueeze(-1)).view(num_tokens, top_k, d_model).sum(dim=1)
+
+
+def segmented_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
+    """Sorts the (token, expert) pairs by expert and runs each chosen expert on its own rows.
+
+    What `grouped_mm` does, without gradients and with fewer and cheaper operations on the CPU, where reading the counts
+    waits for nothing: rows are copied whole, and routing weights go on the narrow side of the experts.
+    """
+    width = experts.down_proj.shape[2]
+    expert_of_pair = index_Nk.flatten()
+    order = expert_of_pair.argsort()  # of the pairs, by expert
+    token_of_row = order // index_Nk.shape[1]
+    counts = expert_of_pair.bincount(minlength=experts.num_experts).tolist()
+    rows = hidden_ND.index_select(0, token_of_row)
+    gate_up = rows.new_empty(len(order), 2 * width)
+    down = torch.empty_like(rows)
+    _multiply_segments(rows, experts.gate_up_proj, counts, gate_up)
+    # SiLU of the whole: twice the numbers and a third of the time, because only whole rows are vectorised.
+    inner = functional.silu(gate_up)[:, :width] * gate_up[:, width:]
+    inner *= weight_Nk.flatten().index_select(0, order).unsqueeze(-1)
+    _multiply_segments(inner, experts.down_proj, counts, down)
+    return torch.zeros_like(hidden_ND).index_add_(0, token_of_row, down)
+
+
+def _multiply_segments(rows: Tensor, weights: Tensor, counts: list[int], out: Tensor) -> None:
+    """out = rows @ weights[e].T for each expert's segment of rows [pairs, in]; weights [E, out, in]."""
+    segments = zip(rows.split(counts), weights.transpose(1, 2).unbind(0), out.split(counts), counts, strict=True)
+    for segment, weight, place, count in segments:
+        if count:
+            torch.mm(segment, weight, out=place)
 
 
 def automatic_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
-    """Grouped products; on the CPU, where a single token's grouping costs more than its products, a gather."""
-    if hidden_ND.shape[0] == 1 and hidden_ND.device.type == "cpu":
+    """The quickest that rises with k: grouped products on a GPU or for gradients, else by the number of tokens."""
+    if hidden_ND.is_cuda or torch.is_grad_enabled():
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_ND, index_Nk, weight_Nk)
+    if hidden_ND.shape[0] == 1:
         return gathered_experts(experts, hidden_ND, index_Nk, weight_Nk)
-    return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_ND, index_Nk, weight_Nk)
+    return segmented_experts(experts, hidden_ND, index_Nk, weight_Nk)
 
 
 ALL_EXPERTS_FUNCTIONS.register("dense", dense_experts)
 ALL_EXPERTS_FUNCTIONS.register("gathered", gathered_experts)
+ALL_EXPERTS_FUNCTIONS.register("segmented", segmented_experts)
 ALL_EXPERTS_FUNCTIONS.register("auto", automatic_experts)
 
 
@@ -64,6 +98,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: OlmoeConfig) -> None:
         super().__init__()
+        self.implementation = config._experts_implementation
         self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = OlmoeExperts(config)
 
@@ -80,4 +115,6 @@ class MixtureOfExperts(nn.Module):
     def forward(self, hidden_BSD: Tensor, top_k: int) -> Tensor:
         hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
         _, weight_Nk, index_Nk = self.route(hidden_ND, top_k)
-        return self.experts(hidden_ND, index_Nk, weight_Nk).view_as(hidden_BSD)
+        # "eager" is the class's own method; the others are functions, called past its dispatcher to save time.
+        run = ALL_EXPERTS_FUNCTIONS.get(self.implementation, OlmoeExperts.forward)
+        return run(self.experts, hidden_ND, index_Nk, weight_Nk).view_as(hidden_BSD)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.models.olmoe.modeling_olmoe import OlmoeRMSNorm
 
 from .config import MolmoeConfig
 from .experts import EXPERTS_IMPLEMENTATIONS
-from .text import TextBlock, olmoe_config
+from .norm import RMSNorm
+from .text import TextBlock, olmoe_config, rotary_embeddings
 from .vision import VisionBackbone
 
 
@@ -35,7 +35,7 @@ class Molmoe(nn.Module):
         self.embedding = nn.Embedding(num_embeddings, config.d_model)  # the two published tables, one below the other
         self.vision_backbone = VisionBackbone(config)
         self.blocks = nn.ModuleList([TextBlock(olmoe, index) for index in range(config.num_blocks)])
-        self.final_norm = OlmoeRMSNorm(config.d_model, eps=config.norm_eps)
+        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, config.embedding_size, bias=False)
         self._inverse_frequencies: dict[torch.device, Tensor] = {}
 
@@ -52,10 +52,11 @@ class Molmoe(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for module in self.modules():
-                is_norm = isinstance(module, OlmoeRMSNorm | nn.LayerNorm)
                 for name, parameter in module.named_parameters(recurse=False):
-                    if is_norm or name == "bias":
-                        parameter.fill_(1.0 if is_norm and name == "weight" else 0.0)
+                    if name == "bias":
+                        parameter.zero_()
+                    elif isinstance(module, RMSNorm | nn.LayerNorm) or name == "qk_norm_weight":
+                        parameter.fill_(1)
                     else:
                         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         return self
@@ -94,18 +95,18 @@ class Molmoe(nn.Module):
         return summed.view(batch, length, d_model)
 
     def position_embeddings(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the rotary cosines and sines [B, S, head width] of positions [B, S]: once per pass, for all blocks.
+        """Returns what `run_block` rotates queries and keys with, for positions [B, S]: once per pass, for all blocks.
 
-        float32 where the config asks for full precision, else in the model's dtype.
+        float32 where the config asks for full precision, else in the model's dtype. Opaque to the caller.
         """
         device = position_ids.device
         if device not in self._inverse_frequencies:
             exponent = torch.arange(0, self.config.head_width, 2, dtype=torch.float32, device=device)
             self._inverse_frequencies[device] = 1.0 / self.config.rope_theta ** (exponent / self.config.head_width)
-        angle = position_ids.unsqueeze(-1).float() * self._inverse_frequencies[device]
-        angle = torch.cat([angle, angle], dim=-1)
-        dtype = torch.float32 if self.config.rope_full_precision else self.dtype
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        cos, sin = rotary_embeddings(position_ids, self._inverse_frequencies[device])
+        if self.config.rope_full_precision:
+            return cos, sin
+        return cos.to(self.dtype), sin.to(self.dtype)
 
     def run_block(
         self,

@@ -1,6 +1,7 @@
 """Where each tensor of the published layout belongs in the model.
 
-Experts, published one by one, are stacked here; the two embedding tables lie in one. Everything else is one to one.
+Experts, published one by one, are stacked here; the two embedding tables lie in one, and so do the weights of q_norm and
+k_norm. Everything else is one to one.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def _targets(model: Molmoe) -> Iterator[tuple[str, Target]]:
     for index, block in enumerate(model.blocks):
         prefix = f"{text}.blocks.{index}"
         yield f"{prefix}.attn.attn_norm.weight", Target(block.attn_norm.weight)
-        for name in ("att_proj", "q_norm", "k_norm", "attn_out"):
-            yield f"{prefix}.attn.{name}.weight", Target(getattr(block.attn, name).weight)
+        yield f"{prefix}.attn.att_proj.weight", Target(block.attn.att_proj.weight)
+        yield f"{prefix}.attn.q_norm.weight", Target(block.attn.qk_norm_weight, (slice(None, config.d_model),))
+        yield f"{prefix}.attn.k_norm.weight", Target(block.attn.qk_norm_weight, (slice(config.d_model, None),))
+        yield f"{prefix}.attn.attn_out.weight", Target(block.attn.attn_out.weight)
         yield f"{prefix}.mlp.ff_norm.weight", Target(block.ff_norm.weight)
         yield f"{prefix}.mlp.gate.weight", Target(block.mlp.router.weight)
         experts = block.mlp.experts

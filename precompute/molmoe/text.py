@@ -1,20 +1,22 @@
 """One block of the text decoder: attention with normed queries and keys, then the mixture of experts.
 
-Built of transformers' OLMoE parts. The attention is its `OlmoeAttention` with the checkpoint's fused projection kept
-whole (one product instead of three) and the rotary arithmetic in float32 whatever the model's dtype.
+Built of transformers' OLMoE parts and cache. The attention is its `OlmoeAttention` rewritten for the checkpoint's fused
+projection (one product instead of three), for rotary arithmetic in float32 whatever the model's dtype, and for few
+operations: a small model's decoding on the CPU costs what its operations cost to launch.
 
-Shapes: B batch, S positions of this call, H heads, W head width, D d_model.
+Shapes: B batch, S positions of this call, H query heads, K key heads, W head width, D d_model.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Cache, OlmoeConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.olmoe.modeling_olmoe import OlmoeRMSNorm, apply_rotary_pos_emb
 
 from .config import MolmoeConfig
 from .experts import MixtureOfExperts
+from .norm import RMSNorm, normalise
 
 
 def olmoe_config(config: MolmoeConfig, experts_implementation: str) -> OlmoeConfig:
@@ -35,26 +37,41 @@ def olmoe_config(config: MolmoeConfig, experts_implementation: str) -> OlmoeConf
         eos_token_id=None,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
     )
-    olmoe._attn_implementation = "sdpa"
     olmoe._experts_implementation = experts_implementation
     return olmoe
+
+
+def rotary_embeddings(position_ids: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns float32 cosines and signed sines [B, S, 1, W] for `rotate`.
+
+    Entries i and i + W/2 of a head form a pair. The sines of the first half are negated, so that rotating is
+    x * cos + (x with its halves swapped) * sin.
+    """
+    angle = (position_ids.unsqueeze(-1).float() * inverse_frequencies).unsqueeze(2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(heads_BSHW: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns each head by its position, in the dtype of the embeddings, and casts back."""
+    cos, sin = position_embeddings
+    heads = heads_BSHW.to(cos.dtype)
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin).to(heads_BSHW.dtype)
 
 
 class TextAttention(nn.Module):
     """Causal self-attention; q and k are normed over all their entries before they are split into heads."""
 
-    is_causal = True  # read by transformers' attention functions
-
     def __init__(self, config: OlmoeConfig, block_index: int) -> None:
         super().__init__()
-        self.config = config
         self.block_index = block_index
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.widths = [config.hidden_size, *[config.num_key_value_heads * self.head_width] * 2]
+        self.heads = [config.num_attention_heads, config.num_key_value_heads]
+        query_width, key_width = (heads * self.head_width for heads in self.heads)
+        self.widths = [query_width, key_width, key_width]
         self.att_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=False)
-        self.q_norm = OlmoeRMSNorm(self.widths[0], eps=config.rms_norm_eps)
-        self.k_norm = OlmoeRMSNorm(self.widths[1], eps=config.rms_norm_eps)
+        self.qk_norm_weight = nn.Parameter(torch.ones(query_width + key_width))  # of q_norm, then of k_norm
+        self.eps = config.rms_norm_eps
         self.attn_out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
@@ -64,19 +81,32 @@ class TextAttention(nn.Module):
         attention_mask: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
-        shape = (*hidden_BSD.shape[:-1], -1, self.head_width)
-        query, key, value = self.att_proj(hidden_BSD).split(self.widths, dim=-1)
-        query_BHSW = self.q_norm(query).view(shape).transpose(1, 2)
-        key_BHSW = self.k_norm(key).view(shape).transpose(1, 2)
-        value_BHSW = value.view(shape).transpose(1, 2)
-        dtype = value_BHSW.dtype
-        query_BHSW, key_BHSW = apply_rotary_pos_emb(query_BHSW, key_BHSW, *position_embeddings)
-        query_BHSW, key_BHSW = query_BHSW.to(dtype), key_BHSW.to(dtype)
+        batch, length, _ = hidden_BSD.shape
+        projected = self.att_proj(hidden_BSD)
+        both_BSHW = self.norm_queries_and_keys(projected).view(batch, length, -1, self.head_width)
+        query_BHSW, key_BKSW = rotate(both_BSHW, position_embeddings).transpose(1, 2).split(self.heads, dim=1)
+        value_BKSW = projected[..., -self.widths[2] :].view(batch, length, -1, self.head_width).transpose(1, 2)
         if cache is not None:
-            key_BHSW, value_BHSW = cache.update(key_BHSW, value_BHSW, self.block_index)
-        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        mixed_BSHW, _ = attend(self, query_BHSW, key_BHSW, value_BHSW, attention_mask, scaling=self.head_width**-0.5)
-        return self.attn_out(mixed_BSHW.flatten(2))
+            key_BKSW, value_BKSW = cache.update(key_BKSW, value_BKSW, self.block_index)
+        mixed_BHSW = functional.scaled_dot_product_attention(
+            query_BHSW,
+            key_BKSW,
+            value_BKSW,
+            attn_mask=attention_mask,
+            is_causal=attention_mask is None and length > 1,
+            enable_gqa=self.heads[0] != self.heads[1],
+        )
+        return self.attn_out(mixed_BHSW.transpose(1, 2).reshape(batch, length, -1))
+
+    def norm_queries_and_keys(self, projected: Tensor) -> Tensor:
+        """Takes [B, S, q | k | v] and returns the normed q | k, [B, S, (H + K) * W]."""
+        query_width, key_width, _ = self.widths
+        both = projected[..., : query_width + key_width]
+        if query_width == key_width:
+            normed = normalise(both.unflatten(-1, (2, query_width)), self.eps).flatten(-2)
+        else:
+            normed = torch.cat([normalise(part, self.eps) for part in both.split(self.widths[:2], dim=-1)], dim=-1)
+        return normed * self.qk_norm_weight
 
 
 class TextBlock(nn.Module):
@@ -84,9 +114,9 @@ class TextBlock(nn.Module):
 
     def __init__(self, config: OlmoeConfig, block_index: int) -> None:
         super().__init__()
-        self.attn_norm = OlmoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attn_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attn = TextAttention(config, block_index)
-        self.ff_norm = OlmoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.ff_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MixtureOfExperts(config)
 
     def forward(
