@@ -1,0 +1,8 @@
+"""Datasets: from names and files to samples, with images that are read when needed."""
+
+from .images import decode_image
+from .load import SampleSet, SkippedRow, load_samples
+from .registry import DATASETS, DatasetSpec
+from .sources import image_from_ref
+
+__all__ = ["DATASETS", "DatasetSpec", "SampleSet", "SkippedRow", "decode_image", "image_from_ref", "load_samples"]

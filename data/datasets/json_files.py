@@ -1,0 +1,215 @@
+"""Datasets in JSON: the official VQA v2, OK-VQA and TextVQA files, and a user's own JSON Lines."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import DatasetError
+from ..samples import ImageSource
+from ..strict_json import parse_json, read_json
+from .images import image_file
+from .records import Record, answer_texts, identifier, question_text
+from .registry import DatasetSpec, split_key
+
+MAX_JSON_BYTES = 1 << 30  # the largest official file (VQA v2, train annotations) has a quarter of that
+MAX_LINE_BYTES = 4 << 20
+
+_FOLDERS = (".", "annotations", "questions", "Annotations", "Questions")
+
+
+class OfficialRows:
+    """The official files of a dataset: questions, answers beside them or in a second file, and image folders."""
+
+    def __init__(
+        self, folder: Path, spec: DatasetSpec, *, split: str, answer_field: str, root: Path | None = None
+    ) -> None:
+        """Reads the JSON files. `root` is the images' folder, by default `folder`."""
+        assert spec.questions_file is not None
+        self._spec = spec
+        self._answer_field = answer_field
+        self._split = _name_of(split)
+        self.root = root or folder
+        self._path = _find(folder, spec.questions_file.format(split=self._split))
+        document = _document(self._path)
+        self._questions = _entries(document, self._path, "data" if spec.annotations_file is None else "questions")
+        self._annotations: dict[str, Any] | None = None
+        self.answer_field: str | None = None
+        if spec.annotations_file is not None:
+            self.answer_field = answer_field
+            self._annotations_path = _find(folder, spec.annotations_file.format(split=self._split))
+            annotations = _document(self._annotations_path)
+            for key in ("data_type", "data_subtype"):
+                if key in document and key in annotations and document[key] != annotations[key]:
+                    raise DatasetError(
+                        f"{self._path} has {key} {document[key]!r} and {self._annotations_path} "
+                        f"{annotations[key]!r}: take both files of one split."
+                    )
+            entries = _entries(annotations, self._annotations_path, "annotations")
+            self._annotations = {}
+            for row, entry in enumerate(entries):
+                where = f"{self._annotations_path}, row {row}"
+                key = identifier(entry.get("question_id"), "question_id", where)
+                if self._annotations.setdefault(key, entry) != entry:
+                    raise DatasetError(f"{where}: question_id {key} occurs twice, with different answers.")
+
+    @cached_property
+    def question_ids(self) -> list[str]:
+        """The id of every question."""
+        return [
+            identifier(entry.get("question_id"), "question_id", self.where(row))
+            for row, entry in enumerate(self._questions)
+        ]
+
+    def where(self, row: int) -> str:
+        """Returns path and row."""
+        return f"{self._path}, row {row}"
+
+    def record(self, row: int) -> Record:
+        """Returns the question with its answers, checked."""
+        entry, where, question_id = self._questions[row], self.where(row), self.question_ids[row]
+        answers = entry.get("answers")
+        if self._annotations is not None:
+            annotation = self._annotations.get(question_id)
+            if annotation is None:
+                raise DatasetError(
+                    f"{where}: question_id {question_id} has no answers in {self._annotations_path}: "
+                    "take both files of one split."
+                )
+            answers = annotation.get("answers")
+        image_id = identifier(entry.get("image_id"), "image_id", where)
+        return Record(
+            question_id=question_id,
+            question=question_text(entry.get("question"), where),
+            answers=answer_texts(answers, self._answer_field, where),
+            image_id=image_id,
+            image=self._image(image_id, where),
+        )
+
+    def _image(self, image_id: str, where: str) -> ImageSource:
+        name = self._spec.image_name.format(image_id=image_id, split=self._split)
+        images = [image_file(self.root, f"{folder}/{name}", where) for folder in self._image_folders]
+        # A missing image is reported, with its path, when it is read: as one in the first folder that there is.
+        return next((image for image in images if image.path.exists()), images[0])
+
+    @cached_property
+    def _image_folders(self) -> list[str]:
+        folders = [folder.format(split=self._split) for folder in self._spec.image_folders]
+        if self._split == "test":
+            folders = [folder.replace("train_images", "test_images") for folder in folders]
+        found = [folder for folder in (*folders, ".") if (self.root / folder).is_dir()]
+        if not found:
+            raise DatasetError(f"{self.root} is not a folder: give the images' folder with --images.")
+        return found
+
+
+class JsonLinesRows:
+    """A user's own dataset: one JSON object a line with image (a path), question and answers."""
+
+    def __init__(self, path: Path, *, split: str | None, answer_field: str, root: Path | None = None) -> None:
+        """Reads all lines. `root` is where image paths start, by default the file's folder."""
+        self._path = path
+        self._answer_field = answer_field
+        self.answer_field: str | None = None
+        self.root = root or path.parent
+        entries = [
+            (number, _object(line, f"{path}, line {number}"))
+            for number, line in enumerate(_lines(path), start=1)
+            if line.strip()
+        ]
+        if split is not None and any("split" in entry for _, entry in entries):
+            entries = [(number, entry) for number, entry in entries if entry.get("split") == split]
+        if not entries:
+            raise DatasetError(f"{path} has no rows{'' if split is None else f' of split `{split}`'}.")
+        self._entries = entries
+
+    @cached_property
+    def question_ids(self) -> list[str]:
+        """The id of every row; of a row without `question_id`, its line number."""
+        return [
+            identifier(entry.get("question_id", number), "question_id", self.where(row))
+            for row, (number, entry) in enumerate(self._entries)
+        ]
+
+    def where(self, row: int) -> str:
+        """Returns path and line."""
+        return f"{self._path}, line {self._entries[row][0]}"
+
+    def record(self, row: int) -> Record:
+        """Returns the row, checked."""
+        entry, where = self._entries[row][1], self.where(row)
+        missing = [name for name in ("image", "question") if name not in entry]
+        if missing:
+            raise DatasetError(f"{where}: lacks {missing}; it has {sorted(entry)}.")
+        if not isinstance(entry["image"], str):
+            raise DatasetError(f"{where}: `image` must be a path, not {str(entry['image'])[:40]!r}.")
+        image_id = entry.get("image_id")
+        return Record(
+            question_id=self.question_ids[row],
+            question=question_text(entry["question"], where),
+            answers=answer_texts(entry.get("answers", entry.get("answer")), self._answer_field, where),
+            image_id=None if image_id is None else identifier(image_id, "image_id", where),
+            image=image_file(self.root, entry["image"], where),
+        )
+
+
+def _name_of(split: str) -> str:
+    """Returns the split as the official file names spell it."""
+    key = split_key(split)
+    return "val" if key == "validation" else key
+
+
+def has_official_files(folder: Path, spec: DatasetSpec, split: str) -> bool:
+    """Tells whether `folder` holds the official questions file of the split."""
+    name = (spec.questions_file or "").format(split=_name_of(split))
+    return bool(name) and any((folder / inner / name).is_file() for inner in _FOLDERS)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    document = read_json(path, error=DatasetError, max_bytes=MAX_JSON_BYTES)
+    if not isinstance(document, dict):
+        raise DatasetError(
+            f"{path} must hold a JSON object, as the official files do, not a {type(document).__name__}."
+        )
+    return document
+
+
+def _find(folder: Path, name: str) -> Path:
+    for inner in _FOLDERS:
+        if (folder / inner / name).is_file():
+            return folder / inner / name
+    raise DatasetError(
+        f"{folder / name} does not exist: put the dataset's official file there, or name a Parquet mirror."
+    )
+
+
+def _entries(document: dict[str, Any], path: Path, key: str) -> list[dict[str, Any]]:
+    entries = document.get(key)
+    if not isinstance(entries, list):
+        raise DatasetError(f"{path} lacks the list `{key}`; it has {sorted(document)[:10]}: is it the right file?")
+    if not entries:
+        raise DatasetError(f"{path}: the list `{key}` is empty.")
+    for row, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise DatasetError(f"{path}, row {row}: must be an object, not {str(entry)[:40]!r}.")
+    return entries
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise DatasetError(f"{path} has {size:,} bytes, and {MAX_JSON_BYTES:,} is the limit: split it.")
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror or error}): check the path.") from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise DatasetError(f"{where}: has {len(line):,} bytes, and {MAX_LINE_BYTES:,} is the limit.")
+    entry = parse_json(line, where, error=DatasetError)
+    if not isinstance(entry, dict):
+        raise DatasetError(f"{where}: must be a JSON object, not a {type(entry).__name__}.")
+    return entry

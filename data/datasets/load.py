@@ -1,0 +1,244 @@
+"""From a dataset's name and files to samples: find the source, draw, check images, split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import DatasetError
+from ..metrics import get_metric
+from ..samples import Sample
+from ..schema import SPLITS
+from ..splits import split_of
+from .draw import draw_order
+from .images import decode_image
+from .records import Record, Rows
+from .registry import DatasetSpec, dataset_spec
+from .sources import open_rows
+
+_CHUNK = 64  # rows whose images are checked together
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row left out by `skip_bad`, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one dataset, in the order of its files, and what is fixed about them."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    metric: str
+    max_new_tokens: int
+    style: str | None  # prompt style prefix; None: no prefix
+    seed: int
+    source: str
+    images_root: Path | None  # what the samples' `image.ref` are relative to
+    answer_field: str | None = None  # taken from answer objects; None: the source holds plain texts
+    skipped: tuple[SkippedRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    duplicates: int = 0  # repeated rows, read once
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of everything about the samples that an outcome or a split depends on, but the pixels."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            line = [sample.sample_id, sample.split, sample.question, list(sample.answers), sample.image_id]
+            digest.update(json.dumps(line).encode() + b"\n")
+        return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the manifest and `run.json` record of the dataset."""
+        return {
+            "metric": self.metric,
+            "max_new_tokens": self.max_new_tokens,
+            "style": self.style,
+            "answer_field": self.answer_field,
+            "source": self.source,
+            "seed": self.seed,
+            "samples": len(self.samples),
+            "skipped": [{"where": row.where, "reason": row.reason} for row in self.skipped],
+            "duplicates": self.duplicates,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load_samples(
+    name: str,
+    *,
+    root: Path | None = None,
+    source: str | Path | None = None,
+    images: Path | None = None,
+    source_split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    metric: str | None = None,
+    max_new_tokens: int | None = None,
+    answer_field: str | None = None,
+    skip_bad: bool = False,
+    check_images: bool = True,
+) -> SampleSet:
+    """Returns the samples of a dataset.
+
+    Args:
+        name: A known dataset (`DATASETS`), or any other name with a `source`: a user's own.
+        root: Folder that holds one folder per dataset, `root/<name>`; a `source` goes before it.
+        source: Folder with the official files or with Parquet files, a `.parquet` or `.jsonl` file, or a URL such as
+            `hf://datasets/...`. Without `source` and `root`: the bundled files, else the dataset's hub mirror.
+        images: Folder where relative image paths start; by default the source's own.
+        source_split: Split of the published dataset, or value of an own dataset's `split` column.
+        limit: How many samples are drawn; None: all. A smaller sample is part of a larger one of the same seed.
+        seed: Of the draw and of the split into train, val and test.
+        metric: Instead of the dataset's default; likewise `max_new_tokens`, and `answer_field` (answer or raw_answer).
+        skip_bad: Leave out rows that cannot be used (and report them) instead of failing.
+        check_images: Decode every drawn image once, so that a bad one is found now and not in the middle of a run.
+
+    Raises:
+        DatasetError: For whatever is wrong, with path and row.
+    """
+    spec = dataset_spec(name, has_source=source is not None)
+    metric = get_metric(metric or spec.metric).name
+    if limit is not None and limit < 1:
+        raise DatasetError(f"dataset `{name}`: the number of samples must be at least 1, not {limit}.")
+    if answer_field not in (None, "answer", "raw_answer"):
+        raise DatasetError(f"dataset `{name}`: the answer field must be answer or raw_answer, not {answer_field!r}.")
+    opened = open_rows(
+        spec,
+        root=root,
+        source=source,
+        images=images,
+        split=source_split or spec.source_split,
+        answer_field=answer_field or spec.answer_field,
+    )
+    rows = opened.rows
+    ids = rows.question_ids
+    kept = _without_duplicates(rows)
+    duplicates = len(ids) - len(kept)
+    order = (kept[i] for i in draw_order(name, [ids[row] for row in kept], seed))
+    drawn: dict[int, tuple[Record, str]] = {}
+    skipped: list[SkippedRow] = []
+    for row, result in _examined(rows, order, limit, check_images):
+        if isinstance(result, DatasetError):
+            if not skip_bad:
+                raise result
+            skipped.append(SkippedRow(rows.where(row), str(result)))
+        else:
+            drawn[row] = result
+    if not drawn:
+        raise DatasetError(f"dataset `{name}`: no row of {opened.label} can be used: {skipped[0].reason}")
+    samples = tuple(_sample(spec, *drawn[row], seed) for row in sorted(drawn))
+    return SampleSet(
+        name=name,
+        samples=samples,
+        metric=metric,
+        max_new_tokens=max_new_tokens or spec.max_new_tokens,
+        style=spec.style,
+        seed=seed,
+        source=opened.label,
+        images_root=opened.images_root,
+        answer_field=opened.answer_field,
+        skipped=tuple(skipped),
+        warnings=tuple(_warnings(samples, metric, limit, duplicates, skipped)),
+        duplicates=duplicates,
+    )
+
+
+def _sample(spec: DatasetSpec, record: Record, image_id: str, seed: int) -> Sample:
+    return Sample(
+        sample_id=f"{spec.name}/{record.question_id}",
+        dataset=spec.name,
+        split=split_of(image_id, seed),
+        question=record.question,
+        answers=record.answers,
+        image_id=image_id,
+        image=record.image,
+    )
+
+
+def _examined(
+    rows: Rows, order: Iterator[int], limit: int | None, check_images: bool
+) -> Iterator[tuple[int, tuple[Record, str] | DatasetError]]:
+    """Yields each row of `order` with its record and image id, or what is wrong with it, until `limit` are good."""
+    verdicts: dict[str, DatasetError | None] = {}  # by sha256: questions share images, which decode once
+
+    def examine(row: int) -> tuple[Record, str] | DatasetError:
+        try:
+            record = rows.record(row)
+            if record.image_id is not None and not check_images:
+                return record, record.image_id
+            data = record.image.read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            if check_images and sha256 not in verdicts:
+                decode_image(data, record.image.ref)
+                verdicts[sha256] = None
+        except DatasetError as error:
+            return error
+        return record, record.image_id or sha256
+
+    good = 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
+        while limit is None or good < limit:
+            chunk = list(islice(order, _CHUNK if limit is None else min(_CHUNK, limit - good)))
+            if not chunk:
+                return
+            for row, result in zip(chunk, pool.map(examine, chunk), strict=True):
+                good += not isinstance(result, DatasetError)
+                yield row, result
+
+
+def _without_duplicates(rows: Rows) -> list[int]:
+    """Returns the rows without exact repeats. One id for two different questions is an error: ids must be unique."""
+    first: dict[str, int] = {}
+    kept: list[int] = []
+    for row, question_id in enumerate(rows.question_ids):
+        earlier = first.setdefault(question_id, row)
+        if earlier == row:
+            kept.append(row)
+        elif _content(rows, earlier) != _content(rows, row):
+            raise DatasetError(
+                f"{rows.where(row)}: question_id {question_id} occurs before, at {rows.where(earlier)}, with another "
+                "question, image or answers: give each question its own id."
+            )
+    return kept
+
+
+def _content(rows: Rows, row: int) -> tuple[object, ...]:
+    record = rows.record(row)
+    image = record.image_id or hashlib.sha256(record.image.read_bytes()).hexdigest()
+    return record.question, record.answers, image
+
+
+def _warnings(
+    samples: Iterable[Sample], metric: str, limit: int | None, duplicates: int, skipped: list[SkippedRow]
+) -> Iterator[str]:
+    samples = tuple(samples)
+    name = samples[0].dataset
+    if limit is not None and len(samples) < limit:
+        yield f"dataset `{name}` has {len(samples)} usable samples, not the {limit} asked for."
+    empty = [split for split in SPLITS if not any(sample.split == split for sample in samples)]
+    if empty:
+        yield f"dataset `{name}`: no sample fell into {' or '.join(empty)}: draw more samples, or take another seed."
+    if duplicates:
+        yield f"dataset `{name}`: {duplicates} repeated rows were read once."
+    if skipped:
+        yield f"dataset `{name}`: {len(skipped)} unusable rows were skipped, the first: {skipped[0].reason}"
+    needed = get_metric(metric).full_score_answers
+    short = sum(len(sample.answers) < needed for sample in samples)
+    if short:
+        yield (
+            f"dataset `{name}`: {short} questions have fewer than {needed} answers, so that `{metric}` cannot give "
+            "them a full score: `--metric exact_match` suits single answers."
+        )

@@ -1,0 +1,129 @@
+"""Images inside Parquet files, read one row at a time: a column of images is never held whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import DatasetError
+from .images import MAX_IMAGE_BYTES, image_file
+
+# A row group whose image column is smaller is kept after its first read (two at most), since neighbours come next.
+_KEPT_COLUMN_BYTES = 64 << 20
+_STREAMED_ROWS = 16
+
+_HUB_URL = re.compile(r"https://huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+# PanicException: how polars reports some kinds of damage.
+PARQUET_ERRORS = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
+
+def is_remote(location: str) -> bool:
+    """Tells whether `location` is a URL such as `hf://...`, which polars reads."""
+    return "://" in location
+
+
+def hub_location(location: str) -> str:
+    """Returns the `hf://` form of a hub file's address, with which a private repository's token is found again."""
+    match = _HUB_URL.fullmatch(location)
+    if match is None:
+        return location
+    repository, revision, path = match.groups()
+    return f"hf://datasets/{repository}{'' if revision == 'main' else '@' + revision}/{path}"
+
+
+@dataclass(frozen=True)
+class ParquetImage:
+    """The image in one row of a Parquet file: a struct {bytes, path}, or bytes."""
+
+    location: str  # a local path or a URL
+    row: int  # within the file
+    column: str
+    ref: str  # `file.parquet#row`
+    root: Path | None  # where a row with a path instead of bytes finds its file
+
+    def read_bytes(self) -> bytes:
+        """Returns the encoded image. Raises DatasetError, with file and row, when it cannot."""
+        try:
+            read = _remote_cell if is_remote(self.location) else _local_cell
+            cell = read(self.location, self.row, self.column)
+        except PARQUET_ERRORS as error:
+            raise DatasetError(
+                f"image {self.ref}: {self.location}, row {self.row}, cannot be read ({first_line(error)}): "
+                "copy the file again."
+            ) from error
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+        if data is None and path and self.root is not None:
+            return image_file(self.root, path, self.ref).read_bytes()
+        if not isinstance(data, bytes):
+            raise DatasetError(f"image {self.ref} holds no bytes: replace it, or leave it out with --skip-bad.")
+        if len(data) > MAX_IMAGE_BYTES:
+            raise DatasetError(f"image {self.ref} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit.")
+        return data
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _remote_cell(location: str, row: int, column: str) -> Any:
+    frame = pl.scan_parquet(location, glob=False).select(column).slice(row, 1).collect()
+    if frame.height != 1:
+        raise OSError(f"the file has no row {row}")
+    return frame.item()
+
+
+def _local_cell(location: str, row: int, column: str) -> Any:
+    stamp = Path(location).stat().st_mtime_ns  # a file that changed is read again
+    start = 0
+    for group, (rows, column_bytes) in enumerate(_row_groups(location, stamp, column)):
+        if row < start + rows:
+            if column_bytes <= _KEPT_COLUMN_BYTES:
+                return _row_group(location, stamp, group, column)[row - start].as_py()
+            return _streamed_cell(location, group, row - start, column)
+        start += rows
+    raise OSError(f"the file has {start} rows")
+
+
+@lru_cache(64)
+def _row_groups(location: str, _stamp: int, column: str) -> tuple[tuple[int, int], ...]:
+    """Returns (rows, bytes of the image column once decompressed) of each row group."""
+    metadata = pq.read_metadata(location)
+    groups = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        chunks = (group.column(c) for c in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+        groups.append((group.num_rows, size))
+    return tuple(groups)
+
+
+def _open(location: str, column: str) -> pq.ParquetFile:
+    # Images that several questions share are stored once; read as a dictionary they stay so in memory.
+    leaves = pq.read_metadata(location).schema
+    names = [leaf.path for leaf in map(leaves.column, range(len(leaves))) if leaf.path in (column, f"{column}.bytes")]
+    return pq.ParquetFile(location, read_dictionary=names, page_checksum_verification=True)
+
+
+@lru_cache(2)
+def _row_group(location: str, _stamp: int, group: int, column: str) -> pa.ChunkedArray:
+    with _open(location, column) as file:
+        return file.read_row_group(group, columns=[column]).column(0)
+
+
+def _streamed_cell(location: str, group: int, row: int, column: str) -> Any:
+    with _open(location, column) as file:
+        start = 0
+        for batch in file.iter_batches(_STREAMED_ROWS, row_groups=[group], columns=[column]):
+            if row < start + batch.num_rows:
+                return batch.column(0)[row - start].as_py()
+            start += batch.num_rows
+    raise OSError(f"row group {group} has {start} rows")

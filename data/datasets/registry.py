@@ -1,0 +1,104 @@
+"""The datasets known by name: prompt style, metric, token limit, and where their files and mirrors lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DatasetError
+
+BUNDLED_ROOT = Path(__file__).resolve().parent.parent / "bundled"
+
+SPLIT_ALIASES = {
+    "train": ("train", "train2014"),
+    "validation": ("validation", "val", "val2014"),
+    "test": ("test", "test2015", "testdev"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is fixed about a dataset, beside its files."""
+
+    name: str
+    style: str | None  # prefix of the user text in MolmoE's training and evaluation; None: no prefix
+    metric: str
+    max_new_tokens: int
+    source_split: str | None = "validation"  # of the published dataset; None: all rows
+    answer_field: str = "answer"  # taken from an answer object
+    bundled: bool = False
+    hub: str | None = None  # mirror read when no files are named; ids change hands, so `NAME=hf://...` overrides it
+    hub_files: str = "data/{split}-*.parquet"
+    questions_file: str | None = None  # official files; {split} is train, val, ...
+    annotations_file: str | None = None
+    image_folders: tuple[str, ...] = ()
+    image_name: str = "{image_id}.jpg"
+
+
+_COCO_IMAGES = ("{split}2014", "images/{split}2014", "images", ".")
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec(
+            name="text_vqa",
+            style="text_vqa",
+            metric="textvqa",
+            max_new_tokens=64,
+            hub="hf://datasets/lmms-lab/textvqa",
+            questions_file="TextVQA_0.5.1_{split}.json",
+            # The published archive keeps the images of `val` among those of `train`.
+            image_folders=("train_images", "train_val_images/train_images", "images/train_images", "images"),
+        ),
+        DatasetSpec(
+            name="coco_2014_vqa",
+            style="vqa2",
+            metric="vqa_official",
+            max_new_tokens=16,
+            hub="hf://datasets/lmms-lab/VQAv2",
+            questions_file="v2_OpenEnded_mscoco_{split}2014_questions.json",
+            annotations_file="v2_mscoco_{split}2014_annotations.json",
+            image_folders=_COCO_IMAGES,
+            image_name="COCO_{split}2014_{image_id:0>12}.jpg",
+        ),
+        DatasetSpec(
+            name="okvqa",
+            style="okvqa",
+            metric="textvqa",
+            max_new_tokens=16,
+            # What the person wrote, as MolmoE's training and evaluation take it; `answer` is its stem.
+            answer_field="raw_answer",
+            hub="hf://datasets/lmms-lab/OK-VQA",
+            hub_files="data/val2014-*.parquet",
+            questions_file="OpenEnded_mscoco_{split}2014_questions.json",
+            annotations_file="mscoco_{split}2014_annotations.json",
+            image_folders=_COCO_IMAGES,
+            image_name="COCO_{split}2014_{image_id:0>12}.jpg",
+        ),
+        # Only `test`: images that nano's training never saw.
+        DatasetSpec("easy_vqa", None, "exact_match", 8, source_split="test", bundled=True),
+        DatasetSpec("small_print", None, "exact_match", 8, source_split="test", bundled=True),
+    )
+}
+
+
+def dataset_spec(name: str, *, has_source: bool) -> DatasetSpec:
+    """Returns the spec of a known dataset, or that of a user's own, which needs a source.
+
+    An own dataset has no prompt style, exact match as metric, and all its rows are used.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if not has_source:
+        raise DatasetError(
+            f"dataset `{name}` is unknown: choose one of {', '.join(DATASETS)}, "
+            f"or name the files of your own as {name}=PATH (Parquet or JSONL with image, question, answers)."
+        )
+    if not name or "/" in name or "#" in name or not name.isprintable() or name != name.strip() or len(name) > 64:
+        raise DatasetError(f"dataset name {name!r} must be printable, without `/` or `#`, at most 64 characters.")
+    return DatasetSpec(name, None, "exact_match", 64, source_split=None)
+
+
+def split_key(split: str) -> str:
+    """Returns train, validation or test for any of their spellings; another name stays as it is."""
+    return next((key for key, aliases in SPLIT_ALIASES.items() if split in aliases), split)
