@@ -1,0 +1,7 @@
+"""Reads what other programs measured: results directories of the `core_exp` profiler, and importance scores."""
+
+from .recorded import RecordedOutcomes, recorded_outcomes
+from .report import Finding, ImportReport
+from .to_cache import import_results
+
+__all__ = ["Finding", "ImportReport", "RecordedOutcomes", "import_results", "recorded_outcomes"]

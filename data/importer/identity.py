@@ -1,0 +1,147 @@
+"""Counts every question once per configuration, however often ranks, leftovers, padding and split files hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from .reading import FileReading
+from .report import Finding
+
+QUESTION = ["dataset", "example_id"]
+CONFIGURATION = ["dataset", "tier", "top_k", "num_blocks", "block_set"]
+_STAGES = ["vision_ms", "prefill_ms", "decode_ms"]
+MEASURED = ["accuracy", "answer", "latency_ms", *_STAGES, "vision_tokens", "output_tokens"]
+_ORDER = ["file_index", "row"]
+UNKNOWN_BLOCKS = "unknown"
+
+
+def join_readings(readings: Sequence[FileReading]) -> pl.DataFrame:
+    """Returns the rows of all files, with the configuration that each file's name and block list give them.
+
+    `num_blocks` is the number of distinct blocks that ran; `block_set` names them, comma-separated.
+    """
+    frames = []
+    for index, reading in enumerate(readings):
+        if reading.table_ipc is None:
+            continue
+        file, blocks = reading.file, reading.blocks
+        frame = pl.DataFrame(pl.from_arrow(reading.table()))
+        frames.append(
+            frame.with_columns(
+                pl.lit(file.dataset).alias("dataset"),
+                pl.lit(file.tier).alias("tier"),
+                pl.lit(file.top_k, pl.Int8).alias("top_k"),
+                pl.lit(file.num_blocks if blocks is None else len(blocks), pl.Int8).alias("num_blocks"),
+                pl.lit(UNKNOWN_BLOCKS if blocks is None else ",".join(map(str, blocks))).alias("block_set"),
+                pl.lit(index, pl.Int32).alias("file_index"),
+                pl.lit(file.name).alias("file"),
+            )
+        )
+    return pl.concat(frames) if frames else pl.DataFrame()
+
+
+def settle_old_schema(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
+    """Takes the times of older files out: they do not compare with later ones, and their decode time is a difference.
+
+    Where every row is of the older schema, T_total compares among them and stays.
+    """
+    old = rows.filter("old_schema")
+    if old.is_empty():
+        return rows, []
+    alone = old.height == rows.height
+    missing = _STAGES if alone else ["latency_ms", *_STAGES]
+    rows = rows.with_columns(pl.when("old_schema").then(None).otherwise(pl.col(name)).alias(name) for name in missing)
+    return rows, _per_file(old, "older_schema_alone" if alone else "older_schema")
+
+
+def settle_questions(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, list[Finding]]:
+    """Returns the rows that agree on what their question is, one row per question, and the disagreements.
+
+    Most rows decide what a question's text and image are; of equally many the first.
+    """
+    for name in ("question", "image_id"):
+        rows = rows.join(_most_common(rows, name), on=QUESTION, how="left")
+    differs = [pl.col(name).ne(pl.col(f"settled_{name}")).fill_null(False) for name in ("question", "image_id")]
+    conflict = pl.any_horizontal(differs)
+    findings = _per_file(rows.filter(conflict), "conflicting_question", example="example_id")
+    rows = rows.filter(~conflict).sort(_ORDER)
+    questions = rows.group_by(QUESTION, maintain_order=True).agg(
+        pl.col("settled_question").first().alias("question"),
+        pl.col("settled_image_id").first().alias("image_id"),
+        pl.col("answers").drop_nulls().first(),
+    )
+    compared = rows.join(questions.select(*QUESTION, settled_answers="answers"), on=QUESTION, how="left")
+    other_answers = compared.filter(pl.col("answers").is_not_null() & (pl.col("answers") != pl.col("settled_answers")))
+    findings += _per_file(other_answers, "differing_answers", example="example_id")
+    rows = rows.drop("question", "image_id", "answers", "settled_question", "settled_image_id", "old_schema")
+    return rows, questions.sort(QUESTION), findings
+
+
+def count_once(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
+    """Keeps one measurement of each question in each configuration: the first that has accuracy and latency.
+
+    Else the first with an accuracy, else the first. Merged files come before rank files, so of a merged file and its
+    leftovers the merged row stays. Values of two measurements are never mixed.
+    """
+    key = [*CONFIGURATION, "example_id"]
+    lacking = 2 * pl.col("accuracy").is_null().cast(pl.Int8) + pl.col("latency_ms").is_null().cast(pl.Int8)
+    rows = rows.with_columns(lacking.alias("lacking")).sort([*key, "lacking", *_ORDER])
+    rows = rows.with_columns(pl.int_range(pl.len()).over(key).alias("place"))
+    kept = rows.filter(pl.col("place") == 0).drop("place", "lacking")
+    others = rows.filter(pl.col("place") > 0)
+    if others.is_empty():
+        return kept, []
+    others = others.join(kept.select(*key, "file", *MEASURED), on=key, how="left", suffix="_kept")
+    same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_kept")) for name in MEASURED)
+    elsewhere = pl.col("file") != pl.col("file_kept")
+    findings = _per_file(others.filter(same & elsewhere), "leftover_rows")
+    findings += _per_file(others.filter(~(same & elsewhere)), "repeats", example="example_id")
+    disagree = pl.any_horizontal((pl.col(n) != pl.col(f"{n}_kept")).fill_null(False) for n in ("answer", "accuracy"))
+    return kept, findings + _per_file(others.filter(disagree), "differing_repeats", example="example_id")
+
+
+def choose_blocks(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
+    """Keeps one block set per configuration, so that a setting means one thing; the rows of others are reported.
+
+    Of several, the set that most rows of this `num_blocks` have in the whole directory stays, which is the same one
+    wherever it is present; unknown blocks stand last.
+    """
+    setting = ["dataset", "tier", "top_k", "num_blocks"]
+    unknown = pl.col("block_set") == UNKNOWN_BLOCKS
+    votes = rows.group_by("num_blocks", "block_set").agg(pl.len().alias("votes"))
+    sets = rows.select(*setting, "block_set").unique().join(votes, on=["num_blocks", "block_set"])
+    chosen = (
+        sets.with_columns(unknown.alias("unknown"))
+        .sort([*setting, "unknown", "votes", "block_set"], descending=[*[False] * 5, True, False])
+        .group_by(setting, maintain_order=True)
+        .agg(pl.col("block_set").first().alias("chosen_set"))
+    )
+    rows = rows.join(chosen, on=setting, how="left")
+    other = rows.filter(pl.col("block_set") != pl.col("chosen_set"))
+    findings = []
+    for file, part in other.group_by("file"):
+        sets_text = f"[{part['block_set'][0]}] instead of [{part['chosen_set'][0]}]"
+        findings.append(Finding("other_blocks", str(file[0]), part.height, sets_text))
+    return rows.filter(pl.col("block_set") == pl.col("chosen_set")).drop("chosen_set"), findings
+
+
+def _most_common(rows: pl.DataFrame, name: str) -> pl.DataFrame:
+    counted = (
+        rows.filter(pl.col(name).is_not_null())
+        .group_by(*QUESTION, name)
+        .agg(pl.len().alias("count"), pl.struct(_ORDER).min().alias("first"))
+        .sort([*QUESTION, "count", pl.col("first").struct.field("file_index"), pl.col("first").struct.field("row")],
+              descending=[False, False, True, False, False])
+    )  # fmt: skip
+    return counted.group_by(QUESTION, maintain_order=True).agg(pl.col(name).first().alias(f"settled_{name}"))
+
+
+def _per_file(rows: pl.DataFrame, code: str, example: str | None = None) -> list[Finding]:
+    """Returns one finding per file that has some of `rows`."""
+    findings = []
+    for (file,), part in rows.sort(_ORDER).group_by("file", maintain_order=True):
+        examples = () if example is None else tuple(part[example].unique(maintain_order=True).head(3).to_list())
+        findings.append(Finding(code, str(file), part.height, "", examples))
+    return findings

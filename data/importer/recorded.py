@@ -1,0 +1,169 @@
+"""The recorded outcomes of a results directory as one tidy table. Knows nothing of caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ..errors import ResultsError
+from ..metrics import get_metric, score
+from .coverage import configurations, file_findings, question_findings
+from .identity import (
+    QUESTION,
+    UNKNOWN_BLOCKS,
+    count_once,
+    join_readings,
+    settle_old_schema,
+    settle_questions,
+)
+from .names import list_results
+from .reading import FileReading, Progress, read_files
+from .report import Finding, ImportReport, printable
+
+
+@dataclass(frozen=True)
+class RecordedOutcomes:
+    """What a results directory says, each question once per configuration.
+
+    table: one row per (dataset, example_id, tier, top_k, block set), sorted so; columns dataset, example_id,
+        sample_id (`<dataset>/<example_id>`) str, tier str, top_k and num_blocks int8, active_block_indices list<int8>
+        (distinct, ascending; null where the file does not say), accuracy float32, answer str, latency_ms, vision_ms,
+        prefill_ms, decode_ms float32, vision_tokens, output_tokens int32, file str. Null is not measured, never 0.
+        `num_blocks` is the number of distinct blocks that ran. One (tier, top_k, num_blocks) can occur with several
+        block sets.
+    questions: one row per question, sorted by sample_id; sample_id, dataset, example_id, question str, image_id str,
+        answers list<str>.
+    tier_crops: the crop range of each tier, as far as the files agree on one.
+    n_blocks: blocks of the model; None where no file says. runs: timed runs; None where unknown or not the same.
+    """
+
+    table: pl.DataFrame
+    questions: pl.DataFrame
+    report: ImportReport
+    n_blocks: int | None
+    runs: int | None
+    tier_crops: dict[str, tuple[int, int]]
+
+
+def recorded_outcomes(
+    results_dir: Path,
+    *,
+    datasets: Sequence[str] = (),
+    strict: bool = False,
+    metric: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> RecordedOutcomes:
+    """Reads a `core_exp` results directory.
+
+    datasets: names with `_` or `-`; none means the VQA datasets that are there. strict: any error is fatal.
+    metric: a name of `data/metrics`, to recompute accuracy from the stored answers; None keeps what was recorded.
+    Raises ResultsError where nothing can be used, or an error was found and `strict` asked for none.
+    """
+    if metric is not None:
+        get_metric(metric)  # a misspelt one is refused before the reading
+    files, findings = list_results(Path(results_dir), datasets)
+    readings = read_files(files, workers=workers, progress=progress)
+    report = ImportReport(directory=printable(Path(results_dir).resolve().name, 240))
+    report.extend(findings)
+    for reading in readings:
+        report.extend(reading.findings)
+    report.files_read = sum(reading.table_ipc is not None for reading in readings)
+    report.files_left_out = len(readings) - report.files_read
+    report.rows_read = sum(reading.rows_read for reading in readings)
+    report.sources = [
+        {"file": r.file.name, "bytes": r.file.size_bytes, "sha256": r.sha256, "rows": r.rows_read} for r in readings
+    ]
+    report.extend(file_findings(readings))
+    rows = join_readings(readings)
+    if rows.is_empty():
+        raise ResultsError(_nothing(results_dir, report))
+    rows, old = settle_old_schema(rows)
+    rows, questions, conflicts = settle_questions(rows)
+    rows, repeats = count_once(rows)
+    report.extend([*old, *conflicts, *repeats, *question_findings(rows, readings)])
+    if metric is not None:
+        rows, rescored = _recompute(rows, questions, metric)
+        report.extend(rescored)
+    n_blocks, block_findings = _total_blocks(readings)
+    runs, run_findings = _runs(readings)
+    report.extend([*block_findings, *run_findings])
+    report.outcomes = rows.height
+    report.questions = dict(questions.group_by("dataset").len().iter_rows())
+    report.configurations = configurations(rows)
+    report.sort()
+    if strict:
+        report.raise_if_errors()
+    sample_id = pl.concat_str("dataset", pl.lit("/"), "example_id").alias("sample_id")
+    return RecordedOutcomes(
+        table=_tidy(rows, sample_id),
+        questions=questions.select(sample_id, *QUESTION, "question", "image_id", "answers").sort("sample_id"),
+        report=report,
+        n_blocks=n_blocks,
+        runs=runs,
+        tier_crops=_tier_crops(readings),
+    )
+
+
+def _tidy(rows: pl.DataFrame, sample_id: pl.Expr) -> pl.DataFrame:
+    blocks = (
+        pl.when(pl.col("block_set") != UNKNOWN_BLOCKS)
+        .then(pl.col("block_set").str.split(",").cast(pl.List(pl.Int8), strict=False))
+        .alias("active_block_indices")
+    )
+    columns = ["accuracy", "answer", "latency_ms", "vision_ms", "prefill_ms", "decode_ms"]
+    columns += ["vision_tokens", "output_tokens", "file"]
+    table = rows.select(*QUESTION, sample_id, "tier", "top_k", "num_blocks", blocks, "block_set", *columns)
+    return table.sort([*QUESTION, "tier", "top_k", "num_blocks", "block_set"]).drop("block_set")
+
+
+def _recompute(rows: pl.DataFrame, questions: pl.DataFrame, metric: str) -> tuple[pl.DataFrame, list[Finding]]:
+    """Returns the rows with the metric's accuracy; equal predictions for one question are scored once."""
+    pairs = rows.select(*QUESTION, "answer").unique().join(questions, on=QUESTION).drop_nulls(["answer", "answers"])
+    pairs = pairs.filter(pl.col("answers").list.len() > 0)
+    scores = [
+        score(metric, prediction, answers) for prediction, answers in pairs.select("answer", "answers").iter_rows()
+    ]
+    pairs = pairs.select(*QUESTION, "answer", pl.Series("recomputed", scores, pl.Float32))
+    rows = rows.join(pairs, on=[*QUESTION, "answer"], how="left")
+    both = rows.drop_nulls(["accuracy", "recomputed"])
+    changed = both.filter((pl.col("accuracy") - pl.col("recomputed")).abs() > 1e-5).height
+    before, after = (both[name].cast(pl.Float64).mean() or 0.0 for name in ("accuracy", "recomputed"))
+    detail = f"{metric}; {changed} of {both.height} differ, mean {before:.4f} before and {after:.4f} now"
+    findings = [Finding("recomputed", "", rows.height, detail)]
+    if lacking := rows["recomputed"].null_count():
+        findings.append(Finding("cannot_recompute", "", lacking, metric))
+    return rows.drop("accuracy").rename({"recomputed": "accuracy"}), findings
+
+
+def _total_blocks(readings: Sequence[FileReading]) -> tuple[int | None, list[Finding]]:
+    totals = sorted({reading.total_blocks for reading in readings if reading.total_blocks is not None})
+    if len(totals) > 1:
+        return totals[-1], [Finding("total_blocks_differ", "", 0, ", ".join(map(str, totals)))]
+    return (totals[0] if totals else None), []
+
+
+def _runs(readings: Sequence[FileReading]) -> tuple[int | None, list[Finding]]:
+    counts = sorted(set().union(*(reading.runs for reading in readings)))
+    if len(counts) > 1:
+        return None, [Finding("runs_differ", "", 0, ", ".join(map(str, counts[:10])))]
+    return (counts[0] if counts else None), []
+
+
+def _tier_crops(readings: Sequence[FileReading]) -> dict[str, tuple[int, int]]:
+    ranges: dict[str, set[tuple[int, int]]] = {}
+    for reading in readings:
+        if reading.tier_crops is not None:
+            ranges.setdefault(reading.file.tier, set()).add(reading.tier_crops)
+    return {tier: next(iter(found)) for tier, found in sorted(ranges.items()) if len(found) == 1}
+
+
+def _nothing(results_dir: Path, report: ImportReport) -> str:
+    report.sort()
+    shown = [f"{f.file or report.directory}: {f.what}" for f in report.findings if f.code != "other_files"][:5]
+    nested = any(finding.code == "nested_directory" for finding in report.findings)
+    hint = " Results lie in <directory>/<dataset>/*.json: name that directory itself." if nested or not shown else ""
+    return f"{results_dir} holds no row that can be imported.{hint}" + "".join(f"\n  {line}" for line in shown)

@@ -1,0 +1,221 @@
+"""What an import found doubtful and what it did about it. The one home of the findings' wording and levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ResultsError
+
+LEVELS = ("error", "warning", "info")
+_EXAMPLES = 3  # row numbers or names shown with a finding
+_SHOWN_IN_MESSAGE = 5
+
+# code: (level, what was found, what was done). An error is damage or contradiction: what should have counted does not.
+# A warning is data left out, missing or assumed by rule. An info is normal and handled.
+CODES: dict[str, tuple[str, str, str]] = {
+    "unreadable_file": ("error", "cannot be read", "file left out"),
+    "not_results": ("error", "is named like a results file but does not hold results", "file left out"),
+    "name_contradicts_content": ("error", "name and content disagree", "file left out"),
+    "bad_block_list": ("error", "active_block_indices cannot be right", "blocks taken as unknown"),
+    "malformed_row": ("error", "row is not what a row is", "row left out"),
+    "duplicate_keys": ("error", "row holds a key twice", "row left out"),
+    "bad_identity": ("error", "example_id is not a plain number or name", "row left out"),
+    "contradictory_row": ("error", "row repeats another tier, top_k or number of blocks than its file", "row left out"),
+    "bad_accuracy": ("error", "accuracy is no number from 0 to 1", "accuracy missing"),
+    "bad_time": ("error", "time is negative, infinite, huge or no number", "time missing"),
+    "bad_value": ("error", "value of the wrong type or size", "value missing"),
+    "conflicting_question": (
+        "error",
+        "one example_id with another question or image than most rows that have it",
+        "row left out",
+    ),
+    "no_tiers": ("warning", "older schema (2025-12-27), which knows no tiers", "file left out"),
+    "combined_file": ("warning", "older combined results file", "file left out"),
+    "foreign_file": ("warning", "JSON file whose name is not that of a results file", "file left out"),
+    "nested_directory": ("warning", "directory inside a dataset's directory", "not read"),
+    "other_dataset": (
+        "warning",
+        "dataset whose accuracy is another metric",
+        "left out unless named as a dataset",
+    ),
+    "older_schema": (
+        "warning",
+        "older schema (to 2025-12-31 04:04), whose times are not comparable with later ones",
+        "accuracy and answers kept, times missing",
+    ),
+    "older_schema_alone": (
+        "warning",
+        "older schema (to 2025-12-31 04:04), as every file here",
+        "T_total kept; T_LLM_decode, a difference of the others, and the stages missing",
+    ),
+    "empty_configuration": ("warning", "no rows: its accuracy 0.0 is no measurement", "nothing to import"),
+    "no_usable_rows": ("warning", "has rows, but none that can be used", "nothing to import"),
+    "row_count": ("warning", "num_samples is not the number of rows", "the rows count"),
+    "scoring_failed": ("warning", "scoring failed (accuracy 0.0, empty pred, empty metadata)", "row left out"),
+    "no_identity": ("warning", "row without example_id", "row left out"),
+    "missing_accuracy": ("warning", "accuracy absent, null or NaN", "accuracy missing"),
+    "missing_time": ("warning", "time absent, null, NaN or 0.0, which means not measured", "time missing"),
+    "missing_value": ("info", "token count or answer absent or null", "value missing"),
+    "stages_above_total": ("warning", "vision, prefill and decode sum to more than T_total", "kept as recorded"),
+    "repeated_blocks": (
+        "warning",
+        "a block stands twice in active_block_indices, so fewer blocks ran than the name says",
+        "num_blocks counts the blocks that ran",
+    ),
+    "block_count": (
+        "warning",
+        "active_block_indices names another number of blocks than the file's name",
+        "num_blocks counts the blocks that ran",
+    ),
+    "no_block_list": ("warning", "active_block_indices absent", "blocks taken as unknown"),
+    "other_blocks": (
+        "warning",
+        "ran other blocks than the rows kept for this configuration",
+        "rows left out of the cache",
+    ),
+    "mixed_blocks": (
+        "warning",
+        "num_blocks means different blocks in different configurations",
+        "kept",
+    ),
+    "missing_questions": ("warning", "configuration lacks questions that others of its dataset have", "left missing"),
+    "missing_ranks": ("warning", "rank files are missing", "left missing"),
+    "differing_repeats": ("warning", "a question measured twice with different answers", "first complete row kept"),
+    "differing_answers": ("warning", "reference answers differ between rows of one question", "the first kept"),
+    "no_image_id": ("warning", "questions without image_id", "split by question: an image may be in two splits"),
+    "cannot_recompute": ("warning", "metric needs a prediction and answers that are not stored", "accuracy missing"),
+    "total_blocks_differ": ("warning", "num_total_blocks differs between files", "the largest stands in the manifest"),
+    "repeats": ("info", "question measured twice in one configuration (padding of the last ranks)", "counted once"),
+    "leftover_rows": ("info", "rows that another file of the configuration also holds", "counted once"),
+    "rank_files": ("info", "configuration read from rank files, without a merged file", "rows joined"),
+    "split_files": ("info", "configuration lies in several merged files", "rows joined"),
+    "question_id_used": ("info", "row without example_id but with question_id", "question_id taken as identity"),
+    "replaced_characters": ("info", "text holds halves of characters (lone surrogates)", "replaced by U+FFFD"),
+    "recomputed": ("info", "accuracy recomputed from the stored answers", "recorded accuracy not used"),
+    "assumed_model": ("info", "the files do not name the model", "assumed"),
+    "runs_differ": ("info", "the number of timed runs differs between rows", "not stated in the manifest"),
+    "other_files": ("info", "files that are not JSON", "not read"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One doubtful thing in one file (or in the whole directory, then `file` is empty)."""
+
+    code: str
+    file: str
+    rows: int  # rows it concerns; 0 where it concerns the file
+    detail: str = ""
+    examples: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> str:
+        return CODES[self.code][0]
+
+    @property
+    def what(self) -> str:
+        detail = f": {self.detail}" if self.detail else ""
+        shown = f" (such as {', '.join(self.examples)})" if self.examples else ""
+        return f"{CODES[self.code][1]}{detail}{shown}"
+
+    @property
+    def done(self) -> str:
+        return CODES[self.code][2]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "level": self.level,
+            "code": self.code,
+            "file": self.file,
+            "rows": self.rows,
+            "what": self.what,
+            "done": self.done,
+        }
+
+
+class Tally:
+    """Counts findings of one file by code and detail, so that a million bad rows are one line."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._rows: dict[tuple[str, str], int] = {}
+        self._examples: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, code: str, detail: str = "", *, example: str | None = None, rows: int = 1) -> None:
+        key = (code, detail)
+        self._rows[key] = self._rows.get(key, 0) + rows
+        examples = self._examples.setdefault(key, [])
+        if example is not None and len(examples) < _EXAMPLES:
+            examples.append(example)
+
+    def findings(self) -> list[Finding]:
+        return [
+            Finding(code, self.file, rows, detail, tuple(self._examples[code, detail]))
+            for (code, detail), rows in self._rows.items()
+        ]
+
+
+@dataclass
+class ImportReport:
+    """What was read, what was kept, and every doubtful thing. `findings` run from errors to infos, by file."""
+
+    directory: str
+    findings: list[Finding] = field(default_factory=list)
+    files_read: int = 0
+    files_left_out: int = 0
+    rows_read: int = 0
+    outcomes: int = 0
+    questions: dict[str, int] = field(default_factory=dict)  # per dataset
+    configurations: list[dict[str, Any]] = field(default_factory=list)  # one per dataset, tier, top_k and block set
+    sources: list[dict[str, Any]] = field(default_factory=list)  # {file, bytes, sha256, rows} of every file opened
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        self.findings.extend(findings)
+
+    def sort(self) -> None:
+        """Puts findings in an order that does not depend on that of reading."""
+        self.findings.sort(key=lambda f: (LEVELS.index(f.level), f.file, f.code, f.detail))
+
+    def count(self, level: str) -> int:
+        return sum(finding.level == level for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`import_report.json`."""
+        return {
+            "format": "knobctl-import-report",
+            "version": 1,
+            "directory": self.directory,
+            "files_read": self.files_read,
+            "files_left_out": self.files_left_out,
+            "rows_read": self.rows_read,
+            "outcomes": self.outcomes,
+            "questions": dict(sorted(self.questions.items())),
+            "levels": {level: self.count(level) for level in LEVELS},
+            "findings": [finding.to_dict() for finding in self.findings],
+            "configurations": self.configurations,
+            "sources": self.sources,
+        }
+
+    def raise_if_errors(self) -> None:
+        """Raises ResultsError that names the first errors; for `strict` imports."""
+        errors = [finding for finding in self.findings if finding.level == "error"]
+        if not errors:
+            return
+        lines = [f"{e.file or self.directory}: {e.what}" for e in errors[:_SHOWN_IN_MESSAGE]]
+        more = f"\n  and {len(errors) - len(lines)} more" if len(errors) > len(lines) else ""
+        raise ResultsError(
+            f"{self.directory} has {len(errors)} error(s), and a strict import accepts none:\n  "
+            + "\n  ".join(lines)
+            + more
+            + "\nMend or remove these files, or import without --strict to leave them out."
+        )
+
+
+def printable(value: object, limit: int = 60) -> str:
+    """Returns a stranger's text as one short line that can be shown: no control characters, no halves of characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text[: limit + 1]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
