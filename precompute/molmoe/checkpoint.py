@@ -1,7 +1,7 @@
-"""Reads and writes checkpoints in the published layout: `config.json` and safetensors, one file or shards with an index.
+"""Reads and writes checkpoints in the published layout: `config.json` and safetensors, in one file or indexed shards.
 
-Nothing is unpickled and no code of a checkpoint is run. Weights go shard by shard and tensor by tensor into modules that
-were made without memory, in the wanted dtype on the wanted device.
+Nothing is unpickled and no code of a checkpoint is run. Weights go shard by shard and tensor by tensor into modules
+that were made without memory, in the wanted dtype on the wanted device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ...data.errors import CheckpointError
-from .config import MolmoeConfig, read_json_object
+from .config import MolmoeConfig
+from .fields import read_json_object
 from .model import Molmoe
 from .tensor_names import Target, published_tensors
 
@@ -111,6 +112,7 @@ def save_molmoe(model: Molmoe, directory: Path | str, *, dtype: torch.dtype | No
 
 def _shard_tensors(directory: Path) -> dict[Path, list[str]]:
     """Returns the tensor names of each weight file, as the files themselves say."""
+    shards: dict[Path, set[str] | None]
     if (directory / SINGLE_FILE).is_file():
         shards = {directory / SINGLE_FILE: None}
     elif (directory / INDEX_FILE).is_file():

@@ -6,16 +6,13 @@ value that the project does not implement is refused by name, and so is a field 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...data.errors import CheckpointError
-
-_MAX_CONFIG_BYTES = 1 << 20
-_MISSING = object()
+from .fields import MISSING, FieldReader, read_json_object
 
 # Fields that change the result and of which only these values are implemented.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -45,6 +42,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "rope": (True,),
     "rope_impl": ("llama",),
     "scale_logits": (False,),
+    "tie_word_embeddings": (False,),
     "use_cls_feature": (False,),
     "use_col_tokens": (True,),
     "use_position_ids": (True,),
@@ -64,6 +62,7 @@ _FIXED_DEFAULTS: dict[str, Any] = {
     "multi_query_attention": None,
     "normalize_input_embeds": False,
     "scale_logits": False,
+    "tie_word_embeddings": False,
     "use_col_tokens": True,
 }
 _FIXED_VISION: dict[str, tuple[Any, ...]] = {
@@ -72,21 +71,23 @@ _FIXED_VISION: dict[str, tuple[Any, ...]] = {
     "resize_mode": ("default",),
 }
 # Training, bookkeeping, or fields without effect on inference.
-_IGNORED = frozenset(
-    """
-    alibi_bias_max always_start_with_space architectures attention_dropout attention_type auto_map block_group_size
-    default_inference_len do_random_scale dtype embedding_dropout fix_image_input_idx gin_bindings
-    image_feature_dropout init_cutoff_factor init_device init_fn init_std initializer_range llm_load_path
-    loss_token_weighting low_cpu_fsdp max_sequence_length message_formatting moe_capacity_factor moe_dropless
-    moe_lbl_in_fp32 moe_log_expert_assignment moe_loss_weight moe_mlp_impl moe_zloss_weight model_type
-    new_embedding_init_range pad_to pad_tokenizer precision prompt_override prompt_type query_pre_attn_scalar
-    residual_dropout response_attention_dropout response_residual_dropout system_prompt_kind
-    tie_word_embeddings torch_dtype transformers_version unconditioned use_cache vit_load_path
-    """.split()
-)
-_IGNORED_VISION = frozenset(
-    "attention_dropout fsdp_wrap image_dropout_rate initializer_range residual_dropout image_pos_patch_size".split()
-)
+# fmt: off
+_IGNORED = frozenset([
+    "alibi_bias_max", "always_start_with_space", "architectures", "attention_dropout", "attention_type", "auto_map",
+    "block_group_size", "default_inference_len", "do_random_scale", "dtype", "embedding_dropout",
+    "fix_image_input_idx", "gin_bindings", "image_feature_dropout", "init_cutoff_factor", "init_device", "init_fn",
+    "init_std", "initializer_range", "llm_load_path", "loss_token_weighting", "low_cpu_fsdp", "max_sequence_length",
+    "message_formatting", "moe_capacity_factor", "moe_dropless", "moe_lbl_in_fp32", "moe_log_expert_assignment",
+    "moe_loss_weight", "moe_mlp_impl", "moe_zloss_weight", "model_type", "new_embedding_init_range", "pad_to",
+    "pad_tokenizer", "precision", "prompt_override", "prompt_type", "query_pre_attn_scalar", "residual_dropout",
+    "response_attention_dropout", "response_residual_dropout", "system_prompt_kind",
+    "torch_dtype", "transformers_version", "unconditioned", "use_cache", "vit_load_path",
+])
+_IGNORED_VISION = frozenset([
+    "attention_dropout", "fsdp_wrap", "image_dropout_rate", "initializer_range", "residual_dropout",
+    "image_pos_patch_size",
+])
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ class MolmoeConfig:
         Raises:
             CheckpointError: names the field that is missing, unknown, of the wrong type or not supported.
         """
-        reader = _FieldReader(fields, source)
+        reader = FieldReader(fields, source)
         for name, allowed in _FIXED.items():
-            reader.require(name, allowed, default=_FIXED_DEFAULTS.get(name, _MISSING))
+            reader.require(name, allowed, default=_FIXED_DEFAULTS.get(name, MISSING))
         vision_fields = reader.mapping("vision_backbone")
         heads = reader.integer("n_heads")
         width = reader.integer("d_model")
@@ -194,7 +195,7 @@ class MolmoeConfig:
             max_crops=reader.integer("max_crops"),
             vision=_vision_config(vision_fields, f"{source}: vision_backbone"),
         )
-        reader.refuse_the_rest()
+        reader.refuse_the_rest(_IGNORED)
         _check_geometry(config, source)
         return config
 
@@ -274,99 +275,10 @@ class MolmoeConfig:
         return tuple(index % self.vision.num_layers for index in self.vit_layers)
 
 
-def read_json_object(path: Path, *, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Reads a JSON file that holds one object.
-
-    Raises:
-        CheckpointError: the file is absent, larger than `max_bytes`, not JSON, or not an object.
-    """
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise CheckpointError(f"{path} has {size} bytes, more than the {max_bytes} allowed: it is not such a file.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: a checkpoint directory needs it.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, not an object.")
-    return content
-
-
-class _FieldReader:
-    """Takes fields out of a mapping by name and type, and knows what was left over."""
-
-    def __init__(self, fields: Mapping[str, Any], source: str) -> None:
-        self._fields = fields
-        self._source = source
-        self._seen: set[str] = set()
-
-    def fail(self, name: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self._source}: field {name!r} {problem}")
-
-    def _take(self, name: str, default: Any = _MISSING) -> Any:
-        self._seen.add(name)
-        value = self._fields.get(name, default)
-        if value is _MISSING:
-            raise self.fail(name, "is missing.")
-        return value
-
-    def require(self, name: str, allowed: tuple[Any, ...], default: Any) -> None:
-        value = self._take(name, default)
-        if not any(type(value) is type(option) and value == option for option in allowed):
-            wanted = " or ".join(map(repr, allowed))
-            raise self.fail(name, f"is {value!r}, which is not supported: only {wanted} is.")
-
-    def integer(self, name: str, *, minimum: int = 1) -> int:
-        value = self._take(name)
-        if type(value) is not int or value < minimum:
-            raise self.fail(name, f"is {value!r}, not an integer of at least {minimum}.")
-        return value
-
-    def optional_integer(self, name: str) -> int | None:
-        return None if self._take(name, None) is None else self.integer(name)
-
-    def number(self, name: str) -> float:
-        value = self._take(name)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise self.fail(name, f"is {value!r}, not a positive number.")
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        value = self._take(name)
-        if type(value) is not bool:
-            raise self.fail(name, f"is {value!r}, not true or false.")
-        return value
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        value = self._take(name)
-        if not isinstance(value, list | tuple) or not value or any(type(item) is not int for item in value):
-            raise self.fail(name, f"is {value!r}, not a list of integers.")
-        return tuple(value)
-
-    def margins(self, name: str) -> tuple[int, int]:
-        value = self.integers(name)
-        if len(value) != 2 or min(value) < 0:
-            raise self.fail(name, f"is {value!r}, not two numbers of patches.")
-        return value[0], value[1]
-
-    def mapping(self, name: str) -> Mapping[str, Any]:
-        value = self._take(name)
-        if not isinstance(value, Mapping):
-            raise self.fail(name, f"is {value!r}, not an object.")
-        return value
-
-    def refuse_the_rest(self, ignored: frozenset[str] = _IGNORED) -> None:
-        for name in sorted(set(self._fields) - self._seen - ignored):
-            if not name.startswith("_"):
-                raise self.fail(name, "is not known to the project, so its effect cannot be reproduced.")
-
-
 def _vision_config(fields: Mapping[str, Any], source: str) -> VisionConfig:
-    reader = _FieldReader(fields, source)
+    reader = FieldReader(fields, source)
     for name, allowed in _FIXED_VISION.items():
-        reader.require(name, allowed, default=allowed[0] if name == "resize_mode" else _MISSING)
+        reader.require(name, allowed, default=allowed[0] if name == "resize_mode" else MISSING)
     size = reader.integers("image_default_input_size")
     if len(size) != 2 or min(size) < 1:
         raise reader.fail("image_default_input_size", f"is {list(size)}, not a height and a width in pixels.")
@@ -384,9 +296,9 @@ def _vision_config(fields: Mapping[str, Any], source: str) -> VisionConfig:
         raise reader.fail("image_patch_size", f"is {vision.patch_size}, which does not divide {list(size)}.")
     if vision.width % vision.num_heads:
         raise reader.fail("image_num_heads", f"is {vision.num_heads}, which does not divide {vision.width}.")
-    reader.require("image_num_pos", (vision.num_patches + 1,), default=_MISSING)
-    reader.require("image_head_dim", (vision.width // vision.num_heads,), default=_MISSING)
-    reader.require("image_num_key_value_heads", (vision.num_heads,), default=_MISSING)
+    reader.require("image_num_pos", (vision.num_patches + 1,), default=MISSING)
+    reader.require("image_head_dim", (vision.width // vision.num_heads,), default=MISSING)
+    reader.require("image_num_key_value_heads", (vision.num_heads,), default=MISSING)
     reader.refuse_the_rest(_IGNORED_VISION)
     return vision
 

@@ -51,8 +51,9 @@ def preprocess_image(
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image is uint8 [height, width, 3], not {rgb.dtype} {list(rgb.shape)}")
     crop_size = (config.vision.image_height, config.vision.image_width)
-    step = tuple(patches * config.vision.patch_size for patches in config.window_patches)
-    canvas_size = tuple(step[axis] * (tiling[axis] - 1) + crop_size[axis] for axis in (0, 1))
+    window_rows, window_columns = config.window_patches
+    step = (window_rows * config.vision.patch_size, window_columns * config.vision.patch_size)
+    canvas_size = (step[0] * (tiling[0] - 1) + crop_size[0], step[1] * (tiling[1] - 1) + crop_size[1])
     pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).to(torch.float32) / 255
     global_crop, _ = resize_and_pad(pixels, crop_size)
     canvas, content = resize_and_pad(pixels, canvas_size)
@@ -142,7 +143,7 @@ def _kept(tile: int, num_tiles: int, features: int, margins: tuple[int, int], po
     return slice(start, stop)
 
 
-def _windows(canvas: Tensor, size: tuple[int, ...], step: tuple[int, ...]) -> Tensor:
+def _windows(canvas: Tensor, size: tuple[int, int], step: tuple[int, int]) -> Tensor:
     """Cuts [channels, H, W] into overlapping windows [windows, channels, *size], row-major."""
     windows = canvas.unfold(1, size[0], step[0]).unfold(2, size[1], step[1])  # [channels, rows, columns, *size]
     return windows.permute(1, 2, 0, 3, 4).flatten(0, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ...data.errors import CheckpointError
-from .config import read_json_object
+from .fields import read_json_object
 
 _MAX_TOKENIZER_BYTES = 64 << 20
 
@@ -69,10 +69,12 @@ class SpecialTokens:
             return PromptTokenizer.from_directory(directory).special
         path = directory / "token_ids.json"
         fields = read_json_object(path)
-        ids = {name: fields.get(field) for name, field in _TOKEN_ID_FIELDS.items()}
-        for name, token_id in ids.items():
+        ids: dict[str, int] = {}
+        for name, field in _TOKEN_ID_FIELDS.items():
+            token_id = fields.get(field)
             if type(token_id) is not int or token_id < 0:
-                raise CheckpointError(f"{path}: field {_TOKEN_ID_FIELDS[name]!r} is {token_id!r}, not a token id.")
+                raise CheckpointError(f"{path}: field {field!r} is {token_id!r}, not a token id.")
+            ids[name] = token_id
         return cls(**ids)
 
 
@@ -81,10 +83,12 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer") -> None:
         self._tokenizer = tokenizer
-        ids = {name: tokenizer.token_to_id(token) for name, token in _TOKEN_NAMES.items()}
-        missing = sorted({_TOKEN_NAMES[name] for name, token_id in ids.items() if token_id is None})
-        if missing:
-            raise CheckpointError(f"{source} has no token {', '.join(missing)}.")
+        ids: dict[str, int] = {}
+        for name, token in _TOKEN_NAMES.items():
+            token_id = tokenizer.token_to_id(token)
+            if token_id is None:
+                raise CheckpointError(f"{source} has no token {token}.")
+            ids[name] = token_id
         self.special = SpecialTokens(**ids)
 
     @classmethod
@@ -106,7 +110,7 @@ class PromptTokenizer:
             raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text` and nothing else. A special token spelled out in it becomes that token, as released."""
+        """Returns the ids of `text` and nothing else. A special token spelled out in it becomes that token."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, question: str, style: str | None = None) -> list[int]:

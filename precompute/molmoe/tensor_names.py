@@ -1,13 +1,14 @@
 """Where each tensor of the published layout belongs in the model.
 
-Experts, published one by one, are stacked here; the two embedding tables lie in one, and so do the weights of q_norm and
-k_norm. Everything else is one to one.
+Experts, published one by one, are stacked here; the two embedding tables lie in one, and so do the weights of q_norm
+and k_norm. Everything else is one to one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from .model import Molmoe
 class Target:
     """A published tensor's place: a parameter, or a rectangular part of it that `part` selects."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     part: tuple[int | slice, ...] = ()
 
     @property
@@ -38,6 +39,7 @@ def _targets(model: Molmoe) -> Iterator[tuple[str, Target]]:
     first_table = config.embedding_size
     yield f"{text}.wte.embedding", Target(model.embedding.weight, (slice(None, first_table),))
     yield f"{text}.wte.new_embedding", Target(model.embedding.weight, (slice(first_table, None),))
+    block: Any
     for index, block in enumerate(model.blocks):
         prefix = f"{text}.blocks.{index}"
         yield f"{prefix}.attn.attn_norm.weight", Target(block.attn_norm.weight)
@@ -72,9 +74,9 @@ _VIT_LAYER_PARTS = {
 
 
 def _vision_targets(model: Molmoe) -> Iterator[tuple[str, Target]]:
-    backbone = model.vision_backbone
+    backbone: Any = model.vision_backbone
     prefix = "model.vision_backbone"
-    vit = backbone.image_vit
+    vit: Any = backbone.image_vit
     yield f"{prefix}.image_vit.class_embedding", Target(vit.class_embedding)
     yield f"{prefix}.image_vit.positional_embedding", Target(vit.positional_embedding)
     yield f"{prefix}.image_vit.patch_embedding.weight", Target(vit.patch_embedding.weight)

@@ -66,7 +66,7 @@ class TextAttention(nn.Module):
         super().__init__()
         self.block_index = block_index
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.heads = [config.num_attention_heads, config.num_key_value_heads]
+        self.heads = [config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads]
         query_width, key_width = (heads * self.head_width for heads in self.heads)
         self.widths = [query_width, key_width, key_width]
         self.att_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=False)
@@ -97,6 +97,10 @@ class TextAttention(nn.Module):
             enable_gqa=self.heads[0] != self.heads[1],
         )
         return self.attn_out(mixed_BHSW.transpose(1, 2).reshape(batch, length, -1))
+
+    def k_norm(self, key: Tensor) -> Tensor:
+        """Norms keys [..., K * W] alone, for a caller that needs a block's keys and values and no more."""
+        return normalise(key, self.eps) * self.qk_norm_weight[self.widths[0] :]
 
     def norm_queries_and_keys(self, projected: Tensor) -> Tensor:
         """Takes [B, S, q | k | v] and returns the normed q | k, [B, S, (H + K) * W]."""
