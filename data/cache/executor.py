@@ -1,0 +1,90 @@
+"""Answers `data/executor.py`'s protocol from a cache: what the live model would say, looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CacheError, UnknownSetting
+from ..executor import Outcome
+from ..knobs import KnobSetting
+from ..samples import Sample
+from .reader import Cache
+
+
+@dataclass(frozen=True)
+class CacheHandle:
+    """Which sample was begun, and how."""
+
+    sample: int
+    tier: str
+    insertion_position: int | None
+
+
+class CacheExecutor:
+    """Looks outcomes up. A row that is missing is an error, and so is a budget outside the grid."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def language_feature(self, sample: Sample) -> NDArray[np.float32]:
+        """See `Executor.language_feature`."""
+        return self.cache.language_feature_SD[self._sample(sample)]
+
+    def latency_token(
+        self, sample: Sample, tier: str, insertion_position: int, budget_ms: float
+    ) -> tuple[NDArray[np.float16], CacheHandle]:
+        """See `Executor.latency_token`. Raises UnknownSetting for a budget outside the grid, which it lists."""
+        cache, index = self.cache, self._sample(sample)
+        budget = cache.budget_index(budget_ms)
+        if cache.tokens is None:
+            raise CacheError(f"{cache.path} has no latency tokens: Stage2 cannot be asked")
+        if tier not in cache.space.tiers or insertion_position not in cache.space.insertion_positions:
+            raise UnknownSetting(
+                f"tier {tier!r} at position {insertion_position} is not in the knob space: {cache.space}"
+            )
+        place = (
+            index,
+            cache.space.tiers.index(tier),
+            cache.space.insertion_positions.index(insertion_position),
+            budget,
+        )
+        if not cache.tokens.present_STPM[place]:
+            raise CacheError(
+                f"{cache.path} has no latency token of sample {sample.sample_id!r} for tier {tier!r}, insertion "
+                f"position {insertion_position} and a budget of {budget_ms:g} ms"
+            )
+        return np.asarray(cache.tokens.token_STPMD[place]), CacheHandle(index, tier, insertion_position)
+
+    def finish(self, handle: CacheHandle, top_k: int, num_blocks: int) -> Outcome:
+        """See `Executor.finish`."""
+        setting = KnobSetting(handle.tier, handle.insertion_position, top_k, num_blocks)
+        return self.outcome(handle.sample, setting)
+
+    def outcome(self, sample: int, setting: KnobSetting) -> Outcome:
+        """Returns what the cache holds for one sample, by its index, under one setting."""
+        cache = self.cache
+        cell = (sample, cache.space.index(setting))
+        if not cache.present_SX[cell]:
+            raise CacheError(f"{cache.path} has no outcome of sample {cache.sample_ids[sample]!r} under {setting}")
+        latency_ms = float(cache.latency_ms_SX[cell])
+        runs = cache.outcome_value("latency_runs_ms", *cell)
+        return Outcome(
+            answer=cache.outcome_value("answer", *cell),
+            accuracy=float(cache.accuracy_SX[cell]),
+            latency_ms=None if np.isnan(latency_ms) else latency_ms,
+            output_tokens=cache.outcome_value("output_tokens", *cell),
+            vision_tokens=cache.outcome_value("vision_tokens", *cell),
+            vision_ms=cache.outcome_value("vision_ms", *cell),
+            prefill_ms=cache.outcome_value("prefill_ms", *cell),
+            decode_ms=cache.outcome_value("decode_ms", *cell),
+            latency_runs_ms=tuple(runs or ()),
+        )
+
+    def _sample(self, sample: Sample) -> int:
+        index = self.cache.sample_index.get(sample.sample_id)
+        if index is None:
+            raise CacheError(f"{self.cache.path} has no sample {sample.sample_id!r}")
+        return index

@@ -1,0 +1,128 @@
+"""Shards of one run become one cache, whose rows do not depend on how many there were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CacheError, CacheMismatch
+from .disk import Disk
+from .manifest import Manifest
+from .parts import ENCODER_NAME, SAMPLES, part_paths
+from .reader import Cache, open_cache
+from .run_record import Shard, differences, read_run
+from .writer import CacheWriter
+
+# What a shard measured or did for itself; all else in the manifests must agree.
+_OWN = ("files", "created_at", "created_by", "latency_check", "datasets", "extra")
+
+
+def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk | None = None) -> Manifest:
+    """Merges complete shards of one run into the cache `out`; run again after a kill, it goes on.
+
+    Parts keep their bytes. Raises CacheMismatch when the shards are not of one run, CacheError when one is missing,
+    there twice, or incomplete. Each source is opened in full first, so that nothing damaged is merged.
+    """
+    if not sources:
+        raise CacheError("no shards to merge: name the directories that `precompute --shard` wrote")
+    runs = [read_run(Path(source)) for source in sources]
+    caches = [open_cache(Path(source), tokens=False) for source in sources]
+    order = _one_of_each(sources, [shard for _, shard in runs])
+    for index in order[1:]:
+        differing = list(differences(runs[order[0]][0], runs[index][0]))
+        differing += list(differences(_shared(caches[order[0]].manifest), _shared(caches[index].manifest)))
+        if differing:
+            raise CacheMismatch(
+                f"{sources[order[0]]} and {sources[index]} are not of one run: {'; '.join(differing[:8])}"
+            )
+    caches = [caches[index] for index in order]
+    _no_sample_twice(caches)
+    encoder = _encoder(caches)
+    with CacheWriter(Path(out), runs[order[0]][0], disk=disk) as writer:
+        if writer.complete:
+            return Manifest.read(Path(out))
+        committed = {path.name for path in part_paths(Path(out), SAMPLES)}
+        for cache in caches:
+            for path in part_paths(cache.path, SAMPLES):
+                if path.name not in committed:
+                    writer.adopt_part(cache.path, path.name)
+        return writer.finish(_merged_manifest(caches), encoder)
+
+
+def _one_of_each(sources: Sequence[Path], shards: Sequence[Shard]) -> list[int]:
+    """Returns the places of shards 0, 1, ... in `sources`."""
+    count = shards[0].count
+    for source, shard in zip(sources, shards, strict=True):
+        if shard.count != count:
+            raise CacheMismatch(f"{sources[0]} is shard {shards[0]}, but {source} is shard {shard}")
+    times = Counter(shard.index for shard in shards)
+    twice = [index for index, number in times.items() if number > 1]
+    if twice:
+        names = [str(s) for s, shard in zip(sources, shards, strict=True) if shard.index == twice[0]]
+        raise CacheError(f"shard {twice[0]}/{count} is there {times[twice[0]]} times: {', '.join(names)}")
+    missing = [f"{index}/{count}" for index in range(count) if index not in times]
+    if missing:
+        raise CacheError(f"shards missing: {', '.join(missing[:8])}. Run `knobctl precompute --shard` for them first.")
+    return sorted(range(len(sources)), key=lambda place: shards[place].index)
+
+
+def _shared(manifest: Manifest) -> dict[str, Any]:
+    return {name: value for name, value in manifest.to_dict().items() if name not in (*_OWN, *manifest.extra)}
+
+
+def _no_sample_twice(caches: Sequence[Cache]) -> None:
+    seen: dict[str, Path] = {}
+    parts: dict[str, Path] = {}
+    for cache in caches:
+        for sample_id in cache.sample_ids:
+            if sample_id in seen:
+                raise CacheError(f"sample {sample_id!r} is in {seen[sample_id]} and in {cache.path}")
+            seen[sample_id] = cache.path
+        for path in part_paths(cache.path, SAMPLES):
+            if path.name in parts:
+                raise CacheError(f"part {path.name} is in {parts[path.name]} and in {cache.path}")
+            parts[path.name] = cache.path
+
+
+def _encoder(caches: Sequence[Cache]) -> bytes | None:
+    found = [None if cache.budget_encoder_path is None else cache.budget_encoder_path.read_bytes() for cache in caches]
+    for cache, data in zip(caches, found, strict=True):
+        if data != found[0]:
+            raise CacheMismatch(f"{caches[0].path} and {cache.path} have different budget encoders ({ENCODER_NAME})")
+    return found[0]
+
+
+def _merged_manifest(caches: Sequence[Cache]) -> Manifest:
+    first = caches[0].manifest
+    if len(caches) == 1:
+        return first
+    shards = [
+        {"latency_check": cache.manifest.latency_check, "created_at": cache.manifest.created_at, **cache.manifest.extra}
+        for cache in caches
+    ]
+    return replace(
+        first,
+        datasets=_merged_datasets([cache.manifest.datasets for cache in caches]),
+        latency_check=None,
+        extra={"shards": shards},
+        files=None,
+    )
+
+
+def _merged_datasets(records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Adds up the rows of each split; what is no count must agree, or is left out."""
+    if any(record is None for record in records):
+        return None
+    merged: dict[str, Any] = {}
+    for record in records:
+        for name, entries in (record or {}).items():
+            into = merged.setdefault(name, {})
+            for key, value in entries.items():
+                if type(value) is int:
+                    into[key] = into.get(key, 0) + value
+                elif into.setdefault(key, value) != value:
+                    raise CacheMismatch(f"dataset {name!r}: {key} is {into[key]!r} in one shard, {value!r} in another")
+    return merged

@@ -1,0 +1,239 @@
+"""The `outcomes` table as dense [S, X] arrays: one cell for each sample under each setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from ..knobs import KnobSetting, KnobSpace
+from ..schema import outcomes_schema
+from .columns import PartColumn, check_schema, codes, concatenate, plain, real_numbers, whole_numbers
+from .parts import open_part, parquet_errors
+
+_NON_NEGATIVE = "{} is negative"
+
+
+@dataclass(eq=False)
+class OutcomeRows:
+    """Accuracy and latency, and where each cell's row lies, so that other columns can be had later."""
+
+    cache: Path
+    paths: Sequence[Path]
+    accuracy_SX: NDArray[np.float32]
+    latency_ms_SX: NDArray[np.float32]
+    row_SX: NDArray[np.int64]  # row among all parts, in their order; -1 where there is none
+    _columns: dict[str, pa.ChunkedArray | None] = field(default_factory=dict)
+    _dense: dict[str, NDArray[Any] | None] = field(default_factory=dict)
+
+    @property
+    def without_rows(self) -> int:
+        """How many samples have no row at all."""
+        return int((self.row_SX < 0).all(axis=1).sum())
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """See `Cache.outcome_column`."""
+        if name not in self._dense:
+            values = self.values(name)
+            self._dense[name] = None if values is None else self._spread(values)
+        return self._dense[name]
+
+    def value(self, name: str, sample: int, setting: int) -> Any:
+        """One cell of an optional column as a Python value; None when it is missing."""
+        values, row = self.values(name), int(self.row_SX[sample, setting])
+        return None if values is None or row < 0 else values[row].as_py()
+
+    @property
+    def runs(self) -> NDArray[np.float32] | None:
+        """`latency_runs_ms` as [S, X, R], NaN beyond a row's runs."""
+        values = self.values("latency_runs_ms")
+        if values is None:
+            return None
+        lists = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+        length = np.asarray(pc.list_value_length(lists).fill_null(0), dtype=np.int64)
+        width = int(length.max(initial=0))
+        padded = np.full((len(length) + 1, width), np.nan, np.float32)  # the last row stands for missing ones
+        padded[:-1][np.arange(width) < length[:, None]] = np.asarray(lists.flatten())
+        return padded[self.row_SX]
+
+    def values(self, name: str) -> pa.ChunkedArray | None:
+        """An optional column over all rows, checked; None when no part has it."""
+        if name not in self._columns:
+            self._columns[name] = self._read(name)
+        return self._columns[name]
+
+    def _read(self, name: str) -> pa.ChunkedArray | None:
+        fields = outcomes_schema()[1]
+        if name not in fields.names:
+            raise ValueError(f"{name!r} is no optional column of outcomes: {fields.names}")
+        wanted = fields.field(name).type
+        pieces: list[pa.Array] = []
+        found = False
+        for path in self.paths:
+            with open_part(self.cache, path) as file, parquet_errors(path):
+                if name in file.schema_arrow.names:
+                    found = True
+                    column = PartColumn(path, name, file.read(columns=[name]).column(0))
+                    pieces.extend(_checked(column, wanted).chunks)
+                else:
+                    pieces.append(pa.nulls(file.metadata.num_rows, wanted))
+        return pa.chunked_array(pieces, wanted) if found else None
+
+    def _spread(self, values: pa.ChunkedArray) -> NDArray[Any]:
+        missing = self.row_SX < 0
+        row = np.where(missing, 0, self.row_SX)
+        if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+            dense = values.cast(pa.float32()).to_numpy()[row]
+            return np.where(missing, np.float32(np.nan), dense)
+        objects = np.empty(len(values), object)
+        objects[:] = [
+            None if v is None else np.asarray(v, np.float32) if isinstance(v, list) else v for v in values.to_pylist()
+        ]
+        dense = objects[row]
+        dense[missing] = None
+        return dense
+
+
+def _checked(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
+    """Returns the column as `wanted`, its numbers finite and not negative."""
+    if pa.types.is_string(wanted):
+        return plain(column.values, wanted)
+    if pa.types.is_list(wanted):
+        lists = plain(column.values, wanted)
+        flat = np.asarray(pc.list_flatten(lists).to_numpy(), np.float64)
+        if not (np.isfinite(flat) & (flat > 0)).all():
+            column.refuse(None, "a run's latency must be a positive, finite number of ms")
+        return lists
+    missing = column.nulls()
+    if pa.types.is_integer(wanted):
+        whole = whole_numbers(column, null=0)
+        column.refuse_first(whole < 0, _NON_NEGATIVE)
+        column.refuse_first(whole >= 2**31, "{} is too large")
+        return pa.chunked_array([pa.array(whole, wanted, mask=missing)])
+    real = real_numbers(column)
+    column.refuse_first(real < 0, _NON_NEGATIVE)
+    return pa.chunked_array([pa.array(real, wanted, mask=missing)])
+
+
+def read_outcomes(cache: Path, paths: Sequence[Path], space: KnobSpace, sample_ids: pa.Array) -> OutcomeRows:
+    """Reads accuracy and latency of every row into [S, X]; unknown samples and settings and double rows are refused."""
+    required, optional = outcomes_schema()
+    shape = (len(sample_ids), len(space.settings))
+    cells, accuracies, latencies, lengths = [], [], [], []
+    for path in paths:
+        with open_part(cache, path, read_dictionary=["sample_id", "tier"]) as file:
+            check_schema(path, file.schema_arrow, required, optional)
+            if file.metadata.num_rows > shape[0] * shape[1]:
+                raise CacheError(
+                    f"{path} has {file.metadata.num_rows:,} rows, more than {shape[0]} samples x {shape[1]} settings"
+                )
+            with parquet_errors(path):
+                table = file.read(columns=required.names)
+        columns = {name: PartColumn(path, name, table.column(name)) for name in required.names}
+        sample = codes(columns["sample_id"], sample_ids, "sample {} is not in the table `samples`")
+        cells.append(sample * shape[1] + setting_index(columns, space))
+        accuracies.append(_accuracy(columns["accuracy"]))
+        latencies.append(_latency(columns["latency_ms"]))
+        lengths.append(table.num_rows)
+    cell = concatenate(cells, np.int64)
+    _refuse_double(paths, lengths, cell, space, sample_ids)
+    row_SX = np.full(shape, -1, np.int64)
+    row_SX.reshape(-1)[cell] = np.arange(len(cell))
+    dense = []
+    for pieces in (accuracies, latencies):
+        value_SX = np.full(shape, np.nan, np.float32)
+        value_SX.reshape(-1)[cell] = concatenate(pieces, np.float32)
+        dense.append(value_SX)
+    return OutcomeRows(cache, paths, dense[0], dense[1], row_SX)
+
+
+def setting_index(columns: dict[str, PartColumn], space: KnobSpace) -> NDArray[np.int64]:
+    """Returns each row's place in `space.settings`."""
+    tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is none of the manifest's {list(space.tiers)}")
+    position = position_index(columns["insertion_position"], space)
+    top_k = _value_index(columns["top_k"], space.top_k)
+    num_blocks = _value_index(columns["num_blocks"], space.num_blocks)
+    grid = np.full(
+        (len(space.tiers), len(space.insertion_positions), len(space.top_k), len(space.num_blocks)), -1, np.int64
+    )
+    for index, setting in enumerate(space.settings):
+        grid[_place(space, setting)] = index
+    found = grid[tier, position, top_k, num_blocks]
+    columns["num_blocks"].refuse_first(found < 0, "{} blocks are fewer than the insertion position: this cannot run")
+    return np.asarray(found, dtype=np.int64)
+
+
+def _place(space: KnobSpace, setting: KnobSetting) -> tuple[int, int, int, int]:
+    return (
+        space.tiers.index(setting.tier),
+        space.insertion_positions.index(setting.insertion_position),
+        space.top_k.index(setting.top_k),
+        space.num_blocks.index(setting.num_blocks),
+    )
+
+
+def position_index(column: PartColumn, space: KnobSpace) -> NDArray[np.int64]:
+    """Returns where each row's insertion position stands in the space; null where, and only where, none is known."""
+    if space.insertion_positions == (None,):
+        column.refuse_first(~column.nulls(), "{}, but the manifest names no insertion positions: null was expected")
+        return np.zeros(len(column.values), np.int64)
+    return _value_index(column, [p for p in space.insertion_positions if p is not None])
+
+
+def _value_index(column: PartColumn, values: Sequence[int]) -> NDArray[np.int64]:
+    value = whole_numbers(column)
+    order = np.argsort(values)
+    ascending = np.asarray(values, np.int64)[order]
+    place = np.minimum(np.searchsorted(ascending, value), len(ascending) - 1)
+    column.refuse_first(ascending[place] != value, f"{{}} is none of the manifest's {sorted(values)}")
+    return np.asarray(order[place], dtype=np.int64)
+
+
+def _accuracy(column: PartColumn) -> NDArray[np.float32]:
+    value = real_numbers(column)
+    column.refuse_first((value < 0) | (value > 1), "accuracy {} lies outside 0 to 1")
+    return value
+
+
+def _latency(column: PartColumn) -> NDArray[np.float32]:
+    value = real_numbers(column)
+    column.refuse_first(value <= 0, "latency {} ms: must be positive (a missing latency is null)")
+    return value
+
+
+def locate(paths: Sequence[Path], lengths: Sequence[int], row: int) -> tuple[Path, int]:
+    """Returns the part and the row in it of a row counted over all parts."""
+    ends = np.cumsum(lengths)
+    part = int(np.searchsorted(ends, row, side="right"))
+    return paths[part], row - int(ends[part] - lengths[part])
+
+
+def first_double(key: NDArray[np.int64], size: int) -> tuple[int, int] | None:
+    """Returns the first two rows that share a key below `size`; None when all differ."""
+    if not len(key) or np.bincount(key, minlength=size).max() <= 1:
+        return None
+    order = np.argsort(key, kind="stable")
+    second = np.flatnonzero(key[order][1:] == key[order][:-1]) + 1
+    which = second[np.argmin(order[second])]
+    return int(order[which - 1]), int(order[which])
+
+
+def _refuse_double(
+    paths: Sequence[Path], lengths: Sequence[int], cell: NDArray[np.int64], space: KnobSpace, sample_ids: pa.Array
+) -> None:
+    double = first_double(cell, len(sample_ids) * len(space.settings))
+    if double is None:
+        return
+    (first_path, first_row), (path, row) = (locate(paths, lengths, row) for row in double)
+    sample, setting = divmod(int(cell[double[1]]), len(space.settings))
+    raise CacheError(
+        f"{path}: row {row} (from 0), column 'sample_id': sample {sample_ids[sample].as_py()!r} under "
+        f"{space.settings[setting]} is there already, in row {first_row} of {first_path}"
+    )

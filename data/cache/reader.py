@@ -1,0 +1,240 @@
+"""Opens a cache: checks all of it but the tokens' numbers, and lays it out as dense arrays. Knows nothing of torch.
+
+Axes: S samples (by sample_id), X settings (`KnobSpace.settings`), T tiers, P insertion positions, M budgets, D d_model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..errors import CacheError, UnknownSetting
+from ..knobs import KnobSpace
+from ..schema import SPLITS, samples_schema
+from .columns import PartColumn, check_schema, codes, plain, vectors
+from .files import check_files
+from .manifest import Manifest
+from .outcomes import OutcomeRows, locate, read_outcomes
+from .parts import ENCODER_NAME, OUTCOMES, SAMPLES, TOKENS, check_inside, open_part, parquet_errors, part_paths
+from .token_store import TokenStore, open_token_store
+
+MAX_FEATURE_NUMBERS = 1 << 32  # S x D: 16 GiB of float32
+MAX_CELLS = 1 << 28  # S x X
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """A cache, open for reading. What is missing is NaN in numbers, False in `present_*`, None in objects."""
+
+    path: Path
+    manifest: Manifest
+    samples: pl.DataFrame  # every column that format 1 knows but language_feature; row s is sample s
+    language_feature_SD: NDArray[np.float32]
+    accuracy_SX: NDArray[np.float32]
+    latency_ms_SX: NDArray[np.float32]
+    tokens: TokenStore | None
+    budget_encoder_path: Path | None
+    warnings: list[str]
+    _outcomes: OutcomeRows = field(repr=False)
+
+    @property
+    def space(self) -> KnobSpace:
+        return self.manifest.space
+
+    @property
+    def d_model(self) -> int:
+        return self.manifest.d_model
+
+    @cached_property
+    def budgets_ms(self) -> NDArray[np.float32]:
+        """The grid, ascending, [M]."""
+        return np.asarray(self.manifest.budgets_ms, np.float32)
+
+    @cached_property
+    def sample_ids(self) -> tuple[str, ...]:
+        return tuple(self.samples.get_column("sample_id").to_list())
+
+    @cached_property
+    def sample_index(self) -> dict[str, int]:
+        return {sample_id: index for index, sample_id in enumerate(self.sample_ids)}
+
+    @cached_property
+    def present_SX(self) -> NDArray[np.bool_]:
+        """Where there is a row, and it has an accuracy."""
+        return ~np.isnan(self.accuracy_SX)
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """Returns which samples are in `split`, ascending."""
+        if split not in SPLITS:
+            raise CacheError(f"split {split!r} is none of {list(SPLITS)}")
+        return np.flatnonzero((self.samples.get_column("split") == split).to_numpy())
+
+    def budget_index(self, budget_ms: float) -> int:
+        """Where `budget_ms` stands in the grid. Another budget is an error, never the nearest one."""
+        found = np.flatnonzero(self.budgets_ms == np.float32(budget_ms))
+        if not len(found):
+            grid = ", ".join(f"{budget:g}" for budget in self.budgets_ms)
+            raise UnknownSetting(f"{self.path} has no budget of {budget_ms:g} ms. Its grid, in ms: {grid}")
+        return int(found[0])
+
+    def outcome_column(self, name: str) -> NDArray[Any] | None:
+        """Returns an optional column of `outcomes` as [S, X], read when first asked for; None when no part has it.
+
+        Numbers are float32 with NaN where missing; strings and lists of numbers are objects, None where missing.
+        """
+        return self._outcomes.column(name)
+
+    def outcome_value(self, name: str, sample: int, setting: int) -> Any:
+        """One cell of an optional column as a Python value; None when it is missing."""
+        return self._outcomes.value(name, sample, setting)
+
+    @property
+    def latency_runs_ms_SXR(self) -> NDArray[np.float32] | None:
+        """The timed runs one by one, R the most that any row has; NaN fills the rest. None when none were kept."""
+        return self._outcomes.runs
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what the cache says of which samples under which settings, and neither times nor timings.
+
+        Parts, row order and the number of shards do not change it; nor do latency, budgets' encoder or tokens, which
+        follow from the model's fingerprint and the samples.
+        """
+        manifest = self.manifest
+        identity = {
+            "model": [
+                manifest.model_name,
+                manifest.fingerprint,
+                manifest.d_model,
+                manifest.n_blocks,
+                manifest.native_top_k,
+            ],
+            "knobs": manifest.space.to_dict(),
+            "budgets_ms": self.budgets_ms.tolist(),
+            "samples": self.samples.select("sample_id", "dataset", "split").rows(),
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        digest.update(self.language_feature_SD.tobytes())
+        digest.update((self.accuracy_SX + np.float32(0)).tobytes())  # -0.0 is 0.0
+        return digest.hexdigest()
+
+
+def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) -> Cache:
+    """Opens the cache at `path` for reading.
+
+    tokens: whether to offer latency tokens; their numbers are read when first asked for.
+    derived: where to keep the unpacked tokens; by default inside the cache, or the user's cache directory when that
+        cannot be written.
+    Raises CacheError with file, row and column for what does not follow format 1.
+    """
+    path = Path(path)
+    manifest = Manifest.read(path)
+    warnings: list[str] = []
+    parts = {name: part_paths(path, name) for name in (SAMPLES, OUTCOMES, TOKENS)}
+    for name in (SAMPLES, OUTCOMES):
+        if not parts[name]:
+            raise CacheError(f"{path / name} holds no part-*.parquet: the cache lacks its table `{name}`")
+    check_files(path, manifest, parts, warnings)
+    samples, feature_SD = _read_samples(path, parts[SAMPLES], manifest.d_model)
+    ids = pa.array(samples.get_column("sample_id").to_list(), pa.string())
+    if len(ids) * len(manifest.space.settings) > MAX_CELLS:
+        raise CacheError(
+            f"{path}: {len(ids):,} samples x {len(manifest.space.settings):,} settings are too many to open"
+        )
+    outcomes = read_outcomes(path, parts[OUTCOMES], manifest.space, ids)
+    if outcomes.without_rows:
+        warnings.append(f"{path}: {outcomes.without_rows} of {len(ids)} samples have no outcomes")
+    store = None
+    if tokens and parts[TOKENS] and manifest.budgets_ms:
+        store = open_token_store(path, parts[TOKENS], manifest, ids, derived=derived, warnings=warnings)
+    encoder = path / ENCODER_NAME
+    if encoder.exists():
+        check_inside(path, encoder)
+    return Cache(
+        path=path,
+        manifest=manifest,
+        samples=samples,
+        language_feature_SD=feature_SD,
+        accuracy_SX=outcomes.accuracy_SX,
+        latency_ms_SX=outcomes.latency_ms_SX,
+        tokens=store,
+        budget_encoder_path=encoder if encoder.exists() else None,
+        warnings=warnings,
+        _outcomes=outcomes,
+    )
+
+
+def _read_samples(cache: Path, paths: Sequence[Path], d_model: int) -> tuple[pl.DataFrame, NDArray[np.float32]]:
+    """Returns the samples, sorted by id, and their language features [S, D]."""
+    required, optional = samples_schema(d_model)
+    files = [open_part(cache, path) for path in paths]
+    rows = sum(file.metadata.num_rows for file in files)
+    if rows == 0:
+        raise CacheError(f"{cache / SAMPLES} holds no sample")
+    if rows * d_model > MAX_FEATURE_NUMBERS:
+        raise CacheError(f"{cache / SAMPLES}: {rows:,} samples of {d_model} numbers each are too many to open")
+    frames, features = [], []
+    for path, file in zip(paths, files, strict=True):
+        with file:
+            check_schema(path, file.schema_arrow, required, optional)
+            known = [f for f in (*required, *optional) if f.name in file.schema_arrow.names]
+            with parquet_errors(path):
+                table = file.read(columns=[f.name for f in known])
+        for name in ("sample_id", "dataset", "split"):
+            PartColumn(path, name, table.column(name)).no_nulls()
+        codes(
+            PartColumn(path, "split", table.column("split")), pa.array(SPLITS), f"split {{}} is none of {list(SPLITS)}"
+        )
+        if d_model:
+            column = PartColumn(path, "language_feature", table.column("language_feature"))
+            column.no_nulls()
+            features.append(vectors(column, d_model, np.float32)[0])
+        else:  # imported results: no model, no features
+            features.append(np.empty((table.num_rows, 0), np.float32))
+        with parquet_errors(path):
+            columns = {f.name: plain(table.column(f.name), f.type) for f in known if f.name != "language_feature"}
+        frames.append(pl.DataFrame(pa.table(columns)))
+    frame = pl.concat(frames, how="diagonal")
+    frame = frame.with_columns(
+        pl.lit(
+            None, dtype=pl.List(pl.String) if f.name == "answers" else pl.String if f.type == pa.string() else pl.Int32
+        ).alias(f.name)
+        for f in optional
+        if f.name not in frame.columns
+    ).select(f.name for f in (*required, *optional) if f.name != "language_feature")
+    order = frame.get_column("sample_id").arg_sort().to_numpy()
+    frame = frame[order]
+    same = (frame.get_column("sample_id") == frame.get_column("sample_id").shift(1)).fill_null(False).to_numpy()
+    if same.any():
+        _refuse_twice(paths, [len(piece) for piece in features], order, int(np.flatnonzero(same)[0]), frame)
+    feature_SD = (np.concatenate(features) if len(features) > 1 else features[0])[order]
+    return frame, np.ascontiguousarray(feature_SD)
+
+
+def _features(path: Path, table: pa.Table, d_model: int) -> NDArray[np.float32]:
+    if d_model == 0:  # imported results know none
+        return np.zeros((table.num_rows, 0), np.float32)
+    column = PartColumn(path, "language_feature", table.column("language_feature"))
+    column.no_nulls()
+    return np.asarray(vectors(column, d_model, np.float32)[0])
+
+
+def _refuse_twice(
+    paths: Sequence[Path], lengths: Sequence[int], order: NDArray[Any], second: int, frame: pl.DataFrame
+) -> None:
+    rows = sorted(int(order[index]) for index in (second - 1, second))
+    (first_path, first_row), (path, row) = (locate(paths, lengths, row) for row in rows)
+    raise CacheError(
+        f"{path}: row {row} (from 0), column 'sample_id': sample {frame.get_column('sample_id')[second]!r} "
+        f"is there already, in row {first_row} of {first_path}"
+    )

@@ -1,0 +1,103 @@
+"""`run.json`: what a run depends on, written before anything else, so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CacheError, CacheMismatch
+from ..strict_json import dump_json, read_json
+from .disk import TEMPORARY_PREFIX, Disk, write_atomically
+from .lock import LOCK_NAME
+from .manifest import MANIFEST_NAME, RUN_NAME
+
+RUN_FORMAT = "knobctl-run"
+RUN_VERSION = 1
+MAX_DIFFERENCES = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of `count` shares of the samples a directory holds; `0/1` is all of them."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise CacheError(f"shard {self.index}/{self.count}: the index runs from 0 to {self.count - 1}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def read_run(directory: Path) -> tuple[dict[str, Any], Shard]:
+    """Returns what the run in `directory` depends on, and its shard. Raises CacheError when it is not ours."""
+    path = directory / RUN_NAME
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != RUN_FORMAT or not isinstance(record.get("run"), dict):
+        raise CacheError(f"{path} was not written by knobctl: choose another directory")
+    if record.get("version") != RUN_VERSION:
+        raise CacheError(f"{path} is of version {record.get('version')!r}; this knobctl knows {RUN_VERSION}")
+    shard = record.get("shard", {"index": 0, "count": 1})
+    if not isinstance(shard, dict) or any(type(shard.get(name)) is not int for name in ("index", "count")):
+        raise CacheError(f'{path}: "shard" must be an index and a count, not {shard!r}')
+    return record["run"], Shard(shard["index"], shard["count"])
+
+
+def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard) -> bool:
+    """Writes `run.json`, or checks that the one there says the same. Returns whether the run was there already.
+
+    Raises CacheError when the directory holds something else, CacheMismatch, naming what differs, for another run.
+    """
+    record: dict[str, Any] = {"format": RUN_FORMAT, "version": RUN_VERSION}
+    if shard.count > 1:
+        record["shard"] = {"index": shard.index, "count": shard.count}
+    record["run"] = json.loads(json.dumps(run, allow_nan=False))  # tuples become lists, as they will when read back
+    if (directory / RUN_NAME).exists():
+        found, found_shard = read_run(directory)
+        differing = list(differences(found, record["run"]))
+        if found_shard != shard:
+            differing.insert(0, f"shard: {found_shard} there, {shard} now")
+        if differing:
+            more = "" if len(differing) <= MAX_DIFFERENCES else f"; and {len(differing) - MAX_DIFFERENCES} more"
+            raise CacheMismatch(
+                f"{directory} was started with other parameters: {'; '.join(differing[:MAX_DIFFERENCES])}{more}. "
+                "Use the same ones to resume, or another directory."
+            )
+        return True
+    others = sorted(p.name for p in directory.iterdir() if p.name != LOCK_NAME and not _is_temporary(p))
+    if others:
+        what = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        hint = " (a cache of another program)" if MANIFEST_NAME in others else ""
+        raise CacheError(f"{directory} holds something else{hint}: {what}. Choose an empty or a new directory.")
+    write_atomically(disk, directory / RUN_NAME, dump_json(record))
+    return False
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(TEMPORARY_PREFIX) and path.is_file()
+
+
+def differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Yields one line per place where two JSON values differ: `model.fingerprint: "a" there, "b" now`."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted(found.keys() | wanted.keys()):
+            inner = f"{path}.{name}" if path else name
+            if name not in found or name not in wanted:
+                yield f"{inner}: {_short(found.get(name))} there, {_short(wanted.get(name))} now"
+            else:
+                yield from differences(found[name], wanted[name], inner)
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted) and found != wanted:
+        for index, (left, right) in enumerate(zip(found, wanted, strict=True)):
+            yield from differences(left, right, f"{path}[{index}]")
+    elif found != wanted or type(found) is not type(wanted):
+        yield f"{path}: {_short(found)} there, {_short(wanted)} now"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

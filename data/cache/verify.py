@@ -1,0 +1,75 @@
+"""Checks every byte of a cache against its digests, and every row against the format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CacheError
+from .derived import verify_stores
+from .files import CHANGED
+from .manifest import MANIFEST_NAME, Manifest, manifest_changed
+from .parts import TABLES, part_paths, sha256_file
+from .reader import open_cache
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and the file that it is wrong with."""
+
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
+    """Returns all that is wrong with the cache at `path`; nothing when it is whole.
+
+    Digests of all files first, each that differs being named; then every row and every token is read. Raises
+    CacheError only when there is no cache to check.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST_NAME
+    if not manifest_path.is_file():
+        Manifest.read(path)  # raises, and says what is missing
+    try:
+        manifest = Manifest.read(path)
+        problems = [Problem(manifest_path, "differs from what was written")] if manifest_changed(manifest_path) else []
+    except CacheError as cause:
+        return [Problem(manifest_path, str(cause).removeprefix(f"{manifest_path}: "))]
+    if manifest.files is None:
+        problems.append(Problem(manifest_path, "lists no files, so changed bytes cannot be told"))
+    problems += _digest_problems(path, manifest)
+    problems += [Problem(file, what) for file, what in verify_stores(path, derived)]
+    if problems and manifest.files is not None:
+        return problems
+    try:
+        # No store lies there, so that the parts themselves are read.
+        cache = open_cache(path, derived=path / "no-store")
+        if cache.tokens is not None:
+            for _ in cache.tokens.batches():
+                pass
+        for name in ("answer", "latency_std_ms", "latency_runs_ms", "output_tokens", "vision_tokens"):
+            cache.outcome_column(name)
+    except CacheError as cause:
+        problems.append(Problem(path, str(cause)))
+    return problems
+
+
+def _digest_problems(path: Path, manifest: Manifest) -> list[Problem]:
+    problems = []
+    listed = {record.path for record in manifest.files or ()}
+    for record in manifest.files or ():
+        file = path / record.path
+        if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+            problems.append(Problem(file, "is missing, or no file inside the cache"))
+        elif sha256_file(file) != record.sha256:
+            problems.append(Problem(file, CHANGED))
+    if manifest.files is not None:
+        for table in TABLES:
+            for file in part_paths(path, table):
+                if f"{table}/{file.name}" not in listed:
+                    problems.append(Problem(file, f"is not among the files that {MANIFEST_NAME} lists"))
+    return problems

@@ -1,0 +1,254 @@
+"""Writes a cache part by part; what is committed survives any kill, and what is not leaves no trace.
+
+A part is up to three files of one name, one per table. They are written under temporary names, synced and renamed;
+the `samples` file is renamed last, and its presence is the commit. `cache.json` comes last of all.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CacheError
+from ..schema import latency_tokens_schema, outcomes_schema, samples_schema
+from .disk import Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
+from .lock import DirectoryLock
+from .manifest import MANIFEST_NAME, RUN_NAME, FileRecord, Manifest
+from .parts import ENCODER_NAME, OUTCOMES, SAMPLES, TABLES, TOKENS, open_part, part_paths, read_part, sha256_file
+from .run_record import Shard, begin_run
+
+COMPANIONS = b"knobctl.sha256."  # + table: in the samples file's metadata, the digest of the part's other files
+ZSTD_LEVEL = 3
+
+
+class CacheWriter:
+    """Writes one directory, alone: takes its lock, then `run.json`; enter it again with the same run to resume.
+
+    run: what the rows depend on (model fingerprint, samples, knob space, ...); any JSON object.
+    shard: the share of the samples that goes here; it names the parts, so shards merge without collisions.
+    Raises CacheError (locked, something else there, disk full, read-only) or CacheMismatch (another run).
+    """
+
+    def __init__(
+        self, out: Path, run: Mapping[str, Any], *, shard: Shard | None = None, disk: Disk | None = None
+    ) -> None:
+        self.out = Path(out)
+        self.shard = shard or Shard()
+        self.resumed = False
+        self._run = run
+        self._disk = disk or Disk()
+        self._exit = ExitStack()
+
+    def __enter__(self) -> CacheWriter:
+        with ExitStack() as stack:
+            with self._disk_errors():
+                self._disk.make_directory(self.out)
+                stack.enter_context(DirectoryLock(self.out))
+                self.resumed = begin_run(self._disk, self.out, self._run, self.shard)
+                self._remove_uncommitted()
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.__exit__(kind, error, trace)
+
+    @property
+    def complete(self) -> bool:
+        """Whether `cache.json` is there: nothing is left to do."""
+        return (self.out / MANIFEST_NAME).is_file()
+
+    def done_samples(self) -> set[str]:
+        """Returns the ids of the samples whose parts are committed."""
+        done: set[str] = set()
+        for path in part_paths(self.out, SAMPLES):
+            ids = read_part(self.out, path, ["sample_id"]).column("sample_id").to_pylist()
+            twice = done.intersection(ids)
+            if twice:
+                raise CacheError(f"{path} holds sample {min(twice)!r}, which another part holds too")
+            done.update(ids)
+        return done
+
+    def write_part(self, samples: pa.Table, outcomes: pa.Table, tokens: pa.Table | None) -> str:
+        """Commits the rows of some samples, all tables or none, and returns the part's name.
+
+        Tables are cast to the schema of `data/schema.py`; unknown columns are refused, for a typing error would
+        lose them. The rows of one sample go into one part.
+        """
+        if self.complete:
+            raise CacheError(f"{self.out} is complete already: nothing more can be written to it")
+        d_model = _d_model(samples.schema)
+        blobs = {}
+        for name, table in ((TOKENS, tokens), (OUTCOMES, outcomes)):
+            if table is not None:
+                columns = latency_tokens_schema(d_model) if name == TOKENS else outcomes_schema()
+                blobs[name] = _parquet(_conform(table, columns, name), name)
+        digests = {COMPANIONS + name.encode(): hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+        conformed = _conform(samples, samples_schema(d_model), SAMPLES)
+        blobs[SAMPLES] = _parquet(conformed.replace_schema_metadata(digests), SAMPLES)
+        part = self._next_part()
+        with self._disk_errors():
+            self._commit(part, blobs)
+        return part
+
+    def adopt_part(self, source: Path, part: str) -> None:
+        """Commits a part of another cache, its bytes unchanged: linked where the filesystem can, else copied."""
+        if self.complete:
+            raise CacheError(f"{self.out} is complete already: nothing more can be written to it")
+        paths = {name: source / name / part for name in TABLES if (source / name / part).is_file()}
+        with self._disk_errors():
+            for name in TABLES:
+                self._disk.make_directory(self.out / name)
+            for name, path in paths.items():  # in the order of TABLES: samples, the commit, last
+                target = self.out / name / part
+                try:
+                    self._disk.link(path, target)
+                except OSError as cause:
+                    if cause.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+                        raise
+                    write_atomically(self._disk, target, path.read_bytes())
+                sync_directory(self._disk, target.parent)
+
+    def finish(self, manifest: Manifest, budget_encoder: bytes | None = None) -> Manifest:
+        """Writes the encoder and then `cache.json`, with every file's digest; returns the manifest as written.
+
+        budget_encoder: the bytes of `budget_encoder.safetensors`. Every companion of a samples file must still have
+        the digest that it was committed with, so a file that rotted before the end does not become the record.
+        """
+        with self._disk_errors():
+            if budget_encoder is not None:
+                write_atomically(self._disk, self.out / ENCODER_NAME, budget_encoder)
+            records = [self._record(RUN_NAME)]
+            if (self.out / ENCODER_NAME).is_file():
+                records.append(self._record(ENCODER_NAME))
+            for name in reversed(TABLES):
+                for path in part_paths(self.out, name):
+                    rows = open_part(self.out, path).metadata.num_rows
+                    records.append(self._record(f"{name}/{path.name}", rows))
+            self._check_companions({record.path: record.sha256 for record in records})
+            manifest = replace(manifest, files=tuple(records))
+            write_atomically(self._disk, self.out / MANIFEST_NAME, manifest.to_bytes())
+        return manifest
+
+    def _record(self, relative: str, rows: int | None = None) -> FileRecord:
+        return FileRecord(relative, rows, sha256_file(self.out / relative))
+
+    def _check_companions(self, digests: Mapping[str, str]) -> None:
+        for path in part_paths(self.out, SAMPLES):
+            metadata = open_part(self.out, path).schema_arrow.metadata or {}
+            for name in (TOKENS, OUTCOMES):
+                wanted = metadata.get(COMPANIONS + name.encode())
+                relative = f"{name}/{path.name}"
+                if wanted is not None and digests.get(relative) != wanted.decode():
+                    state = "changed" if relative in digests else "gone"
+                    raise CacheError(
+                        f"{self.out / relative} is not what was written, but {state} since: damaged, or edited."
+                        f" Remove {path} and run the same command again; its samples are then made anew."
+                    )
+
+    def _commit(self, part: str, blobs: Mapping[str, memoryview]) -> None:
+        temporaries: dict[str, Path] = {}
+        try:
+            for name in TABLES:
+                self._disk.make_directory(self.out / name)
+                if name in blobs:
+                    temporaries[name] = write_temporary(self._disk, self.out / name, part, blobs[name])
+            for name, temporary in list(temporaries.items()):  # in the order of TABLES: samples, the commit, last
+                self._disk.replace(temporary, self.out / name / part)
+                del temporaries[name]
+                sync_directory(self._disk, self.out / name)
+        except OSError:
+            for temporary in temporaries.values():
+                self._disk.unlink(temporary)
+            if not (self.out / SAMPLES / part).exists():
+                self._remove_part(part)
+            raise
+
+    def _remove_part(self, part: str) -> None:
+        for name in TABLES:
+            self._disk.unlink(self.out / name / part)
+
+    def _remove_uncommitted(self) -> None:
+        """Removes temporary files, and files of parts whose commit a kill cut off."""
+        remove_temporaries(self._disk, self.out)
+        if self.complete:
+            return
+        committed = {path.name for path in part_paths(self.out, SAMPLES)}
+        for name in TABLES:
+            if (self.out / name).is_dir():
+                remove_temporaries(self._disk, self.out / name)
+                for path in part_paths(self.out, name):
+                    if path.name not in committed:
+                        self._disk.unlink(path)
+
+    def _next_part(self) -> str:
+        prefix = f"part-{self.shard.index:04d}-"
+        numbers = [
+            int(path.stem[len(prefix) :]) for path in part_paths(self.out, SAMPLES) if path.name.startswith(prefix)
+        ]
+        return f"{prefix}{max(numbers, default=-1) + 1:06d}.parquet"
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turns what the system says of the disk into what the user can do about it."""
+        try:
+            yield
+        except OSError as cause:
+            resume = "Nothing that was committed is lost: run the same command again to go on."
+            if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise CacheError(
+                    f"{self.out}: the disk is full or the quota used up. Free some space. {resume}"
+                ) from cause
+            if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise CacheError(
+                    f"{self.out} cannot be written ({cause.strerror}): choose another directory"
+                ) from cause
+            if cause.errno in (errno.EEXIST, errno.ENOTDIR):
+                raise CacheError(f"{self.out} is not a directory: choose another name") from cause
+            raise CacheError(f"{self.out}: {cause.strerror or cause} ({cause.filename or 'disk'}). {resume}") from cause
+
+
+def _d_model(samples: pa.Schema) -> int:
+    """Returns the width of the language features; 0 where imported results have none."""
+    if "language_feature" not in samples.names:
+        return 0
+    return int(samples.field("language_feature").type.list_size)
+
+
+def _conform(table: pa.Table, schemas: tuple[pa.Schema, pa.Schema], name: str) -> pa.Table:
+    """Returns `table` with exactly the format's columns, types and order."""
+    required, optional = schemas
+    fields = [*required, *(field for field in optional if field.name in table.column_names)]
+    unknown = set(table.column_names) - {field.name for field in fields}
+    missing = {field.name for field in required} - set(table.column_names)
+    if unknown or missing:
+        raise ValueError(f"{name}: columns missing {sorted(missing)}, unknown {sorted(unknown)}")
+    return table.select([field.name for field in fields]).cast(pa.schema(fields))
+
+
+def _parquet(table: pa.Table, name: str) -> memoryview:
+    """Returns the bytes of a Parquet file with page checksums."""
+    sink = io.BytesIO()
+    # Vectors never repeat: a dictionary of them would only cost time and space.
+    repeating = [f.name for f in table.schema if f.name not in ("token", "language_feature", "latency_runs_ms")]
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=repeating,
+        write_page_checksum=True,
+        row_group_size=8192 if name == TOKENS else 1 << 20,
+    )
+    return sink.getbuffer()
