@@ -44,6 +44,11 @@ class TokenBasis(nn.Module):
     def features(self) -> int:
         return int(self.projection_PDF.shape[2])
 
+    def project(self, token_NTMD: Tensor, position: int) -> Tensor:
+        """Returns the features of tokens that were all read at this position index, [N, T, M, F]."""
+        feature_NTMF = token_NTMD @ self.projection_PDF[position]
+        return (feature_NTMF - self.offset_TPF[:, position, None, :]).clamp(-CLAMP, CLAMP)
+
     def forward(self, token_BD: Tensor, tier_B: Tensor, position_B: Tensor) -> Tensor:
         """Returns the features of tokens [B, D] that were read at these tier and position indices, [B, F] float32."""
         token_BD = token_BD.to(self.offset_TPF.dtype)
