@@ -66,7 +66,7 @@ class ParquetRows:
         ids: list[str] = []
         for frame in self._frames:
             if "question_id" not in frame.columns:
-                ids.extend(str(len(ids) + offset) for offset in range(frame.height))
+                ids.extend(map(str, range(len(ids), len(ids) + frame.height)))
                 continue
             for value, file, row in zip(frame["question_id"], frame[_FILE_COLUMN], frame["row"], strict=True):
                 ids.append(identifier(value, "question_id", f"{file}, row {row}"))
