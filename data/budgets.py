@@ -16,7 +16,7 @@ def budget_grid(low_ms: float, high_ms: float, count: int = DEFAULT_BUDGETS) -> 
     fewer than `count`; the least budget is 1 ms. The ends may come in either order.
     """
     if not (math.isfinite(low_ms) and math.isfinite(high_ms) and low_ms > 0 and high_ms > 0 and count >= 1):
-        raise ValueError(f"a grid needs two positive, finite ends and one budget at least: {low_ms}, {high_ms}, {count}")
+        raise ValueError(f"a grid needs positive, finite ends and one budget at least: {low_ms}, {high_ms}, {count}")
     low_ms, high_ms = sorted((low_ms, high_ms))
     budgets_ms = np.maximum(np.rint(np.geomspace(low_ms, high_ms, count)), 1.0)
     return tuple(float(budget) for budget in np.unique(budgets_ms))

@@ -23,8 +23,8 @@ def file_findings(readings: Sequence[FileReading]) -> list[Finding]:
         by_configuration[reading.file.configuration].append(reading)
     ranks_of_dataset: dict[str, int] = defaultdict(int)
     for reading in readings:
-        ranks = reading.ranks if reading.file.rank is None else reading.file.rank + 1
-        ranks_of_dataset[reading.file.dataset] = max(ranks_of_dataset[reading.file.dataset], ranks)
+        shown = reading.ranks if reading.file.rank is None else reading.file.rank + 1
+        ranks_of_dataset[reading.file.dataset] = max(ranks_of_dataset[reading.file.dataset], shown)
     findings = []
     for configuration, parts in by_configuration.items():
         label = configuration_label(*configuration)

@@ -111,7 +111,7 @@ def read_files(files: Sequence[ResultFile], *, workers: int | None, progress: Pr
     return [readings[index] for index in range(len(files))]
 
 
-def _silent(done: int, total: int) -> None:  # noqa: ARG001 - the shape of Progress
+def _silent(done: int, total: int) -> None:
     """Shows nothing."""
 
 

@@ -131,7 +131,9 @@ def _recompute(rows: pl.DataFrame, questions: pl.DataFrame, metric: str) -> tupl
     rows = rows.join(pairs, on=[*QUESTION, "answer"], how="left")
     both = rows.drop_nulls(["accuracy", "recomputed"])
     changed = both.filter((pl.col("accuracy") - pl.col("recomputed")).abs() > 1e-5).height
-    before, after = (both[name].cast(pl.Float64).mean() or 0.0 for name in ("accuracy", "recomputed"))
+    before, after = (
+        both.select(pl.col(name).cast(pl.Float64).mean()).item() or 0.0 for name in ("accuracy", "recomputed")
+    )
     detail = f"{metric}; {changed} of {both.height} differ, mean {before:.4f} before and {after:.4f} now"
     findings = [Finding("recomputed", "", rows.height, detail)]
     if lacking := rows["recomputed"].null_count():

@@ -1,0 +1,493 @@
+"""Reading a results directory: the checklist of the format, item by item. Directories come from messy_results.py."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from messy_results import (
+    BLOCKS,
+    SHAPES,
+    Written,
+    as_file,
+    deal,
+    make_questions,
+    measure,
+    write,
+    write_configuration,
+    write_messy_directory,
+)
+
+from knobctl.data.errors import DatasetError, ResultsError
+from knobctl.data.importer import recorded_outcomes
+
+EXAMPLE = Path(__file__).parent / "fixtures" / "import" / "core_exp"
+
+
+def codes(report, level=None):
+    return {finding.code for finding in report.findings if level in (None, finding.level)}
+
+
+def findings(report, code):
+    return [finding for finding in report.findings if finding.code == code]
+
+
+def some_rows(count=4, tier="low", top_k=8, num_blocks=16, dataset="text_vqa"):
+    rng = random.Random(1)
+    asked = make_questions(dataset, count)
+    return [{"sample_id": i, **measure(q, tier, top_k, num_blocks, rng)} for i, q in enumerate(asked)]
+
+
+def write_rows(root, rows, tier="low", top_k=8, num_blocks=16, dataset="text_vqa", rank=None, **changes):
+    content = as_file(rows, tier, top_k, num_blocks, BLOCKS[num_blocks]) | changes
+    return write(root, dataset, content, rank)
+
+
+def check_against(recorded, written):
+    """Every configuration holds each measured question once, with the values of one of its measurements."""
+    table = recorded.table
+    found = {
+        key: part
+        for key, part in table.partition_by(
+            "dataset", "tier", "top_k", "num_blocks", as_dict=True, include_key=False
+        ).items()
+    }
+    assert set(found) == set(written.rows)
+    for key, measured in written.rows.items():
+        rows = found[key]
+        assert sorted(rows["example_id"].to_list()) == sorted(map(str, measured))
+        for row in rows.to_dicts():
+            of_question = measured[int(row["example_id"])]
+            assert any(
+                row["latency_ms"] == pytest.approx(r["T_total"], rel=1e-6)
+                and row["accuracy"] == pytest.approx(r["accuracy"])
+                and row["answer"] == r["pred"]
+                and row["vision_ms"] == pytest.approx(r["T_vision_total"], rel=1e-6)
+                and row["prefill_ms"] == pytest.approx(r["T_LLM_prefill"], rel=1e-6)
+                and row["decode_ms"] == pytest.approx(r["T_LLM_decode"], rel=1e-6)
+                and (row["vision_tokens"], row["output_tokens"]) == (r["actual_vision_tokens"], r["output_tokens"])
+                for r in of_question
+            )
+
+
+# 1. Every question counts once per configuration
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+def test_each_question_counts_once_whatever_the_shape_on_disk(tmp_path, shape, ranks):
+    written = Written()
+    write_configuration(
+        tmp_path, make_questions("text_vqa", 10), "low", 4, 12, shape=shape, ranks=ranks, written=written
+    )
+    recorded = recorded_outcomes(tmp_path)
+    check_against(recorded, written)
+    assert recorded.table.height == 10
+    assert codes(recorded.report, "error") == set()
+
+
+def test_padding_repeats_keep_the_first_measurement_and_are_counted(tmp_path):
+    asked = make_questions("text_vqa", 10)
+    assert sum(len(rank) for rank in deal(asked, 4)) == 12  # two questions are dealt twice
+    written = Written()
+    write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4, written=written)
+    recorded = recorded_outcomes(tmp_path)
+    (repeats,) = findings(recorded.report, "repeats")
+    assert (repeats.level, repeats.rows) == ("info", 2)
+    twice = {i: rows for i, rows in written.rows["text_vqa", "low", 4, 12].items() if len(rows) == 2}
+    for example_id, (first, second) in twice.items():
+        row = recorded.table.row(by_predicate=pl.col("example_id") == str(example_id), named=True)
+        assert row["latency_ms"] == pytest.approx(first["T_total"], rel=1e-6)
+        assert row["latency_ms"] != pytest.approx(second["T_total"], rel=1e-6)
+
+
+def test_leftover_rank_files_add_nothing_to_the_merged_file(tmp_path):
+    asked = make_questions("text_vqa", 8)
+    merged, *leftovers = write_configuration(tmp_path, asked, "low", 4, 12, shape="leftovers", ranks=4)
+    recorded = recorded_outcomes(tmp_path)
+    assert {Path(name).name for name in recorded.table["file"].unique()} == {merged.name}
+    assert sum(finding.rows for finding in findings(recorded.report, "leftover_rows")) == 6
+    for path in leftovers:
+        path.unlink()
+    assert recorded_outcomes(tmp_path).table.equals(recorded.table)
+
+
+def test_sample_id_is_no_identity(tmp_path):
+    rows = some_rows()
+    for row in rows:
+        row["sample_id"] = 0
+    write_rows(tmp_path, rows)
+    assert recorded_outcomes(tmp_path).table.height == 4
+
+
+def test_one_number_in_two_datasets_is_two_questions(tmp_path):
+    for dataset in ("text_vqa", "okvqa"):
+        write_rows(tmp_path, some_rows(dataset=dataset), dataset=dataset)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["example_id"].n_unique() == 4
+    assert recorded.questions["sample_id"].n_unique() == 8
+
+
+def test_a_number_and_its_text_are_one_question(tmp_path):
+    rows = some_rows(1)
+    again = json.loads(json.dumps(rows[0]))
+    again["metadata"]["example_id"] = str(again["metadata"]["example_id"])
+    write_rows(tmp_path, [rows[0], again])
+    assert recorded_outcomes(tmp_path).table.height == 1
+
+
+def test_a_complete_measurement_is_preferred_to_an_earlier_incomplete_one(tmp_path):
+    first, second = some_rows(1)[0], some_rows(1)[0]
+    first["T_total"], second["T_total"] = 0.0, 77.0
+    write_rows(tmp_path, [first, second])
+    assert recorded_outcomes(tmp_path).table["latency_ms"].to_list() == [77.0]
+
+
+def test_measurements_that_disagree_are_named(tmp_path):
+    first, second = some_rows(1)[0], some_rows(1)[0]
+    second["pred"] = "something else"
+    write_rows(tmp_path, [first, second])
+    report = recorded_outcomes(tmp_path).report
+    assert findings(report, "differing_repeats")[0].level == "warning"
+
+
+# 2. No value comes from the file-level statistics
+
+
+def test_file_level_statistics_change_nothing(tmp_path):
+    write_rows(tmp_path / "a", some_rows())
+    nonsense = {"accuracy": 0.123, "latency_stats": {"T_total_mean": 1.0}, "aggregate_stats": {"T_total_mean": 2.0}}
+    write_rows(tmp_path / "b", some_rows(), **nonsense)
+    one, other = recorded_outcomes(tmp_path / "a"), recorded_outcomes(tmp_path / "b")
+    assert one.table.equals(other.table)
+    rows = some_rows()
+    assert one.report.configurations[0]["mean_accuracy"] == pytest.approx(sum(r["accuracy"] for r in rows) / 4)
+
+
+# 3. Missing stays missing
+
+
+@pytest.mark.parametrize(
+    ("key", "column", "value"),
+    [
+        ("T_total", "latency_ms", 0.0),
+        ("T_total", "latency_ms", float("nan")),
+        ("T_total", "latency_ms", None),
+        ("T_vision_total", "vision_ms", 0.0),
+        ("T_LLM_prefill", "prefill_ms", 0),
+        ("accuracy", "accuracy", float("nan")),
+        ("accuracy", "accuracy", None),
+        ("output_tokens", "output_tokens", None),
+        ("pred", "answer", None),
+    ],
+)
+@pytest.mark.parametrize("absent", [False, True])
+def test_missing_values_are_null_and_never_zero(tmp_path, key, column, value, absent):
+    rows = some_rows(2)
+    rows[0][key] = value
+    if absent:
+        del rows[0][key]
+    write_rows(tmp_path, rows)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table.filter(pl.col(column).is_null())["example_id"].to_list() == ["34602"]
+    assert codes(recorded.report, "error") == set()
+    assert any(f.rows == 1 for f in recorded.report.findings if f.code.startswith("missing_"))
+
+
+def test_total_is_never_the_sum_of_stages(tmp_path):
+    rows = some_rows(1)
+    rows[0]["T_total"] = 0.0
+    write_rows(tmp_path, rows)
+    row = recorded_outcomes(tmp_path).table.row(0, named=True)
+    assert row["latency_ms"] is None
+    assert row["vision_ms"] > 0
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 0.0), (2, None), (None, None)])
+def test_decode_of_zero_is_a_time_only_where_one_token_came_out(tmp_path, tokens, expected):
+    rows = some_rows(1)
+    rows[0] |= {"output_tokens": tokens, "T_LLM_decode": 0.0, "T_decode_per_step": []}
+    write_rows(tmp_path, rows)
+    assert recorded_outcomes(tmp_path).table["decode_ms"].to_list() == [expected]
+
+
+def test_failed_scoring_is_no_wrong_answer(tmp_path):
+    rows = some_rows(4)
+    rows[1] |= {"accuracy": 0.0, "pred": "", "metadata": {}}
+    rows[2] |= {"accuracy": 0.0, "pred": ""}  # answered nothing: wrong, but measured
+    write_rows(tmp_path, rows)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["example_id"].to_list() == ["34602", "34616", "34623"]
+    assert recorded.table["accuracy"][1] == 0.0
+    (failed,) = findings(recorded.report, "scoring_failed")
+    assert (failed.rows, failed.level) == (1, "warning")
+
+
+def test_a_row_without_identity_is_left_out_and_counted(tmp_path):
+    rows = some_rows(3)
+    rows[0]["metadata"] = {}
+    del rows[1]["metadata"]
+    write_rows(tmp_path, rows)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table.height == 1
+    assert findings(recorded.report, "no_identity")[0].rows == 2
+
+
+def test_question_id_stands_in_where_a_dataset_has_no_example_id(tmp_path):
+    rows = some_rows(2)
+    for row in rows:
+        row["metadata"]["question_id"] = row["metadata"].pop("example_id")
+    write_rows(tmp_path, rows)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["example_id"].to_list() == ["34602", "34609"]
+    assert findings(recorded.report, "question_id_used")[0].rows == 2
+
+
+# 4. A truncated, empty or foreign file costs only itself
+
+
+def test_damage_costs_only_itself_and_is_named(tmp_path):
+    written = write_messy_directory(tmp_path, seed=3, datasets=("text_vqa",), damage=True)
+    recorded = recorded_outcomes(tmp_path)
+    check_against(recorded, written)
+    named = {finding.file for finding in recorded.report.findings}
+    assert {str(path.relative_to(tmp_path)) for path in written.damaged} <= named
+    assert recorded.report.files_left_out == 5
+    assert {"unreadable_file", "not_results"} <= codes(recorded.report, "error")
+    assert {"combined_file", "foreign_file", "no_tiers"} <= codes(recorded.report, "warning")
+
+
+def test_truncation_anywhere_costs_the_file_and_nothing_else(tmp_path):
+    write_rows(tmp_path, some_rows(), top_k=8)
+    path = write_rows(tmp_path, some_rows(3, top_k=4), top_k=4)
+    whole = path.read_bytes()
+    for cut in random.Random(0).sample(range(len(whole)), 40):
+        path.write_bytes(whole[:cut])
+        recorded = recorded_outcomes(tmp_path)
+        assert recorded.table["top_k"].unique().to_list() == [8]
+        assert findings(recorded.report, "unreadable_file")[0].file.endswith(path.name)
+
+
+def test_strict_makes_an_error_fatal_and_names_it(tmp_path):
+    write_rows(tmp_path, some_rows())
+    recorded_outcomes(tmp_path, strict=True)
+    broken = write_rows(tmp_path, some_rows(3, top_k=4), top_k=4)
+    broken.write_text(broken.read_text()[:-20])
+    with pytest.raises(ResultsError, match=r"topk4_blocks16\.json: cannot be read: cut off"):
+        recorded_outcomes(tmp_path, strict=True)
+
+
+def test_a_directory_without_a_usable_row_is_an_error_that_says_why(tmp_path):
+    with pytest.raises(ResultsError, match="not there"):
+        recorded_outcomes(tmp_path / "absent")
+    with pytest.raises(ResultsError, match="name that directory itself"):
+        recorded_outcomes(tmp_path)
+    broken = write_rows(tmp_path, some_rows())
+    broken.write_text("")
+    with pytest.raises(ResultsError, match="empty file"):
+        recorded_outcomes(tmp_path)
+
+
+def test_name_and_content_that_disagree_cost_the_file(tmp_path):
+    good = write_rows(tmp_path, some_rows())
+    shutil.copy(good, good.with_name(good.name.replace("topk8", "topk6")))
+    (tmp_path / "okvqa").mkdir()
+    shutil.copy(good, tmp_path / "okvqa" / good.name)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["top_k"].unique().to_list() == [8]
+    assert len(findings(recorded.report, "name_contradicts_content")) == 2
+
+
+# 5. Other blocks, older schemas, missing ranks and empty configurations are visible
+
+
+def test_a_configuration_without_rows_is_no_measurement(tmp_path):
+    write_rows(tmp_path, some_rows())
+    write_rows(tmp_path, [], top_k=4)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["top_k"].unique().to_list() == [8]
+    assert findings(recorded.report, "empty_configuration")[0].level == "warning"
+
+
+def test_repeated_blocks_are_named_and_num_blocks_counts_what_ran(tmp_path):
+    listed = [0, 0, 1, 5, 6, 7, 8, 9, 12, 14, 15, 15]
+    write_rows(tmp_path, some_rows(num_blocks=12), num_blocks=12, active_block_indices=listed)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["num_blocks"].unique().to_list() == [10]
+    assert recorded.table["active_block_indices"][0].to_list() == [0, 1, 5, 6, 7, 8, 9, 12, 14, 15]
+    (finding,) = findings(recorded.report, "repeated_blocks")
+    assert "12 entries, 10 blocks" in finding.what
+
+
+def test_other_blocks_under_one_name_stay_apart(tmp_path):
+    old_scores = [b for b in range(16) if b not in (3, 4)]
+    rows = some_rows(num_blocks=14)
+    write_rows(tmp_path, rows[:2], num_blocks=14, rank=0)
+    write_rows(tmp_path, rows, num_blocks=14, rank=1, active_block_indices=old_scores)
+    recorded = recorded_outcomes(tmp_path)
+    sets = recorded.table.group_by(pl.col("active_block_indices").cast(pl.List(pl.String)).list.join(",")).len()
+    assert dict(sets.iter_rows()) == {",".join(map(str, BLOCKS[14])): 2, ",".join(map(str, old_scores)): 4}
+    assert findings(recorded.report, "mixed_blocks")[0].level == "warning"
+
+
+def test_absent_and_impossible_block_lists_are_unknown_blocks(tmp_path):
+    content = as_file(some_rows(), "low", 8, 16, None)
+    write(tmp_path, "text_vqa", content)
+    write_rows(tmp_path, some_rows(top_k=4), top_k=4, active_block_indices=[0, 1, 99])
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["active_block_indices"].null_count() == 8
+    assert recorded.table["num_blocks"].unique().to_list() == [16]
+    assert {"no_block_list", "bad_block_list"} <= codes(recorded.report)
+
+
+def old_schema(rows):
+    for row in rows:
+        del row["T_decode_per_step"]
+        row |= {"T_vision_encoder": 8.0, "T_projector": 1.0}
+        row["T_LLM_decode"] = row["T_total"] - row["T_vision_total"] - row["T_LLM_prefill"]
+    return rows
+
+
+def test_times_of_an_older_schema_are_not_mixed_with_later_ones(tmp_path):
+    write_rows(tmp_path, some_rows())
+    write_rows(tmp_path, old_schema(some_rows(top_k=4)), top_k=4)
+    recorded = recorded_outcomes(tmp_path)
+    old = recorded.table.filter(pl.col("top_k") == 4)
+    assert old.select("latency_ms", "vision_ms", "prefill_ms", "decode_ms").null_count().row(0) == (4, 4, 4, 4)
+    assert old["accuracy"].null_count() == 0
+    assert recorded.table.filter(pl.col("top_k") == 8)["latency_ms"].null_count() == 0
+    (finding,) = findings(recorded.report, "older_schema")
+    assert (finding.rows, finding.level) == (4, "warning")
+
+
+def test_an_older_directory_keeps_its_totals_but_not_its_decode_difference(tmp_path):
+    write_rows(tmp_path, old_schema(some_rows()))
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["latency_ms"].null_count() == 0
+    assert recorded.table["decode_ms"].null_count() == 4
+    assert codes(recorded.report, "warning") == {"older_schema_alone"}
+
+
+def test_missing_ranks_and_questions_are_named(tmp_path):
+    asked = make_questions("text_vqa", 12)
+    write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4)
+    ranks = write_configuration(tmp_path, asked, "low", 8, 16, shape="ranks", ranks=4)
+    ranks[2].unlink()
+    recorded = recorded_outcomes(tmp_path)
+    assert findings(recorded.report, "missing_ranks")[0].what.endswith("text_vqa low/k8/n16, rank 2")
+    (lacking,) = findings(recorded.report, "missing_questions")
+    assert (lacking.rows, "9 of 12 questions" in lacking.what) == (3, True)
+
+
+def test_a_merged_file_that_lacks_a_rank_says_so(tmp_path):
+    asked = make_questions("text_vqa", 12)
+    write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4)
+    (path,) = write_configuration(tmp_path, asked, "low", 8, 16, shape="merged", ranks=4)
+    content = json.loads(path.read_text())
+    content["per_sample_results"] = content["per_sample_results"][:9]
+    path.write_text(json.dumps(content))
+    (lacking,) = findings(recorded_outcomes(tmp_path).report, "missing_questions")
+    assert "rows of 3 ranks, other configurations have 4" in lacking.what
+
+
+def test_other_datasets_are_left_out_unless_named(tmp_path):
+    write_rows(tmp_path, some_rows())
+    write_rows(tmp_path, some_rows(dataset="science_qa_img"), dataset="science_qa_img")
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table["dataset"].unique().to_list() == ["text_vqa"]
+    assert findings(recorded.report, "other_dataset")[0].level == "warning"
+    named = recorded_outcomes(tmp_path, datasets=["science-qa-img"])
+    assert named.table["dataset"].unique().to_list() == ["science_qa_img"]
+    with pytest.raises(ResultsError, match="no results of doc_qa: it has science_qa_img, text_vqa"):
+        recorded_outcomes(tmp_path, datasets=["doc_qa"])
+
+
+def test_one_id_with_two_questions_keeps_the_one_that_most_rows_have(tmp_path):
+    for top_k in (4, 6, 8):
+        rows = some_rows(2, top_k=top_k)
+        if top_k == 4:
+            rows[0]["metadata"]["question"] = "a question of another split?"
+        write_rows(tmp_path, rows, top_k=top_k)
+    recorded = recorded_outcomes(tmp_path)
+    assert recorded.table.height == 5
+    assert recorded.questions["question"].str.contains("another split").sum() == 0
+    (finding,) = findings(recorded.report, "conflicting_question")
+    assert (finding.level, finding.rows, finding.examples) == ("error", 1, ("34602",))
+
+
+# 6. The result does not depend on the order of files
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_order_of_listing_and_number_of_processes_change_nothing(tmp_path, seed, monkeypatch):
+    written = write_messy_directory(tmp_path, seed=seed, questions=7, ranks=3)
+    recorded = recorded_outcomes(tmp_path)
+    check_against(recorded, written)
+    from knobctl.data.importer import names, reading
+
+    real = names.os.scandir
+
+    def shuffled(path):
+        entries = list(real(path))
+        random.Random(seed).shuffle(entries)
+        return iter(entries)
+
+    monkeypatch.setattr(names.os, "scandir", shuffled)
+    if seed == 0:
+        monkeypatch.setattr(reading, "SERIAL_BYTES", 0)  # read in two processes
+    again = recorded_outcomes(tmp_path, workers=2)
+    assert again.table.equals(recorded.table)
+    assert again.questions.equals(recorded.questions)
+    assert again.report.to_dict() == recorded.report.to_dict()
+
+
+def test_copying_in_another_order_changes_nothing(tmp_path):
+    write_messy_directory(tmp_path / "a", seed=5, datasets=("text_vqa",), questions=7)
+    paths = sorted((tmp_path / "a" / "text-vqa").iterdir(), reverse=True)
+    (tmp_path / "b" / "text-vqa").mkdir(parents=True)
+    for path in paths:
+        shutil.copyfile(path, tmp_path / "b" / "text-vqa" / path.name)
+    one, other = recorded_outcomes(tmp_path / "a"), recorded_outcomes(tmp_path / "b")
+    assert one.table.equals(other.table)
+
+
+# The example, metrics and progress
+
+
+def test_the_example_is_read_as_it_stands():
+    seen = []
+    recorded = recorded_outcomes(EXAMPLE, progress=lambda done, total: seen.append((done, total)))
+    assert recorded.table.height == 48
+    assert (recorded.n_blocks, recorded.runs) == (16, 5)
+    assert recorded.tier_crops == {"low": (1, 3), "medium": (4, 8), "high": (9, 15)}
+    assert codes(recorded.report) == {"other_files"}
+    assert seen == [(i, 6) for i in range(1, 7)]
+    row = recorded.table.row(
+        by_predicate=(pl.col("example_id") == "34644") & (pl.col("tier") == "high") & (pl.col("top_k") == 8), named=True
+    )
+    assert (row["answer"], row["output_tokens"], row["vision_tokens"]) == ("umbrella", 4, 928)
+    assert row["latency_ms"] == pytest.approx(269.30485934892965)
+    assert row["active_block_indices"] == list(range(16))
+
+
+def test_the_profilers_metric_recomputes_what_was_recorded():
+    recorded, again = recorded_outcomes(EXAMPLE), recorded_outcomes(EXAMPLE, metric="vqa_simple")
+    assert again.table.equals(recorded.table)
+    assert "0 of 48 differ" in findings(again.report, "recomputed")[0].what
+    official = recorded_outcomes(EXAMPLE, metric="vqa_official").table["accuracy"]
+    assert (official <= recorded.table["accuracy"] + 1e-6).all()
+    assert official.sum() < recorded.table["accuracy"].sum()
+    with pytest.raises(DatasetError, match="unknown"):
+        recorded_outcomes(EXAMPLE, metric="no_such_metric")
+
+
+def test_recomputing_needs_prediction_and_answers(tmp_path):
+    rows = some_rows(3)
+    rows[0]["pred"] = None
+    rows[1]["metadata"]["answers"] = None
+    write_rows(tmp_path, rows)
+    recorded = recorded_outcomes(tmp_path, metric="vqa_simple")
+    assert recorded.table["accuracy"].is_null().to_list() == [True, True, False]
+    assert findings(recorded.report, "cannot_recompute")[0].rows == 2
