@@ -106,9 +106,21 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or views)
 
 
-def plain(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
-    """Returns a string column as `string`, whatever kind of string it is; dictionaries are unpacked."""
-    return values if values.type == wanted else values.cast(wanted)
+def typed(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
+    """Returns an optional column as the format's type, nulls kept. Counts and times are finite and not negative."""
+    if column.values.type == wanted and not (pa.types.is_integer(wanted) or pa.types.is_floating(wanted)):
+        return column.values
+    missing = column.nulls()
+    if pa.types.is_integer(wanted):
+        whole = whole_numbers(column, null=0)
+        column.refuse_first(whole < 0, "{} is negative")
+        column.refuse_first(whole >= 2**31, "{} is too large")
+        return pa.chunked_array([pa.array(whole, wanted, mask=missing)])
+    if pa.types.is_floating(wanted):
+        real = real_numbers(column)
+        column.refuse_first(real < 0, "{} is negative")
+        return pa.chunked_array([pa.array(real, wanted, mask=missing)])
+    return column.values.cast(wanted)
 
 
 def codes(column: PartColumn, names: pa.Array, unknown: str) -> NDArray[np.int64]:

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..knobs import KnobSetting, KnobSpace
 from ..schema import outcomes_schema
-from .columns import PartColumn, check_schema, codes, concatenate, plain, real_numbers, whole_numbers
+from .columns import PartColumn, check_schema, codes, concatenate, real_numbers, typed, whole_numbers
 from .parts import open_part, parquet_errors
-
-_NON_NEGATIVE = "{} is negative"
 
 
 @dataclass(eq=False)
@@ -102,24 +100,14 @@ class OutcomeRows:
 
 
 def _checked(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
-    """Returns the column as `wanted`, its numbers finite and not negative."""
-    if pa.types.is_string(wanted):
-        return plain(column.values, wanted)
+    """Returns the column as `wanted`; the timed runs in a list are positive and finite."""
     if pa.types.is_list(wanted):
-        lists = plain(column.values, wanted)
+        lists = typed(column, wanted)
         flat = np.asarray(pc.list_flatten(lists).to_numpy(), np.float64)
         if not (np.isfinite(flat) & (flat > 0)).all():
             column.refuse(None, "a run's latency must be a positive, finite number of ms")
         return lists
-    missing = column.nulls()
-    if pa.types.is_integer(wanted):
-        whole = whole_numbers(column, null=0)
-        column.refuse_first(whole < 0, _NON_NEGATIVE)
-        column.refuse_first(whole >= 2**31, "{} is too large")
-        return pa.chunked_array([pa.array(whole, wanted, mask=missing)])
-    real = real_numbers(column)
-    column.refuse_first(real < 0, _NON_NEGATIVE)
-    return pa.chunked_array([pa.array(real, wanted, mask=missing)])
+    return typed(column, wanted)
 
 
 def read_outcomes(cache: Path, paths: Sequence[Path], space: KnobSpace, sample_ids: pa.Array) -> OutcomeRows:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import CacheError, UnknownSetting
 from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
-from .columns import PartColumn, check_schema, codes, plain, vectors
+from .columns import PartColumn, check_schema, codes, typed, vectors
 from .files import check_files
 from .manifest import Manifest
 from .outcomes import OutcomeRows, locate, read_outcomes
@@ -195,14 +195,9 @@ def _read_samples(cache: Path, paths: Sequence[Path], d_model: int) -> tuple[pl.
         codes(
             PartColumn(path, "split", table.column("split")), pa.array(SPLITS), f"split {{}} is none of {list(SPLITS)}"
         )
-        if d_model:
-            column = PartColumn(path, "language_feature", table.column("language_feature"))
-            column.no_nulls()
-            features.append(vectors(column, d_model, np.float32)[0])
-        else:  # imported results: no model, no features
-            features.append(np.empty((table.num_rows, 0), np.float32))
-        with parquet_errors(path):
-            columns = {f.name: plain(table.column(f.name), f.type) for f in known if f.name != "language_feature"}
+        features.append(_features(path, table, d_model))
+        shown = [f for f in known if f.name != "language_feature"]
+        columns = {f.name: typed(PartColumn(path, f.name, table.column(f.name)), f.type) for f in shown}
         frames.append(pl.DataFrame(pa.table(columns)))
     frame = pl.concat(frames, how="diagonal")
     frame = frame.with_columns(
@@ -222,6 +217,7 @@ def _read_samples(cache: Path, paths: Sequence[Path], d_model: int) -> tuple[pl.
 
 
 def _features(path: Path, table: pa.Table, d_model: int) -> NDArray[np.float32]:
+    """Returns the part's language features, [rows, d_model]."""
     if d_model == 0:  # imported results know none
         return np.zeros((table.num_rows, 0), np.float32)
     column = PartColumn(path, "language_feature", table.column("language_feature"))
