@@ -1,0 +1,203 @@
+"""Supervised regressions (multi-layer perceptrons) on the language feature and on the latency token.
+
+They predict rewards and take the setting with the highest prediction; labels of the best setting alone would throw
+away how much better it is. Needs scikit-learn, the optional extra `baselines`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.errors import KnobctlError
+from ...data.policy import Requests
+from .neighbours import FittedRewards, reward_of_best, tuning_budgets
+from .reward_table import RewardTable
+from .scored import ScoredPolicy
+from .token_neighbours import TokenPolicy, read_tokens, some_of, tokens_present
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+ALPHAS = (1e-3, 1e-1, 10.0)  # strength of the L2 penalty, chosen on `val`
+HIDDEN_WIDTH = 64
+INPUT_COMPONENTS = 128  # wider inputs are cut to this many principal components
+TARGET_COMPONENTS = 32  # rewards over all (budget, setting) lie close to a space this small
+FIT_SAMPLES = 8000
+TOKEN_FIT_SAMPLES = 2000
+TUNING_SAMPLES = 1000
+
+
+def require_sklearn() -> None:
+    """Raises KnobctlError, with the command that installs it, where scikit-learn is absent."""
+    try:
+        import sklearn  # noqa: F401  only asked for here
+    except ImportError as error:
+        raise KnobctlError(
+            "the baselines `mlp_language` and `mlp_token` need scikit-learn: pip install 'knobctl[baselines]', "
+            "or leave them out of --baselines"
+        ) from error
+
+
+def perceptron(input_NF: NDArray[np.floating], alpha: float, seed: int) -> Pipeline:
+    """Returns a model yet to be fitted: inputs standardised, cut to principal components, one hidden layer."""
+    from sklearn.decomposition import PCA
+    from sklearn.neural_network import MLPRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows, width = input_NF.shape
+    steps: list[Any] = [StandardScaler()]
+    components = min(INPUT_COMPONENTS, rows - 1)
+    if width > components >= 1:
+        steps += [PCA(components, svd_solver="randomized", whiten=True, random_state=seed)]
+    early = rows >= 50  # below that the tenth held out to stop on says nothing
+    steps += [
+        MLPRegressor(
+            hidden_layer_sizes=(HIDDEN_WIDTH,),
+            alpha=alpha,
+            early_stopping=early,
+            n_iter_no_change=5,
+            max_iter=100,
+            random_state=seed,
+        )
+    ]
+    return make_pipeline(*steps)
+
+
+def fit_quietly(model: Pipeline, input_NF: NDArray[np.floating], target_NO: NDArray[np.floating]) -> Pipeline:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are the limit chosen here
+        return model.fit(input_NF, target_NO)
+
+
+def best_alpha(score: Callable[[float], float], tune: bool) -> float:
+    """Returns the penalty with the highest score; the middle one where there is nothing to tune on."""
+    return max(ALPHAS, key=score) if tune else ALPHAS[1]
+
+
+class LanguageRegression(ScoredPolicy):
+    """Predicts the reward of every (budget, setting) from the language feature; the budget picks which to compare."""
+
+    def __init__(self, table: RewardTable, *, seed: int = 0) -> None:
+        require_sklearn()
+        super().__init__("mlp_language", table.axes)
+        self.table = table
+        fit_N, tune_Q = table.fit_and_tune_rows
+        fit_N, tune_Q = some_of(fit_N, FIT_SAMPLES, seed), some_of(tune_Q, TUNING_SAMPLES, seed)
+        self._reduce(fit_N, seed)
+        models: dict[float, Pipeline] = {}
+
+        def gained(alpha: float) -> float:
+            models[alpha] = self._fit(fit_N, alpha, seed)
+            reward_QMX = self._predict(models[alpha], table.language_feature_SD[tune_Q])
+            budgets = tuning_budgets(len(table.budgets_ms_M))
+            return sum(reward_of_best(table, tune_Q, reward_QMX[:, budget], budget) for budget in budgets)
+
+        self.alpha = best_alpha(gained, len(tune_Q) > 0)
+        self.model = models.get(self.alpha) or self._fit(fit_N, self.alpha, seed)
+
+    def _reduce(self, fit_N: NDArray[np.int64], seed: int) -> None:
+        """Finds the principal components of rewards over (budget, setting): what the regression predicts."""
+        from sklearn.decomposition import PCA
+
+        rewards = FittedRewards(self.table, fit_N)
+        budgets = range(len(self.table.budgets_ms_M))
+        target_NO = np.concatenate([_floored(rewards, m, self.table.weights.alpha) for m in budgets], axis=1)
+        components = min(TARGET_COMPONENTS, *target_NO.shape)
+        self.pca = PCA(components, svd_solver="randomized", random_state=seed)
+        component_NC = self.pca.fit_transform(target_NO)
+        self.scale = float(component_NC.std(axis=0).max()) or 1.0
+        self.component_NC = component_NC / self.scale
+
+    def _fit(self, fit_N: NDArray[np.int64], alpha: float, seed: int) -> Pipeline:
+        feature_ND = self.table.language_feature_SD[fit_N]
+        return fit_quietly(perceptron(feature_ND, alpha, seed), feature_ND, self.component_NC)
+
+    def _predict(self, model: Pipeline, feature_BD: NDArray[np.floating]) -> NDArray[np.floating]:
+        component_BC = model.predict(feature_BD).reshape(len(feature_BD), -1) * self.scale
+        return self.pca.inverse_transform(component_BC).reshape(len(feature_BD), -1, len(self.axes))
+
+    def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
+        reward_BMX = self._predict(self.model, requests.language_feature_BD)
+        return reward_BMX[np.arange(len(requests)), self.table.budget_rows(requests.budget_ms_B)]
+
+
+class TokenRegression(TokenPolicy):
+    """Stage1's pair by `LanguageRegression`; Stage2's by the rewards predicted from (latency token, pair, budget)."""
+
+    def __init__(self, table: RewardTable, stage1: LanguageRegression, *, seed: int = 0) -> None:
+        super().__init__("mlp_token", table, stage1)
+        fit_N, tune_Q = table.fit_and_tune_rows
+        fit_N, tune_Q = some_of(fit_N, TOKEN_FIT_SAMPLES, seed), some_of(tune_Q, TUNING_SAMPLES // 2, seed)
+        self.setting_A = self.axes.index_TPKN.reshape(*self.axes.index_TPKN.shape[:2], -1)
+        budgets = tuning_budgets(len(table.budgets_ms_M))
+        input_NF, target_NA = self._examples(fit_N, range(len(table.budgets_ms_M)))
+        models: dict[float, Pipeline] = {}
+
+        def gained(alpha: float) -> float:
+            models[alpha] = fit_quietly(perceptron(input_NF, alpha, seed), input_NF, target_NA)
+            return -float(np.square(models[alpha].predict(tune_NF) - tune_NA).mean())
+
+        tune_NF, tune_NA = self._examples(tune_Q, budgets) if len(tune_Q) else (input_NF, target_NA)
+        self.alpha = best_alpha(gained, len(tune_Q) > 0)
+        if self.alpha not in models:
+            gained(self.alpha)
+        self.model = models[self.alpha]
+
+    def _inputs(self, token_BD: NDArray[np.floating], tier: int, position: int, budget: int) -> NDArray[np.float32]:
+        axes = (len(self.axes.space.tiers), len(self.axes.space.insertion_positions), len(self.table.budgets_ms_M))
+        code = np.concatenate(
+            [np.eye(size, dtype=np.float32)[place] for size, place in zip(axes, (tier, position, budget), strict=True)]
+        )
+        return np.concatenate(
+            [np.asarray(token_BD, dtype=np.float32), np.broadcast_to(code, (len(token_BD), len(code)))], axis=1
+        )
+
+    def _examples(
+        self, sample_N: NDArray[np.int64], budgets: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns inputs and rewards (less their mean over the pair's settings) at the pairs that Stage1 takes."""
+        table = self.table
+        inputs, targets = [], []
+        rewards = FittedRewards(table, sample_N)
+        for budget in budgets:
+            pair_N = np.stack(self.stage1.choose_image(table.requests(sample_N, budget)), axis=1)
+            reward_NX = _floored(rewards, budget, table.weights.alpha)
+            for tier, position in np.unique(pair_N, axis=0).tolist():
+                chosen = np.flatnonzero((pair_N == (tier, position)).all(axis=1))
+                present_N = tokens_present(table, sample_N[chosen], tier, position, budget)
+                row_N = np.searchsorted(sample_N, present_N)
+                setting_A = self.setting_A[tier, position]
+                reward_NA = np.where(setting_A >= 0, reward_NX[row_N][:, setting_A], np.nan)
+                reward_NA = reward_NA - np.nanmean(reward_NA, axis=1, keepdims=True)
+                inputs.append(
+                    self._inputs(read_tokens(table, present_N, tier, position, budget), tier, position, budget)
+                )
+                targets.append(np.nan_to_num(reward_NA, nan=0.0))
+        return np.concatenate(inputs), np.concatenate(targets)
+
+    def token_scores_BX(
+        self, token_BD: NDArray[np.floating], tier: int, position: int, budget: int
+    ) -> NDArray[np.floating]:
+        predicted = self.model.predict(self._inputs(token_BD, tier, position, budget)).reshape(len(token_BD), -1)
+        setting_A = self.setting_A[tier, position]
+        score_BX = np.full((len(token_BD), len(self.axes)), -1e9)
+        score_BX[:, setting_A[setting_A >= 0]] = predicted[:, setting_A >= 0]
+        return score_BX
+
+
+def _floored(rewards: FittedRewards, budget: int, alpha: float) -> NDArray[np.float32]:
+    """Returns rewards [N, X], cut where they lie far under what the best fixed setting has on average.
+
+    A budget missed tenfold costs 810. Left as it is, such a number is all that a squared error sees, although no
+    policy comes near it; twice an answer's worth (`alpha`) below the best is bad enough.
+    """
+    floor = np.nanmax(rewards.mean_reward_MX[budget]) - 2.0 * alpha
+    return np.maximum(rewards.at_budget(budget).numpy(), np.float32(floor))

@@ -1,0 +1,184 @@
+"""What baselines are fitted on and the oracle reads: rewards of every setting, sample by sample, on numpy arrays.
+
+Shapes: S samples, X settings, M budgets, B requests, D = d_model. Knows nothing of policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...data.errors import KnobctlError
+from ...data.policy import Requests
+from ..reward import RewardWeights, reward
+from ..tables import ReplayTables
+from .axes import SettingAxes
+
+if TYPE_CHECKING:
+    from ...data.cache.reader import Cache
+
+_ROWS_AT_ONCE = 2048  # bounds what the reward's temporaries take: 2,048 rows of 375 settings are 3 MB each
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Outcomes of a cache with the reward's weights, looked up by sample and budget."""
+
+    tables: ReplayTables
+    datasets: tuple[str, ...]  # of each sample, in the order of `tables.sample_ids`
+    weights: RewardWeights
+
+    @classmethod
+    def from_cache(cls, cache: Cache, weights: RewardWeights | None = None) -> RewardTable:
+        return cls(
+            ReplayTables.from_cache(cache), tuple(cache.samples["dataset"].to_list()), weights or RewardWeights()
+        )
+
+    @cached_property
+    def axes(self) -> SettingAxes:
+        return SettingAxes.of(self.tables.space)
+
+    @cached_property
+    def budgets_ms_M(self) -> NDArray[np.float32]:
+        return self.tables.budgets_ms_M.numpy().astype(np.float32)
+
+    @cached_property
+    def complexity_X(self) -> NDArray[np.float32]:
+        return self.tables.complexity_X.numpy()
+
+    @cached_property
+    def available_SX(self) -> NDArray[np.bool_]:
+        """Where accuracy and latency are both known: the choices that replay can answer."""
+        return self.tables.available_SX.numpy()
+
+    @cached_property
+    def accuracy_SX(self) -> NDArray[np.float32]:
+        return self.tables.accuracy_SX.numpy()
+
+    @cached_property
+    def latency_ms_SX(self) -> NDArray[np.float32]:
+        return self.tables.latency_ms_SX.numpy()
+
+    @cached_property
+    def language_feature_SD(self) -> NDArray[np.float32]:
+        return self.tables.language_feature_SD.numpy()
+
+    @cached_property
+    def sample_index(self) -> dict[str, int]:
+        return {sample_id: index for index, sample_id in enumerate(self.tables.sample_ids)}
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """Samples of a split that have at least one outcome, as indices; may be empty."""
+        rows = np.asarray(self.tables.indices(split), dtype=np.int64)
+        return rows[self.available_SX[rows].any(axis=1)]
+
+    def requests(self, sample_N: NDArray[np.int64], budget: int, *, with_tokens: bool = False) -> Requests:
+        """Returns requests of cached samples under one budget of the grid, with the settings each has on record.
+
+        `with_tokens` also asks for the latency token that leads to a setting: for policies that read it.
+        """
+        available_NX = self.available_SX[sample_N]
+        present_STPM = self.tables.token_present_STPM
+        if with_tokens and present_STPM is not None:
+            tier_X, position_X = self.axes.axis_KX[:2]
+            available_NX = available_NX & present_STPM[sample_N, :, :, budget][:, tier_X, position_X]
+        return Requests(
+            sample_ids=tuple(self.tables.sample_ids[index] for index in sample_N),
+            datasets=tuple(self.datasets[index] for index in sample_N),
+            language_feature_BD=self.language_feature_SD[sample_N],
+            budget_ms_B=np.full(len(sample_N), self.budgets_ms_M[budget], dtype=np.float32),
+            available_BX=available_NX,
+        )
+
+    def sample_rows(self, requests: Requests) -> NDArray[np.int64]:
+        return np.array([self.sample_index[sample_id] for sample_id in requests.sample_ids], dtype=np.int64)
+
+    def budget_rows(self, budget_ms_B: Sequence[float] | NDArray[np.float32]) -> NDArray[np.int64]:
+        """Returns each budget's place in the cache's grid, compared as float32. Another budget is an error."""
+        budget_ms_B = np.asarray(budget_ms_B, dtype=np.float32)
+        if not len(self.budgets_ms_M):
+            raise KnobctlError(
+                "the cache has no budget grid (results imported without recorded latencies have none): "
+                "import again with --budgets"
+            )
+        match_BM = budget_ms_B[:, None] == self.budgets_ms_M[None, :]
+        if not match_BM.any(axis=1).all():
+            strangers = sorted({float(budget) for budget in budget_ms_B[~match_BM.any(axis=1)]})
+            raise KnobctlError(
+                f"budgets {strangers} ms are not in the cache's grid, and replay knows no other: choose from "
+                f"{[round(float(budget), 3) for budget in self.budgets_ms_M]} ms"
+            )
+        return match_BM.argmax(axis=1)
+
+    def reward_BX(self, sample_B: NDArray[np.int64], budget_ms_B: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the reward of every setting, NaN where the cache has a hole. Any budget will do."""
+        complexity_X = self.tables.complexity_X
+        reward_BX = np.empty((len(sample_B), len(self.axes)), dtype=np.float32)
+        for start in range(0, len(sample_B), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            rows = torch.from_numpy(sample_B[part])
+            budget_ms = torch.from_numpy(np.ascontiguousarray(budget_ms_B[part], dtype=np.float32))[:, None]
+            accuracy, latency_ms = self.tables.accuracy_SX[rows], self.tables.latency_ms_SX[rows]
+            reward_BX[part] = reward(accuracy, latency_ms, budget_ms, complexity_X, self.weights).numpy()
+        return reward_BX
+
+    def mean_reward_MX(self, sample_N: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns the mean reward of every setting under every budget over these samples; NaN where none has it."""
+        return np.stack(
+            [
+                mean_over_samples(self.reward_BX(sample_N, np.full(len(sample_N), budget_ms)))
+                for budget_ms in self.budgets_ms_M
+            ]
+        )
+
+    @cached_property
+    def train_reward_MX(self) -> NDArray[np.float64]:
+        return self.mean_reward_MX(self.train_rows())
+
+    def train_rows(self) -> NDArray[np.int64]:
+        """The training split, without which nothing can be fitted."""
+        rows = self.indices("train")
+        if not len(rows):
+            raise KnobctlError(
+                "the cache has no sample with outcomes in split `train`, so tables, neighbours and the guard cannot be "
+                "fitted: add a training split, or leave out what is fitted"
+            )
+        return rows
+
+    @cached_property
+    def fit_and_tune_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Training samples to fit on, and samples to choose hyperparameters on.
+
+        The latter are `val`; without it every fifth image of the training split is held out for the choice.
+        """
+        train, val = self.train_rows(), self.indices("val")
+        if len(val):
+            return train, val
+        held_out = self.tables.cluster_S[train] % 5 == 4
+        return (train[~held_out], train[held_out]) if held_out.any() and not held_out.all() else (train, train[:0])
+
+
+def mean_over_samples(value_NX: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns each setting's mean over samples, [X]; NaN for a setting that no sample has.
+
+    Where rows are missing, a setting that only easy samples have must not look good for it: means are those of the
+    additive model value = setting + sample, by a few rounds of backfitting. Without holes this is the plain mean.
+    """
+    known_NX = np.isfinite(value_NX)
+    if known_NX.all():
+        return value_NX.mean(axis=0, dtype=np.float64)
+    value_NX = np.where(known_NX, value_NX, 0.0).astype(np.float64)
+    count_X, count_N = known_NX.sum(axis=0), known_NX.sum(axis=1)
+    effect_N = np.zeros(len(value_NX))
+    mean_X = np.zeros(value_NX.shape[1])
+    for _ in range(10):
+        mean_X = (value_NX - effect_N[:, None] * known_NX).sum(axis=0) / np.maximum(count_X, 1)
+        effect_N = (value_NX - mean_X * known_NX).sum(axis=1) / np.maximum(count_N, 1)
+        effect_N -= effect_N[count_N > 0].mean() if (count_N > 0).any() else 0.0
+    return np.where(count_X > 0, mean_X, np.nan)

@@ -1,0 +1,202 @@
+"""Runs policies on whatever answers the executor protocol: the live model, or the cache itself in tests.
+
+An outcome depends on sample and setting alone (design, section 3), so each is run once per sample, whatever number of
+budgets and policies lead to it. The latency token depends on the budget as well, and is asked for every time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...data.errors import KnobctlError
+from ...data.executor import Executor, Outcome
+from ...data.knobs import KnobSetting
+from ...data.policy import Policy, Requests
+from ...data.samples import Sample
+from ..baselines.reward_table import RewardTable
+from ..reward import reward
+from .bootstrap import ClusterBootstrap
+from .decide import uses_latency_token
+
+ExecutorFactory = Callable[[Sequence[str]], tuple[Executor[Any], Mapping[str, Sample]]]
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """One request as it ran: what the policy saw, what it chose, what came of it."""
+
+    policy: str
+    sample: int  # index in the cache
+    budget_ms: float
+    setting: KnobSetting
+    setting_index: int
+    outcome: Outcome
+    language_feature_D: NDArray[np.float32]
+    token_D: NDArray[np.float16] | None  # None for policies that read none
+    controller_ms: float  # the policy's own two calls
+
+    @property
+    def latency_ms(self) -> float:
+        return float("nan") if self.outcome.latency_ms is None else self.outcome.latency_ms
+
+
+def run_live(
+    executor: Executor[Any],
+    samples: Mapping[str, Sample],
+    policies: Sequence[Policy],
+    table: RewardTable,
+    sample_N: NDArray[np.int64],
+    budgets_ms: Sequence[float],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[LiveRun]:
+    """Returns every request of every policy, samples outermost. Any budget will do. `progress` gets (done, total)."""
+    missing = [table.tables.sample_ids[index] for index in sample_N if table.tables.sample_ids[index] not in samples]
+    if missing:
+        raise KnobctlError(
+            f"{len(missing)} samples of the cache cannot be run, because their question or image is not at hand "
+            f"(the first: {missing[0]}): give the dataset or images that the cache was made from"
+        )
+    if table.tables.space.insertion_positions == (None,):
+        raise KnobctlError("imported results know no insertion position, so they cannot be validated live")
+    runs: list[LiveRun] = []
+    for done, index in enumerate(sample_N.tolist()):
+        sample = samples[table.tables.sample_ids[index]]
+        feature_D = np.asarray(executor.language_feature(sample))
+        outcomes: dict[KnobSetting, Outcome] = {}
+        for policy in policies:
+            for place, budget_ms in enumerate(budgets_ms):
+                if done == 0 and place == 0:  # a policy's first calls pay for set-up that no later one does
+                    _run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock)
+                runs.append(_run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock))
+        if progress:
+            progress(done + 1, len(sample_N))
+    return runs
+
+
+def request_of(table: RewardTable, index: int, feature_D: NDArray[np.float32], budget_ms: float) -> Requests:
+    """Returns one request as the live system makes it: nothing is known of outcomes."""
+    return Requests(
+        sample_ids=(table.tables.sample_ids[index],),
+        datasets=(table.datasets[index],),
+        language_feature_BD=feature_D[None],
+        budget_ms_B=np.array([budget_ms], dtype=np.float32),
+    )
+
+
+def _run_one(
+    executor: Executor[Any],
+    sample: Sample,
+    index: int,
+    feature_D: NDArray[np.float32],
+    policy: Policy,
+    table: RewardTable,
+    budget_ms: float,
+    outcomes: dict[KnobSetting, Outcome],
+    clock: Callable[[], float],
+) -> LiveRun:
+    space, requests = table.tables.space, request_of(table, index, feature_D, budget_ms)
+    reads_token = uses_latency_token(policy)
+    start = clock()
+    tier_B, position_B = policy.choose_image(requests)
+    chosen = clock() - start
+    tier, position = space.tiers[tier_B[0]], space.insertion_positions[position_B[0]]
+    assert position is not None
+    token_D, handle = executor.latency_token(sample, tier, position, budget_ms) if reads_token else (None, None)
+    start = clock()
+    top_k_B, num_blocks_B = policy.choose_compute(
+        requests, tier_B, position_B, None if token_D is None else np.asarray(token_D)[None]
+    )
+    chosen += clock() - start
+    setting = KnobSetting(tier, position, space.top_k[top_k_B[0]], space.num_blocks[num_blocks_B[0]])
+    if setting not in outcomes:
+        if handle is None:
+            _, handle = executor.latency_token(sample, tier, position, budget_ms)
+        outcomes[setting] = executor.finish(handle, setting.top_k, setting.num_blocks)
+    return LiveRun(
+        policy.name,
+        index,
+        budget_ms,
+        setting,
+        space.index(setting),
+        outcomes[setting],
+        feature_D,
+        token_D,
+        1e3 * chosen,
+    )
+
+
+def live_figures(
+    runs: Sequence[LiveRun], table: RewardTable, *, resamples: int, seed: int, confidence: float
+) -> dict[str, Any]:
+    """Returns figures as they ran, with intervals: {policy: {"all_budgets": {...}, "per_budget": [{...}]}}."""
+    figures: dict[str, Any] = {}
+    for name in dict.fromkeys(run.policy for run in runs):
+        own = [run for run in runs if run.policy == name]
+        budgets = sorted({run.budget_ms for run in own})
+        figures[name] = {
+            "all_budgets": _figures(own, table, resamples, seed, confidence),
+            "per_budget": [
+                {
+                    "budget_ms": budget,
+                    **_figures([run for run in own if run.budget_ms == budget], table, resamples, seed, confidence),
+                }
+                for budget in budgets
+            ],
+        }
+    return figures
+
+
+def _figures(
+    runs: Sequence[LiveRun], table: RewardTable, resamples: int, seed: int, confidence: float
+) -> dict[str, Any]:
+    timed = [run for run in runs if np.isfinite(run.latency_ms)]
+    record: dict[str, Any] = {"requests": len(runs), "without_latency": len(runs) - len(timed)}
+    if not timed:
+        return record
+    latency_ms_B = np.array([run.latency_ms for run in timed], dtype=np.float32)
+    budget_ms_B = np.array([run.budget_ms for run in timed], dtype=np.float32)
+    accuracy_B = np.array([run.outcome.accuracy for run in timed], dtype=np.float32)
+    complexity_B = table.complexity_X[[run.setting_index for run in timed]]
+    reward_B = reward(*map(torch.from_numpy, (accuracy_B, latency_ms_B, budget_ms_B, complexity_B)), table.weights)
+    columns = {
+        "accuracy": accuracy_B,
+        "reward": reward_B.numpy(),
+        "latency_ms": latency_ms_B,
+        "violation_rate": latency_ms_B > budget_ms_B,
+    }
+    bootstrap = ClusterBootstrap.draw(
+        table.tables.cluster_S[[run.sample for run in timed]], resamples=resamples, seed=seed, confidence=confidence
+    )
+    value_BF = np.stack(list(columns.values()), axis=1).astype(np.float64)
+    mean_RF = bootstrap.resampled_means(value_BF)
+    for column, name in enumerate(columns):
+        record[name] = bootstrap.estimate(float(value_BF[:, column].mean()), mean_RF[:, column]).to_dict()
+    pooled = np.concatenate([np.asarray(run.outcome.latency_runs_ms or (run.latency_ms,)) for run in timed])
+    record["latency_p50_ms"], record["latency_p95_ms"] = (float(q) for q in np.quantile(pooled, [0.5, 0.95]))
+    return record
+
+
+def controller_overhead(runs: Sequence[LiveRun], policy: str) -> dict[str, Any]:
+    """Returns the policy's own time per request, in ms and as a share of the request with it."""
+    own = [run for run in runs if run.policy == policy]
+    overhead_ms_B = np.array([run.controller_ms for run in own])
+    latency_ms_B = np.array([run.latency_ms for run in own])
+    share_B = overhead_ms_B / (overhead_ms_B + latency_ms_B)
+    share_B = share_B[np.isfinite(share_B)]
+    mean, (p50, p95) = float(overhead_ms_B.mean()), np.quantile(overhead_ms_B, [0.5, 0.95])
+    return {
+        "requests": len(own),
+        "mean_ms": mean,
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "mean_share": float(share_B.mean()) if len(share_B) else None,
+    }

@@ -1,0 +1,90 @@
+"""The live part of the report as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_DISAGREEMENTS = 10
+
+
+def render_live(live: Mapping[str, Any]) -> RenderableType:
+    """Returns figures as they ran, the controllers' own time, and how far the run agrees with replay."""
+    table = Table(title=f"Live: {live['n_samples']} samples x {len(live['budgets_ms'])} budgets", title_justify="left")
+    table.add_column("policy", no_wrap=True)
+    for column in ("requests", "accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, figures in live["policies"].items():
+        metrics = figures["all_budgets"]
+        if "reward" not in metrics:
+            table.add_row(name, str(metrics["requests"]), *["-"] * 6)
+            continue
+        accuracy, reward = metrics["accuracy"], metrics["reward"]
+        table.add_row(
+            name,
+            str(metrics["requests"]),
+            _interval(accuracy),
+            _interval(reward),
+            f"{metrics['latency_ms']['value']:.1f}",
+            f"{metrics['latency_p50_ms']:.1f}",
+            f"{metrics['latency_p95_ms']:.1f}",
+            f"{metrics['violation_rate']['value']:.1%}",
+        )
+    lines: list[RenderableType] = [table]
+    for name, overhead in live["overhead"].items():
+        share = "" if overhead["mean_share"] is None else f", {overhead['mean_share']:.2%} of the request"
+        lines.append(
+            Text(f"{name}: own time {overhead['mean_ms']:.2f} ms mean, {overhead['p95_ms']:.2f} ms p95{share}")
+        )
+    return Lines(*lines, *_agreement(live["agreement"]))
+
+
+def _agreement(found: Mapping[str, Any]) -> list[Text]:
+    parts = [
+        f"{what} {found[same]}/{found[compared]}"
+        for what, same, compared in (
+            ("same setting", "same_setting", "settings_compared"),
+            ("same answer", "same_answer", "answers_compared"),
+            ("same accuracy", "same_accuracy", "accuracies_compared"),
+        )
+    ]
+    all_agree = not found["disagreements"]
+    lines = [Text("live against replay: " + ", ".join(parts), style="green" if all_agree else "red")]
+    if found["outside_replay"] or found["not_cached"]:
+        lines.append(
+            Text(
+                f"not compared: {found['outside_replay']} requests outside the cache's grid or samples, "
+                f"{found['not_cached']} whose outcome is not in the cache"
+            )
+        )
+    error = found["latency_error"]
+    if error:
+        lines.append(
+            Text(
+                f"live latency against the cache's over {error['outcomes']} outcomes: {error['mean_signed']:+.1%} on "
+                f"average, {error['median_absolute']:.1%} off in the median, {error['p95_absolute']:.1%} at p95"
+            )
+        )
+    lines += [Text(f"disagreement, {count} times: {cause}", style="red") for cause, count in found["causes"].items()]
+    shown = found["disagreements"][:SHOWN_DISAGREEMENTS]
+    lines += [
+        Text(
+            f"  {item['sample_id']} at {item['budget_ms']:g} ms ({item['policy']}, {item['setting']}), {item['kind']}: "
+            f"replay {item['replay']!r}, live {item['live']!r}: {item['cause']}"
+            + (f" by {item['by']:.3g}" if item.get("by") is not None else "")
+        )
+        for item in shown
+    ]
+    more = len(found["disagreements"]) - len(shown)
+    return [*lines, Text(f"  and {more} more in the JSON report")] if more > 0 else lines
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -1,0 +1,160 @@
+"""From requests to figures with intervals: one group of samples, all policies on the same resamples.
+
+Shapes: N samples, M budgets, F statistics, R resamples. Knows nothing of how settings were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bootstrap import ClusterBootstrap, Estimate
+from .report import Comparison, Group
+from .stats import STATS, Problem, pooled_latency_ms, request_stats
+
+PERCENTILES = {"latency_p50_ms": 0.50, "latency_p95_ms": 0.95}
+COMPARED = ("reward", "accuracy", "latency_ms", "violation_rate")
+_AVERAGED = tuple(name for name in STATS if name not in ("feasible", "violation_of_feasible"))
+_AT = {name: place for place, name in enumerate(STATS)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means of one policy: `mean_MF` as observed, `mean_RMF` in every resample."""
+
+    group: Group
+    mean_MF: NDArray[np.float64]
+    mean_RMF: NDArray[np.float64]
+
+
+def measure_group(
+    problem: Problem, setting_NM: Mapping[str, NDArray[np.int64]], bootstrap: ClusterBootstrap
+) -> dict[str, Measured]:
+    """Returns the figures of every policy. The oracle's are known without its being among them."""
+    means = {name: _means(problem, chosen_NM, bootstrap) for name, chosen_NM in setting_NM.items()}
+    table = means.get("table")
+    measured = {}
+    for name, (mean_MF, mean_RMF) in means.items():
+        percentiles = _percentiles(problem, setting_NM[name], bootstrap)
+        budgets = range(len(problem.budget_M))
+        per_budget = tuple(
+            {
+                **_figures(mean_MF[m : m + 1], mean_RMF[:, m : m + 1], bootstrap),
+                **percentiles[m],
+                **_gap(mean_MF[[m]], mean_RMF[:, [m]], table and (table[0][[m]], table[1][:, [m]]), bootstrap),
+            }
+            for m in budgets
+        )
+        overall = {
+            **_figures(mean_MF, mean_RMF, bootstrap),
+            **percentiles[-1],
+            **_gap(mean_MF, mean_RMF, table, bootstrap),
+            "accuracy_budget_area": bootstrap.estimate(
+                float(_area(mean_MF[:, _AT["accuracy"]], problem.budgets_ms)),
+                _area(mean_RMF[:, :, _AT["accuracy"]], problem.budgets_ms),
+            ),
+        }
+        group = Group(len(problem.sample_N), bootstrap.n_clusters, overall, per_budget)
+        measured[name] = Measured(group, mean_MF, mean_RMF)
+    return measured
+
+
+def compare_pair(
+    policy: str, versus: str, group: str, measured: Mapping[str, Measured], bootstrap: ClusterBootstrap
+) -> Comparison:
+    """Returns the paired difference of two measured policies."""
+    one, other = measured[policy], measured[versus]
+    gap_MF, gap_RMF = one.mean_MF - other.mean_MF, one.mean_RMF - other.mean_RMF
+    reward = _AT["reward"]
+    return Comparison(
+        policy,
+        versus,
+        group,
+        {
+            name: bootstrap.estimate(float(gap_MF[:, _AT[name]].mean()), gap_RMF[:, :, _AT[name]].mean(axis=1))
+            for name in COMPARED
+        },
+        tuple(bootstrap.estimate(float(gap_MF[m, reward]), gap_RMF[:, m, reward]) for m in range(len(gap_MF))),
+    )
+
+
+def _means(
+    problem: Problem, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    stats_NMF = request_stats(problem, setting_NM)
+    count, budgets, columns = stats_NMF.shape
+    mean_RMF = bootstrap.resampled_means(stats_NMF.reshape(count, budgets * columns)).reshape(-1, budgets, columns)
+    return stats_NMF.mean(axis=0), mean_RMF
+
+
+def _figures(
+    mean_MF: NDArray[np.float64], mean_RMF: NDArray[np.float64], bootstrap: ClusterBootstrap
+) -> dict[str, Estimate]:
+    """Means over some budgets, each request of the same weight."""
+    mean_F, mean_RF = mean_MF.mean(axis=0), mean_RMF.mean(axis=1)
+    figures = {name: bootstrap.estimate(float(mean_F[_AT[name]]), mean_RF[:, _AT[name]]) for name in _AVERAGED}
+    missed, feasible = _AT["violation_of_feasible"], _AT["feasible"]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share, share_R = mean_F[missed] / mean_F[feasible], mean_RF[:, missed] / mean_RF[:, feasible]
+    return {
+        **figures,
+        "feasible": bootstrap.estimate(float(mean_F[feasible]), mean_RF[:, feasible]),
+        "violation_rate_of_feasible": bootstrap.estimate(float(share), share_R),
+    }
+
+
+def _gap(
+    mean_MF: NDArray[np.float64],
+    mean_RMF: NDArray[np.float64],
+    table: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
+    bootstrap: ClusterBootstrap,
+) -> dict[str, Estimate]:
+    """The share of the way from the look-up table (0) to the oracle (1) that a policy goes; may be negative."""
+    if table is None:
+        return {}
+    gained = (mean_MF - table[0])[:, _AT["reward"]].mean()
+    gained_R = (mean_RMF - table[1])[:, :, _AT["reward"]].mean(axis=1)
+    to_gain, to_gain_R = table[0][:, _AT["regret"]].mean(), table[1][:, :, _AT["regret"]].mean(axis=1)
+    if to_gain <= 1e-9:  # the table is the oracle: there is no gap to close
+        return {"gap_closed": Estimate(None, None, None)}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {"gap_closed": bootstrap.estimate(float(gained / to_gain), gained_R / to_gain_R)}
+
+
+def _percentiles(
+    problem: Problem, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
+) -> list[dict[str, Estimate]]:
+    """Latency percentiles pooled over samples and runs: budget by budget, then over all budgets."""
+    pooled_NMR = pooled_latency_ms(problem, setting_NM)
+    pools = [pooled_NMR[:, m] for m in range(pooled_NMR.shape[1])] + [pooled_NMR.reshape(len(pooled_NMR), -1)]
+    quantiles = list(PERCENTILES.values())
+    known = [np.isfinite(pool) for pool in pools]
+    values = [pool[there] for pool, there in zip(pools, known, strict=True)]
+    limit_PQ = [np.quantile(value, quantiles) for value in values]
+    # The share of a sample's runs at or under each percentile: its mean over resamples gives Woodruff's interval.
+    under = [
+        np.stack([((pool <= limit) & there).sum(axis=1) / there.sum(axis=1) for limit in limits], axis=1)
+        for pool, there, limits in zip(pools, known, limit_PQ, strict=True)
+    ]
+    share_RPQ = bootstrap.resampled_means(np.concatenate(under, axis=1)).reshape(-1, len(pools), len(quantiles))
+    return [
+        {
+            name: bootstrap.quantile_estimate(values[place], quantile, share_RPQ[:, place, column])
+            for column, (name, quantile) in enumerate(PERCENTILES.items())
+        }
+        for place in range(len(pools))
+    ]
+
+
+def _area(accuracy_M: NDArray[np.float64], budgets_ms: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Area under the accuracy-budget curve (trapezoids over budgets in ms), divided by the range of budgets.
+
+    So it is an accuracy: the mean over a budget drawn evenly from the range. With one budget, the accuracy there.
+    """
+    if len(budgets_ms) == 1:
+        return np.asarray(accuracy_M[..., 0])
+    budgets = budgets_ms.astype(np.float64)
+    return np.asarray(np.trapezoid(accuracy_M, budgets, axis=-1) / (budgets[-1] - budgets[0]))

@@ -1,0 +1,167 @@
+"""What an evaluation found, as plain data: every figure with its interval, differences paired, warnings in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..baselines.reward_table import RewardTable
+from .bootstrap import Estimate
+
+BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures of one policy over some samples. `metrics` are over all budgets, `per_budget` one mapping per budget."""
+
+    n_samples: int
+    n_clusters: int
+    metrics: dict[str, Estimate]
+    per_budget: tuple[dict[str, Estimate], ...]
+
+    def to_dict(self, budgets_ms: Sequence[float]) -> dict[str, Any]:
+        return {
+            "n_samples": self.n_samples,
+            "n_clusters": self.n_clusters,
+            "all_budgets": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+            "per_budget": [
+                {"budget_ms": budget_ms, **{name: estimate.to_dict() for name, estimate in metrics.items()}}
+                for budget_ms, metrics in zip(budgets_ms, self.per_budget, strict=True)
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """One policy: figures overall and per dataset, and what it chose.
+
+    `settings` maps each setting chosen to its share of requests, most frequent first; `knobs` holds the shares of each
+    knob's values, over all budgets and then budget by budget.
+    """
+
+    name: str
+    description: str
+    overall: Group
+    datasets: dict[str, Group]
+    settings: dict[str, float]
+    knobs: dict[str, dict[str, float]]
+    knobs_per_budget: tuple[dict[str, dict[str, float]], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, policy less other, on the same requests and resamples, over all budgets."""
+
+    policy: str
+    versus: str
+    group: str  # "overall", or a dataset's name
+    differences: dict[str, Estimate]
+    reward_per_budget: tuple[Estimate, ...]
+
+    @property
+    def verdict(self) -> str:
+        """By mean reward: "better" only where the interval lies above 0."""
+        reward = self.differences["reward"]
+        return BETTER if reward.above_zero else WORSE if reward.below_zero else NOT_SHOWN
+
+    def to_dict(self, budgets_ms: Sequence[float]) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "versus": self.versus,
+            "group": self.group,
+            "verdict": self.verdict,
+            "differences": {name: estimate.to_dict() for name, estimate in self.differences.items()},
+            "reward_per_budget": [
+                {"budget_ms": budget_ms, **estimate.to_dict()}
+                for budget_ms, estimate in zip(budgets_ms, self.reward_per_budget, strict=True)
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What every policy chose: setting indices [N, M] by policy, for these samples and places in the grid."""
+
+    table: RewardTable
+    sample_N: NDArray[np.int64]
+    budget_M: tuple[int, ...]
+    chosen: dict[str, NDArray[np.int64]]
+
+
+@dataclass
+class EvaluationReport:
+    """The report of `validate` and `compare`."""
+
+    split: str
+    n_samples: int
+    n_clusters: int
+    cluster_by: str  # "image_id" or "sample_id"
+    budgets_ms: tuple[float, ...]
+    unmet_budgets_ms: tuple[float, ...]
+    reward_weights: dict[str, float]
+    resamples: int
+    confidence: float
+    seed: int
+    latency_percentiles_over: str  # "runs" or "latency_ms"
+    policies: dict[str, PolicyReport]
+    comparisons: list[Comparison]
+    decisions: Decisions = field(repr=False)  # not part of `to_dict`
+    subjects: tuple[str, ...] = ()  # the policies that the report is about; the others stand beside them
+    warnings: list[str] = field(default_factory=list)
+    cache: dict[str, Any] = field(default_factory=dict)
+    controllers: dict[str, Any] = field(default_factory=dict)
+    guard: dict[str, Any] | None = None
+    live: dict[str, Any] | None = None
+    choices_path: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report, ready for JSON: undefined figures are null, never NaN."""
+        return {
+            "cache": self.cache,
+            "controllers": self.controllers,
+            "split": self.split,
+            "n_samples": self.n_samples,
+            "n_clusters": self.n_clusters,
+            "cluster_by": self.cluster_by,
+            "budgets_ms": list(self.budgets_ms),
+            "unmet_budgets_ms": list(self.unmet_budgets_ms),
+            "reward_weights": self.reward_weights,
+            "bootstrap": {"resamples": self.resamples, "confidence": self.confidence, "seed": self.seed},
+            "latency_percentiles_over": self.latency_percentiles_over,
+            "subjects": list(self.subjects),
+            "policies": {name: self._policy(policy) for name, policy in self.policies.items()},
+            "comparisons": [comparison.to_dict(self.budgets_ms) for comparison in self.comparisons],
+            "guard": self.guard,
+            "live": self.live,
+            "choices": self.choices_path,
+            "warnings": self.warnings,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def compared(self, policy: str, versus: str, group: str = "overall") -> Comparison | None:
+        """Returns the paired difference of two policies, None where one of them was left out."""
+        for comparison in self.comparisons:
+            if (comparison.policy, comparison.versus, comparison.group) == (policy, versus, group):
+                return comparison
+        return None
+
+    def _policy(self, policy: PolicyReport) -> dict[str, Any]:
+        return {
+            "description": policy.description,
+            "overall": policy.overall.to_dict(self.budgets_ms),
+            "datasets": {name: group.to_dict(self.budgets_ms) for name, group in policy.datasets.items()},
+            "settings": policy.settings,
+            "knobs": policy.knobs,
+            "knobs_per_budget": [
+                {"budget_ms": budget_ms, **knobs}
+                for budget_ms, knobs in zip(self.budgets_ms, policy.knobs_per_budget, strict=True)
+            ],
+        }

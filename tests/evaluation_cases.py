@@ -1,0 +1,125 @@
+"""Caches written from arrays that a test works out by hand, for tests of baselines and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from make_cache import fixed_size_lists
+
+from knobctl.data.cache import Cache, CacheWriter, Manifest, open_cache
+from knobctl.data.generated import GeneratedConfig, generate
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.schema import latency_tokens_schema
+
+# Four settings: two tiers, one position, one top-k, two depths. Index 0 is low/12, 1 low/16, 2 high/12, 3 high/16.
+FOUR = KnobSpace(("low", "high"), (1,), (8,), (12, 16))
+
+
+def write_array_cache(
+    path: Path,
+    accuracy_SX: np.ndarray,
+    latency_ms_SX: np.ndarray,
+    *,
+    space: KnobSpace = FOUR,
+    budgets_ms: Sequence[float] = (100.0,),
+    splits: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    image_ids: Sequence[str | None] | None = None,
+    feature_SD: np.ndarray | None = None,
+    token_STPMD: np.ndarray | None = None,
+    runs_ms_SXR: np.ndarray | None = None,
+    vision_tokens_SX: np.ndarray | None = None,
+    text_tokens_S: np.ndarray | None = None,
+    latency_mode: str = "blockwise",
+) -> Path:
+    """Writes what the arrays say; NaN accuracy leaves the row out, NaN latency writes null. Ids are s000, s001, ..."""
+    accuracy_SX, latency_ms_SX = np.asarray(accuracy_SX, float), np.asarray(latency_ms_SX, float)
+    count, settings = accuracy_SX.shape
+    ids = [f"s{index:03d}" for index in range(count)]
+    feature_SD = np.zeros((count, 4)) if feature_SD is None else np.asarray(feature_SD)
+    d_model = feature_SD.shape[1]
+    samples: dict[str, object] = {
+        "sample_id": ids,
+        "dataset": list(datasets or ["one"] * count),
+        "split": list(splits or ["train"] * count),
+        "answers": [["yes"]] * count,
+        "image_id": pa.array(image_ids or [f"image {name}" for name in ids], pa.string()),
+    }
+    if d_model:
+        samples["language_feature"] = fixed_size_lists(feature_SD.astype(np.float32), pa.float32())
+    if text_tokens_S is not None:
+        samples["text_tokens"] = pa.array(text_tokens_S, pa.int32())
+    cells = [(s, x) for s in range(count) for x in range(settings) if np.isfinite(accuracy_SX[s, x])]
+    chosen = [space.settings[x] for _, x in cells]
+    outcomes: dict[str, object] = {
+        "sample_id": [ids[s] for s, _ in cells],
+        "tier": [setting.tier for setting in chosen],
+        "insertion_position": pa.array([setting.insertion_position for setting in chosen], pa.int8()),
+        "top_k": pa.array([setting.top_k for setting in chosen], pa.int8()),
+        "num_blocks": pa.array([setting.num_blocks for setting in chosen], pa.int8()),
+        "accuracy": pa.array([accuracy_SX[cell] for cell in cells], pa.float32()),
+        "latency_ms": pa.array(
+            [latency_ms_SX[cell] if np.isfinite(latency_ms_SX[cell]) else None for cell in cells], pa.float32()
+        ),
+        "answer": ["yes" if accuracy_SX[cell] > 0.5 else "no" for cell in cells],
+    }
+    if runs_ms_SXR is not None:
+        outcomes["latency_runs_ms"] = pa.array([runs_ms_SXR[cell].tolist() for cell in cells], pa.list_(pa.float32()))
+    if vision_tokens_SX is not None:
+        outcomes["vision_tokens"] = pa.array([int(vision_tokens_SX[cell]) for cell in cells], pa.int32())
+    tokens = None if token_STPMD is None else _token_table(ids, space, budgets_ms, np.asarray(token_STPMD))
+    manifest = Manifest(
+        model_name="toy",
+        d_model=d_model,
+        n_blocks=max(space.num_blocks),
+        native_top_k=max(space.top_k),
+        space=space,
+        budgets_ms=tuple(budgets_ms),
+        latency_mode=latency_mode,
+    )
+    with CacheWriter(path, {"toy": True}) as writer:
+        writer.write_part(pa.table(samples), pa.table(outcomes), tokens)
+        writer.finish(manifest)
+    return path
+
+
+def _token_table(ids: list[str], space: KnobSpace, budgets_ms: Sequence[float], token_STPMD: np.ndarray) -> pa.Table:
+    places = [
+        (t, p, m)
+        for t in range(len(space.tiers))
+        for p in range(len(space.insertion_positions))
+        for m in range(len(budgets_ms))
+    ]
+    rows = [(s, *place) for s in range(len(ids)) for place in places]
+    return pa.table(
+        {
+            "sample_id": [ids[s] for s, *_ in rows],
+            "tier": [space.tiers[t] for _, t, _, _ in rows],
+            "insertion_position": pa.array([space.insertion_positions[p] for _, _, p, _ in rows], pa.int8()),
+            "budget_ms": pa.array([budgets_ms[m] for *_, m in rows], pa.float32()),
+            "token": fixed_size_lists(np.stack([token_STPMD[row] for row in rows]).astype(np.float16), pa.float16()),
+        },
+        schema=latency_tokens_schema(token_STPMD.shape[-1])[0],
+    )
+
+
+def generated_cache(path: Path, *, holes: float = 0.0, **config: object) -> Cache:
+    """Writes the project's generated cache of known structure, small unless `config` says otherwise, and opens it."""
+    values = {"train": 300, "val": 100, "test": 100, "d_model": 16, "n_budgets": 3, "seed": 1, **config}
+    made = generate(GeneratedConfig(hole_share=holes, **values))
+    write_array_cache(
+        path,
+        made.accuracy_SX,
+        made.latency_ms_SX,
+        space=made.config.space,
+        budgets_ms=[float(budget) for budget in made.budgets_ms_M],
+        splits=made.split_S.tolist(),
+        datasets=made.dataset_S.tolist(),
+        image_ids=[f"image {index // 2}" for index in range(len(made.sample_ids))],
+        feature_SD=made.language_feature_SD,
+        token_STPMD=made.token_STPMD,
+    )
+    return open_cache(path)

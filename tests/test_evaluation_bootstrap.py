@@ -1,0 +1,76 @@
+"""Clustered, paired bootstrap: what must hold whatever is measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from knobctl.replay.evaluation.bootstrap import ClusterBootstrap, Estimate
+
+
+def interval(value_N: np.ndarray, cluster_N: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
+    bootstrap = ClusterBootstrap.draw(cluster_N, resamples=resamples, seed=seed)
+    return bootstrap.estimate(value_N.mean(), bootstrap.resampled_means(value_N[:, None])[:, 0])
+
+
+def test_resampled_means_are_those_of_drawing_whole_clusters():
+    value_NF = np.array([[1.0, 5.0], [2.0, 6.0], [9.0, 7.0]])
+    bootstrap = ClusterBootstrap.draw(np.array([7, 7, 3]), resamples=50, seed=0)  # cluster 3 becomes 0, 7 becomes 1
+    for draws, mean_F in zip(bootstrap.weight_RC, bootstrap.resampled_means(value_NF), strict=True):
+        rows = [2] * int(draws[0]) + [0, 1] * int(draws[1])
+        np.testing.assert_allclose(mean_F, value_NF[rows].mean(axis=0))
+
+
+def test_interval_is_that_of_the_normal_theory_for_many_independent_samples():
+    value_N = np.random.default_rng(0).standard_normal(1000)
+    found = interval(value_N, np.arange(1000), resamples=4000)
+    half = 1.96 * value_N.std() / np.sqrt(1000)
+    assert found.low == pytest.approx(value_N.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(value_N.mean() + half, abs=0.1 * half)
+
+
+def test_samples_of_one_image_count_as_one():
+    once = np.random.default_rng(0).standard_normal(100)
+    alone = interval(once, np.arange(100))
+    copied = interval(np.repeat(once, 9), np.repeat(np.arange(100), 9))
+    taken_as_independent = interval(np.repeat(once, 9), np.arange(900))
+    assert copied.low == pytest.approx(alone.low)
+    assert copied.high == pytest.approx(alone.high)
+    assert taken_as_independent.high - taken_as_independent.low < 0.5 * (alone.high - alone.low)
+
+
+def test_same_seed_same_interval_and_another_seed_another():
+    value_N = np.random.default_rng(0).standard_normal(50)
+    assert interval(value_N, np.arange(50), seed=3) == interval(value_N, np.arange(50), seed=3)
+    assert interval(value_N, np.arange(50), seed=3) != interval(value_N, np.arange(50), seed=4)
+
+
+def test_paired_differences_drop_what_both_share():
+    rng = np.random.default_rng(0)
+    shared_N = 10.0 * rng.standard_normal(200)
+    value_NF = np.stack([shared_N + 0.1 + 0.1 * rng.standard_normal(200), shared_N], axis=1)
+    bootstrap = ClusterBootstrap.draw(np.arange(200))
+    mean_RF = bootstrap.resampled_means(value_NF)
+    gap = bootstrap.estimate(value_NF[:, 0].mean() - value_NF[:, 1].mean(), mean_RF[:, 0] - mean_RF[:, 1])
+    assert gap.above_zero
+    assert gap.high - gap.low < 0.1
+
+
+def test_one_image_gives_no_interval_and_nan_no_figure():
+    bootstrap = ClusterBootstrap.draw(np.zeros(5, dtype=int), resamples=10)
+    assert bootstrap.estimate(0.5, np.full(10, 0.5)) == Estimate(0.5, None, None)
+    assert bootstrap.estimate(float("nan"), np.full(10, 0.5)) == Estimate(None, None, None)
+    assert not Estimate(0.5, None, None).above_zero
+
+
+def test_quantile_interval_holds_the_true_quantile_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(200):
+        value_N = rng.exponential(size=300)
+        bootstrap = ClusterBootstrap.draw(np.arange(300), resamples=200, seed=trial)
+        quantile = np.quantile(value_N, 0.95)
+        share_R = bootstrap.resampled_means((value_N <= quantile)[:, None])[:, 0]
+        found = bootstrap.quantile_estimate(value_N, 0.95, share_R)
+        held += found.low <= -np.log(0.05) <= found.high
+    assert 0.90 <= held / 200 <= 0.99
