@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,9 @@ class OfficialRows:
             image=self._image(image_id, where),
         )
 
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Does nothing: the images are files already."""
+
     def _image(self, image_id: str, where: str) -> ImageSource:
         name = self._spec.image_name.format(image_id=image_id, split=self._split)
         images = [image_file(self.root, f"{folder}/{name}", where) for folder in self._image_folders]
@@ -152,6 +156,9 @@ class JsonLinesRows:
             image_id=None if image_id is None else identifier(image_id, "image_id", where),
             image=image_file(self.root, entry["image"], where),
         )
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Does nothing: the images are files already."""
 
 
 def _name_of(split: str) -> str:

@@ -23,7 +23,7 @@ from .records import Record, Rows
 from .registry import DatasetSpec, dataset_spec
 from .sources import open_rows
 
-_CHUNK = 64  # rows whose images are checked together
+_CHUNK = 4096  # rows whose images are fetched and checked together
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,8 @@ def _examined(
             chunk = list(islice(order, _CHUNK if limit is None else min(_CHUNK, limit - good)))
             if not chunk:
                 return
+            if check_images:
+                rows.prefetch(chunk)
             for row, result in zip(chunk, pool.map(examine, chunk), strict=True):
                 good += not isinstance(result, DatasetError)
                 yield row, result

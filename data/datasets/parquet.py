@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import polars as pl
 from ..errors import DatasetError
 from ..samples import ImageSource
 from .images import image_file
-from .parquet_images import PARQUET_ERRORS, ParquetImage, first_line, hub_location, is_remote
+from .parquet_images import PARQUET_ERRORS, ParquetImage, first_line
 from .records import Record, answer_texts, identifier, question_text
 from .registry import SPLIT_ALIASES, split_key
+from .remote_images import fetch, hub_location, is_remote
 
 MAX_ROWS = 20_000_000
 _FILE_COLUMN = "knobctl: file"
@@ -90,6 +92,23 @@ class ParquetRows:
             image=self._image(values, file, file_row, where),
         )
 
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Fetches the images of `rows` if they lie on the hub, file by file."""
+        if self._folder is not None:
+            return
+        by_file: dict[str, list[int]] = {}
+        for row in rows:
+            values, file, file_row = self._at(row)
+            if "image" not in values:
+                by_file.setdefault(file, []).append(file_row)
+        for file, file_rows in sorted(by_file.items()):
+            try:
+                fetch(file, "image", file_rows)
+            except PARQUET_ERRORS as error:
+                raise DatasetError(
+                    f"{file} cannot be read ({first_line(error)}): run the same command again."
+                ) from error
+
     def _image(self, values: dict[str, Any], file: str, file_row: int, where: str) -> ImageSource:
         if "image" in values:  # a path: images themselves are not among the columns read
             if not isinstance(values["image"], str):
@@ -147,9 +166,10 @@ def _read_small_columns(location: str, split: str | None) -> pl.DataFrame:
         files = {file: hub_location(file) for file in frame[_FILE_COLUMN].unique().to_list()}
         return frame.with_columns(pl.col(_FILE_COLUMN).replace(files))
     except PARQUET_ERRORS as error:
-        raise DatasetError(
-            f"{location} cannot be read as Parquet ({first_line(error)}): check path and file."
-        ) from error
+        advice = "check path and file."
+        if is_remote(location):
+            advice = "check the address and the connection, or name files on disk as NAME=PATH."
+        raise DatasetError(f"{location} cannot be read as Parquet ({first_line(error)}): {advice}") from error
 
 
 def _checked_columns(schema: pl.Schema, location: str) -> list[str]:

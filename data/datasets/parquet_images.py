@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,29 +14,14 @@ import pyarrow.parquet as pq
 
 from ..errors import DatasetError
 from .images import MAX_IMAGE_BYTES, image_file
+from .remote_images import is_remote, remote_cell
 
 # A row group whose image column is smaller is kept after its first read (two at most), since neighbours come next.
 _KEPT_COLUMN_BYTES = 64 << 20
 _STREAMED_ROWS = 16
 
-_HUB_URL = re.compile(r"https://huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-
 # PanicException: how polars reports some kinds of damage.
 PARQUET_ERRORS = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-
-
-def is_remote(location: str) -> bool:
-    """Tells whether `location` is a URL such as `hf://...`, which polars reads."""
-    return "://" in location
-
-
-def hub_location(location: str) -> str:
-    """Returns the `hf://` form of a hub file's address, with which a private repository's token is found again."""
-    match = _HUB_URL.fullmatch(location)
-    if match is None:
-        return location
-    repository, revision, path = match.groups()
-    return f"hf://datasets/{repository}{'' if revision == 'main' else '@' + revision}/{path}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +37,7 @@ class ParquetImage:
     def read_bytes(self) -> bytes:
         """Returns the encoded image. Raises DatasetError, with file and row, when it cannot."""
         try:
-            read = _remote_cell if is_remote(self.location) else _local_cell
+            read = remote_cell if is_remote(self.location) else _local_cell
             cell = read(self.location, self.row, self.column)
         except PARQUET_ERRORS as error:
             raise DatasetError(
@@ -72,13 +56,6 @@ class ParquetImage:
 
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _remote_cell(location: str, row: int, column: str) -> Any:
-    frame = pl.scan_parquet(location, glob=False).select(column).slice(row, 1).collect()
-    if frame.height != 1:
-        raise OSError(f"the file has no row {row}")
-    return frame.item()
 
 
 def _local_cell(location: str, row: int, column: str) -> Any:

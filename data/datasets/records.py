@@ -38,6 +38,9 @@ class Rows(Protocol):
     def record(self, row: int) -> Record:
         """Returns the row, checked. Raises DatasetError with path and row."""
 
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Fetches the images of `rows` together, where one at a time would be slow."""
+
 
 def identifier(value: Any, name: str, where: str) -> str:
     """Returns an id as text. Sources write the same id as number or text, so 7, 7.0 and "7" are one id."""

@@ -11,12 +11,13 @@ from ..samples import ImageSource
 from .images import image_file
 from .json_files import JsonLinesRows, OfficialRows, has_official_files
 from .parquet import ParquetRows
-from .parquet_images import ParquetImage, is_remote
+from .parquet_images import ParquetImage
 from .records import Rows
 from .registry import BUNDLED_ROOT, DatasetSpec, split_key
+from .remote_images import is_remote
 
 BUNDLED_PREFIX = "bundled:"  # of image references that need no root: the files come with the package
-_SCHEMES = ("hf", "https", "file")
+_SCHEMES = ("hf", "https", "http", "file")
 _HUB_REPOSITORY = re.compile(r"hf://datasets/[^/]+/[^/]+/?")
 
 
