@@ -1,0 +1,234 @@
+"""Trains nano, stage by stage, from nothing but the bundled easy_vqa images and the scene generator.
+
+`python -m knobctl.precompute.nano.train --help`
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import torch
+from tokenizers import Tokenizer
+
+from ..molmoe.checkpoint import save_molmoe
+from ..molmoe.model import Molmoe
+from ..molmoe.prompt import PromptTokenizer
+from .batches import Batch, BatchSource
+from .bundle import training_rng
+from .easy_pool import read_pool
+from .evaluate import accuracy_by_family, correct_answers
+from .forward import (
+    answer_logits,
+    answer_loss,
+    bound_routers,
+    draw_plan,
+    encode,
+    full_plan,
+    prepare_for_training,
+)
+from .geometry import nano_config
+from .initial import initial_model
+from .pixels import TIER_SIDES
+from .stages import MAX_ROUTER_NORM, STAGES, Stage
+from .state import Position, load_moments, load_position, load_weights, save_state
+from .vision_loss import VisionLoss
+from .vocabulary import nano_tokenizer
+
+BUNDLED = Path(__file__).parents[2] / "data/bundled"
+WEIGHT_DECAY = 0.01
+MAX_GRADIENT_NORM = 1.0
+
+
+class Trainer:
+    """One run: the model, where its data comes from, and how a step is made."""
+
+    def __init__(self, seed: int, *, easy_path: Path, bfloat16: bool = True, compiled: bool = True) -> None:
+        self.seed = seed
+        self.bfloat16 = bfloat16
+        pool = read_pool(easy_path)
+        self.tokenizer: Tokenizer = nano_tokenizer(pool)
+        config = nano_config(self.tokenizer.get_vocab_size())
+        self.model: Molmoe = initial_model(config, seed)
+        self.vision_loss = VisionLoss(self.tokenizer)
+        self.source = BatchSource(config, PromptTokenizer(self.tokenizer), pool)
+        prepare_for_training(self.model, compiled=compiled)
+        self.optimizer: torch.optim.AdamW | None = None
+
+    def start_stage(self, stage: Stage) -> torch.optim.AdamW:
+        """Returns a fresh optimizer of what the stage trains."""
+        for name, parameter in self.model.named_parameters():
+            is_vision = name.startswith("vision_backbone.")
+            is_left_alone = is_vision or name == "embedding.weight"
+            parameter.requires_grad_(is_vision if stage.vision_only else not (stage.symbolic and is_left_alone))
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in trained if parameter.ndim > 1]
+        plain = [parameter for parameter in trained if parameter.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.98), fused=True)
+        return self.optimizer
+
+    def step(self, stage: Stage, step: int) -> dict[str, float]:
+        """Makes one training step and returns what the log should say."""
+        assert self.optimizer is not None
+        rng = training_rng(self.seed, stage.name, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._vision_losses(stage, step, rng) if stage.vision_only else self._answer_losses(stage, rng)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        bound_routers(self.model, MAX_ROUTER_NORM)
+        return {**losses, "gradient": float(norm)}
+
+    def _vision_losses(self, stage: Stage, step: int, rng: random.Random) -> dict[str, float]:
+        report = {}
+        large_only = step < stage.large_only_steps
+        for tier in TIER_SIDES:
+            batch = self.source.draw(
+                rng, tier, stage.images, easy_share=stage.easy_share, large_only=large_only, crowded=stage.crowded
+            )
+            loss, accuracy = self.vision_loss(
+                self.model, encode(self.model, batch, bfloat16=self.bfloat16), batch.targets
+            )
+            loss.backward()
+            report.update({f"{tier} {name}": value for name, value in accuracy.items()} | {f"{tier} loss": loss.item()})
+        return report
+
+    def _answer_losses(self, stage: Stage, rng: random.Random) -> dict[str, float]:
+        tier = rng.choices(tuple(TIER_SIDES), weights=stage.tier_shares)[0]
+        weights = dict(stage.weights) or None
+        batch = self.source.draw(rng, tier, stage.images, easy_share=stage.easy_share, weights=weights)
+        plan = draw_plan(self.model, rng, fewer_experts=stage.fewer_experts, fewer_blocks=stage.fewer_blocks)
+        features = self.features(batch, rng.getrandbits(62) if stage.symbolic else None)
+        answers = answer_loss(answer_logits(self.model, batch, features, plan, bfloat16=self.bfloat16), batch)
+        report = {f"{tier} answers": answers.item()}
+        if not stage.symbolic:
+            seen, _ = self.vision_loss(self.model, features, batch.targets)
+            report[f"{tier} vision"] = seen.item()
+            answers = answers + stage.vision_weight * seen
+        answers.backward()
+        return report
+
+    def features(self, batch: Batch, noise_seed: int | None) -> torch.Tensor:
+        """Returns the tower's features [B, N, Q, D], or ideal ones when there is a seed for their noise."""
+        if noise_seed is None:
+            return encode(self.model, batch, bfloat16=self.bfloat16)
+        generator = torch.Generator().manual_seed(noise_seed)
+        return self.vision_loss.ideal_features(self.model, batch.targets, generator)
+
+    def held_out(self, tier: str, images: int = 96) -> Batch:
+        """Returns images for the log's checks, from scenes that no step draws (easy_vqa's are training images)."""
+        return self.source.draw(training_rng(self.seed, "check", 0), tier, images, easy_share=0.25)
+
+    def check(self, stage: Stage, plans: dict[str, Sequence[int]] | None = None) -> dict[str, dict[str, float]]:
+        """Returns accuracies by tier and family, under the full plan or those given."""
+        table = {}
+        for name, plan in (plans or {"full": full_plan(self.model)}).items():
+            for tier in TIER_SIDES:
+                batch = self.held_out(tier)
+                features = self.features(batch, 0 if stage.symbolic else None)
+                outcomes = correct_answers(self.model, batch, features, tuple(plan), bfloat16=self.bfloat16)
+                table[f"{name} {tier}"] = accuracy_by_family(outcomes)
+        return table
+
+    def write_checkpoint(self, directory: Path) -> None:
+        """Writes nano as a checkpoint directory, in float16."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_molmoe(self.model, directory, dtype=torch.float16)
+        self.tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Rises for the stage's warm-up, then falls linearly from `lr` to `last_lr`."""
+    if step < stage.warmup:
+        return stage.lr * (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.lr + (stage.last_lr - stage.lr) * done
+
+
+def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, log: Path) -> None:
+    """Runs what is left of a stage, from `state` when that stands in it; saves the state at every check."""
+    first = 0
+    optimizer = trainer.start_stage(stage)
+    if state.exists():
+        position = load_position(state)
+        load_weights(state, trainer.model)
+        if position.stage == stage.name:
+            first = position.step
+            load_moments(state, trainer.model, optimizer)
+    sums: dict[str, list[float]] = {}
+    started = time.monotonic()
+    for step in range(first, stage.steps):
+        for name, value in trainer.step(stage, step).items():
+            sums.setdefault(name, []).append(value)
+        if (step + 1) % 20 == 0:
+            means = {name: round(sum(values) / len(values), 3) for name, values in sums.items()}
+            seconds = (time.monotonic() - started) / (step + 1 - first)
+            write_log(log, {"stage": stage.name, "step": step + 1, "seconds_per_step": round(seconds, 3), **means})
+            sums.clear()
+        if (step + 1) % check_every == 0 or step + 1 == stage.steps:
+            save_state(state, trainer.model, optimizer, Position(stage.name, step + 1))
+            if not stage.vision_only:
+                for name, row in trainer.check(stage).items():
+                    write_log(log, {"check": name, **{family: round(value, 3) for family, value in row.items()}})
+
+
+def write_log(log: Path, record: dict[str, object]) -> None:
+    """Adds one line of JSON to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def remaining_stages(state: Path) -> tuple[Stage, ...]:
+    """Returns the stages that a state file has not finished, all of them without one."""
+    if not state.exists():
+        return STAGES
+    position = load_position(state)
+    index = next(i for i, stage in enumerate(STAGES) if stage.name == position.stage)
+    return STAGES[index + 1 :] if position.step >= STAGES[index].steps else STAGES[index:]
+
+
+@click.command()
+@click.option("--state", type=click.Path(path_type=Path), required=True, help="State file to go on from and write.")
+@click.option("--out", type=click.Path(path_type=Path), help="Checkpoint directory to write at the end.")
+@click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage.")
+@click.option("--only", type=click.Choice([stage.name for stage in STAGES]), help="Run this stage alone.")
+@click.option("--log", type=click.Path(path_type=Path), help="Log of JSON lines.  [default: beside the state]")
+@click.option("--seed", default=7, show_default=True, help="Same seed, threads and machine: same weights.")
+@click.option("--threads", default=2, show_default=True, help="Of the processor.")
+@click.option("--check-every", default=200, show_default=True, help="Steps between checks and saved states.")
+def main(
+    state: Path,
+    out: Path | None,
+    until: str | None,
+    only: str | None,
+    log: Path | None,
+    seed: int,
+    threads: int,
+    check_every: int,
+) -> None:
+    """Train nano, as in: python -m knobctl.precompute.nano.train --state ~/nano/state.safetensors --out ~/nano/weights
+
+    Started again, it goes on from the state file.
+    """
+    torch.set_num_threads(threads)
+    trainer = Trainer(seed, easy_path=BUNDLED / "easy_vqa/train.parquet")
+    stages = [stage for stage in STAGES if stage.name == only] if only else remaining_stages(state)
+    for stage in stages:
+        run_stage(trainer, stage, state, check_every=check_every, log=log or state.with_suffix(".jsonl"))
+        if stage.name == until:
+            break
+    load_weights(state, trainer.model)
+    if out is not None:
+        trainer.write_checkpoint(out)
+        click.echo(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""nano's training: batches, vision targets, steps, the state file."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from knobctl.precompute.molmoe.generate import ModelInputs, forward_logits
+from knobctl.precompute.molmoe.preprocess import preprocess_image
+from knobctl.precompute.nano.batches import IGNORED, packed_mask
+from knobctl.precompute.nano.bundle import training_rng
+from knobctl.precompute.nano.forward import FIRST_DROPPABLE, answer_logits, draw_plan, encode, full_plan
+from knobctl.precompute.nano.pixels import TIER_SIDES, crop_images, crop_masks
+from knobctl.precompute.nano.scenes import IMAGE_SIZE, sample_scene
+from knobctl.precompute.nano.stages import Stage
+from knobctl.precompute.nano.state import Position, load_moments, load_position, load_weights, save_state
+from knobctl.precompute.nano.train import Trainer, learning_rate
+from knobctl.precompute.nano.vision_targets import BLANK, scene_targets
+
+EASY_TRAIN = Path(str(files("knobctl"))) / "data/bundled/easy_vqa/train.parquet"
+STAGE = Stage("test", steps=10, lr=2e-3, last_lr=1e-3, images=4, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory) -> Path:
+    """Some of easy_vqa's training images: enough for a step, read in no time."""
+    path = tmp_path_factory.mktemp("easy") / "train.parquet"
+    pq.write_table(pq.read_table(EASY_TRAIN).slice(0, 800), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trainer(few_images) -> Trainer:
+    return Trainer(3, easy_path=few_images, bfloat16=False, compiled=False)
+
+
+@pytest.mark.parametrize("side", TIER_SIDES.values())
+def test_batched_crops_are_those_of_preprocess_image(trainer, side):
+    rgb = np.random.default_rng(0).integers(0, 256, (3, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    config = trainer.model.config
+    crops, masks = crop_images(rgb, side, config), crop_masks(3, side, config)
+    for index in range(3):
+        single = preprocess_image(rgb[index], (side, side), config, trainer.source.tokenizer.special)
+        torch.testing.assert_close(crops[index], single.crops, rtol=0, atol=0)
+        torch.testing.assert_close(masks[index], single.masks, rtol=0, atol=0)
+
+
+def test_a_packed_question_is_answered_as_it_would_be_alone(trainer):
+    batch = trainer.source.draw(random.Random(1), "low", 2, easy_share=0.5)
+    model = trainer.model
+    plan = full_plan(model)
+    with torch.inference_mode():
+        features = encode(model, batch, bfloat16=False)
+        packed = answer_logits(model, batch, features, plan, bfloat16=False)
+        row = 1
+        before = int((batch.labels[:row] != IGNORED).sum())
+        is_last = batch.segments[row] == batch.segments[row].max()
+        alone_ids = batch.input_ids[row, (batch.segments[row] == 0) | is_last]
+        alone = forward_logits(
+            model,
+            ModelInputs(
+                alone_ids[None],
+                batch.crops[row : row + 1],
+                batch.masks[row : row + 1],
+                batch.image_input_idx[row : row + 1],
+            ),
+            plan,
+        )[0]
+    asked = int((batch.labels[row] != IGNORED).sum())
+    last = int((batch.labels[row][is_last] != IGNORED).sum())
+    torch.testing.assert_close(packed[before + asked - last : before + asked], alone[-last:], rtol=1e-4, atol=1e-4)
+
+
+def test_questions_see_the_image_and_themselves():
+    mask = packed_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0] == 0
+    assert mask[3].tolist() == [True, True, True, True, False, False]
+    assert mask[4].tolist() == [True, True, False, False, True, False]
+    assert mask[1].tolist() == [True, True, False, False, False, False]
+
+
+def test_targets_name_each_card_once_and_no_bare_paper():
+    rng = random.Random(2)
+    for _ in range(30):
+        scene = sample_scene(rng)
+        targets = scene_targets(scene, 3)
+        assert ((targets["color"] >= 0) & (targets[BLANK] == 1)).sum() == 0
+        tiled = targets["color"][4:]
+        assert (tiled >= 0).sum() == len(scene.cards)
+
+
+def test_training_lowers_the_loss_of_a_batch_it_sees_again(trainer):
+    torch.manual_seed(0)
+    trainer.start_stage(STAGE)
+    before = trainer.step(STAGE, 0)
+    for _ in range(3):
+        after = trainer.step(STAGE, 0)
+    tier = next(name for name in before if name.endswith("answers"))
+    assert after[tier] < 0.9 * before[tier]
+
+
+def test_a_stage_leaves_alone_what_it_does_not_train(trainer):
+    for stage, frozen in (
+        (replace(STAGE, vision_only=True), "blocks.3.attn.att_proj.weight"),
+        (replace(STAGE, symbolic=True), "vision_backbone.image_projector.w1.weight"),
+        (replace(STAGE, symbolic=True), "embedding.weight"),
+    ):
+        kept = trainer.model.get_parameter(frozen).detach().clone()
+        trainer.start_stage(stage)
+        trainer.step(stage, 0)
+        assert torch.equal(trainer.model.get_parameter(frozen), kept)
+
+
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(tmp_path, few_images):
+    def weights(trainer: Trainer) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+    whole = Trainer(4, easy_path=few_images, bfloat16=False, compiled=False)
+    optimizer = whole.start_stage(STAGE)
+    whole.step(STAGE, 0)
+    save_state(tmp_path / "state.safetensors", whole.model, optimizer, Position("test", 1))
+    whole.step(STAGE, 1)
+
+    resumed = Trainer(99, easy_path=few_images, bfloat16=False, compiled=False)
+    resumed.seed = 4
+    load_weights(tmp_path / "state.safetensors", resumed.model)
+    optimizer = resumed.start_stage(STAGE)
+    load_moments(tmp_path / "state.safetensors", resumed.model, optimizer)
+    assert load_position(tmp_path / "state.safetensors") == Position("test", 1)
+    resumed.step(STAGE, 1)
+    assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_plans_of_training_spare_the_first_blocks(trainer):
+    rng = random.Random(0)
+    plans = [draw_plan(trainer.model, rng, fewer_experts=0.5, fewer_blocks=0.5) for _ in range(200)]
+    assert all(all(plan[:FIRST_DROPPABLE]) for plan in plans)
+    assert {plan.count(0) for plan in plans} == {0, 1, 2, 3, 4}
+    assert {k for plan in plans for k in plan} == {0, 4, 6, 8}
+    assert all(plan[0] == 8 for plan in plans)
+
+
+def test_the_learning_rate_rises_and_falls():
+    stage = replace(STAGE, steps=110, warmup=10, lr=1.0, last_lr=0.0)
+    assert [learning_rate(stage, step) for step in (0, 9, 10, 60)] == [0.1, 1.0, 1.0, 0.5]
+
+
+def test_steps_draw_different_data(trainer):
+    one, other = (trainer.source.draw(training_rng(1, "test", step), "low", 2, easy_share=0.0) for step in (0, 1))
+    assert not torch.equal(one.crops, other.crops)
