@@ -169,8 +169,9 @@ class MolmoeConfig:
         heads = reader.integer("n_heads")
         width = reader.integer("d_model")
         feed_forward_width = reader.optional_integer("mlp_hidden_size")
+        mlp_ratio = reader.optional_integer("mlp_ratio")
         if feed_forward_width is None:
-            feed_forward_width = reader.integer("mlp_ratio") * width
+            feed_forward_width = (mlp_ratio or reader.integer("mlp_ratio")) * width
         config = cls(
             d_model=width,
             num_blocks=reader.integer("n_layers"),

@@ -54,7 +54,7 @@ def preprocess_image(
     window_rows, window_columns = config.window_patches
     step = (window_rows * config.vision.patch_size, window_columns * config.vision.patch_size)
     canvas_size = (step[0] * (tiling[0] - 1) + crop_size[0], step[1] * (tiling[1] - 1) + crop_size[1])
-    pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).to(torch.float32) / 255
+    pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32) / 255
     global_crop, _ = resize_and_pad(pixels, crop_size)
     canvas, content = resize_and_pad(pixels, canvas_size)
     tiles = _windows(canvas, crop_size, step)
