@@ -2,7 +2,16 @@
 
 from .images import decode_image
 from .load import SampleSet, SkippedRow, load_samples
-from .registry import DATASETS, DatasetSpec
+from .registry import DATASETS, DatasetSpec, parse_dataset_option
 from .sources import image_from_ref
 
-__all__ = ["DATASETS", "DatasetSpec", "SampleSet", "SkippedRow", "decode_image", "image_from_ref", "load_samples"]
+__all__ = [
+    "DATASETS",
+    "DatasetSpec",
+    "SampleSet",
+    "SkippedRow",
+    "decode_image",
+    "image_from_ref",
+    "load_samples",
+    "parse_dataset_option",
+]

@@ -94,11 +94,25 @@ def dataset_spec(name: str, *, has_source: bool) -> DatasetSpec:
             f"dataset `{name}` is unknown: choose one of {', '.join(DATASETS)}, "
             f"or name the files of your own as {name}=PATH (Parquet or JSONL with image, question, answers)."
         )
-    if not name or "/" in name or "#" in name or not name.isprintable() or name != name.strip() or len(name) > 64:
-        raise DatasetError(f"dataset name {name!r} must be printable, without `/` or `#`, at most 64 characters.")
+    if (
+        not name
+        or any(mark in name for mark in "/#=")
+        or not name.isprintable()
+        or name != name.strip()
+        or len(name) > 64
+    ):
+        raise DatasetError(f"dataset name {name!r} must be printable, without `/`, `#` or `=`, at most 64 characters.")
     return DatasetSpec(name, None, "exact_match", 64, source_split=None)
 
 
 def split_key(split: str) -> str:
     """Returns train, validation or test for any of their spellings; another name stays as it is."""
     return next((key for key, aliases in SPLIT_ALIASES.items() if split in aliases), split)
+
+
+def parse_dataset_option(value: str) -> tuple[str, str | None]:
+    """Returns (name, source) of `--dataset NAME` or `--dataset NAME=PATH_OR_URL`; without a source it is None."""
+    name, equals, source = value.partition("=")
+    if equals and not source:
+        raise DatasetError(f"--dataset {value}: a path or an address must follow the `=`.")
+    return name, source or None

@@ -1,0 +1,35 @@
+"""The page on datasets stays true: its example runs, and its tables name what the registry holds."""
+
+import re
+from pathlib import Path
+
+from dataset_files import png
+
+from knobctl.data.datasets import DATASETS, load_samples, parse_dataset_option
+from knobctl.data.metrics import METRICS
+
+PAGE = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+
+
+def test_the_example_makes_a_dataset_that_loads(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "shop.png").write_bytes(png(0))
+    exec(compile(code, "docs/datasets.md", "exec"), {})
+    option = re.search(r"--dataset (shops=\S+)", PAGE)[1]
+    name, source = parse_dataset_option(option)
+    loaded = load_samples(name, source=source)
+    assert [sample.sample_id for sample in loaded.samples] == ["shops/1", "shops/2"]
+    assert loaded.samples[0].answers == ("open", "open now")
+
+
+def test_the_tables_say_what_the_registry_says():
+    for spec in DATASETS.values():
+        (row,) = re.findall(
+            rf"^\| `{spec.name}` \|([^\n]*`{spec.metric}` \| {spec.max_new_tokens} \|[^\n]*)$", PAGE, re.M
+        )
+        assert f"`{spec.style}:`" in row if spec.style else "none" in row
+    for metric in METRICS.values():
+        assert re.search(rf"^\| `{metric.name}` \|.*\| {metric.full_score_answers} answers? \|$", PAGE, re.MULTILINE)
