@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Positions in one call. On the CPU what counts is that a call's arrays stay near the cores: in the trial on two cores a
-# block cost 4 us a position at 1,300 positions, 5 to 8 at 6,400, and 16 at 64. On a GPU it is memory, hence the halving.
+# block cost 4 us a position at 1,300 positions, 5 to 8 at 6,400, 16 at 64. On a GPU it is memory, hence the halving.
 CPU_POSITIONS = 1536
 CUDA_POSITIONS = 65536
 

@@ -65,7 +65,7 @@ def make_probes(model: Molmoe, encoder: BudgetEncoder, budgets_ms: Sequence[floa
 
 
 def probe_mask(length: int, num_probes: int, device: torch.device) -> Tensor:
-    """Returns [1, 1, S + M, S + M] bool: the prompt is causal, a probe sees the prompt and itself, none sees a probe."""
+    """Returns [1, 1, S + M, S + M] bool: the prompt is causal; a probe sees it and itself; nothing sees a probe."""
     total = length + num_probes
     mask = torch.ones(total, total, dtype=torch.bool, device=device).tril()
     mask[length:, length:] = torch.eye(num_probes, dtype=torch.bool, device=device)

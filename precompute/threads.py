@@ -1,4 +1,4 @@
-"""How many threads an operation of torch uses: one for what is timed or must be equal to the bit, else what is there."""
+"""How many threads torch uses: one for what is timed or must be equal to the bit, else what is there."""
 
 from __future__ import annotations
 

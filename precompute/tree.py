@@ -68,6 +68,11 @@ class PlanTree:
         """Block runs in the tree, those of the token pass included."""
         return sum(stream.top_k > 0 for level in self.levels for stream in level)
 
+    @cached_property
+    def runs_beyond_token_pass(self) -> int:
+        """Block runs that the token pass has not already made."""
+        return sum(stream.top_k > 0 and not stream.is_shared for level in self.levels for stream in level)
+
     def path(self, plan_index: int) -> tuple[int, ...]:
         """Returns the plan's stream after every block."""
         stream, path = plan_index, []

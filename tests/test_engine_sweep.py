@@ -9,53 +9,21 @@ import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.knobs import KnobSpace
-from knobctl.data.plans import BlockPlan, ImportanceScores, block_plan
+from knobctl.data.plans import BlockPlan, block_plan
 from knobctl.precompute import decode, passes
 from knobctl.precompute.batching import BatchLimit
-from knobctl.precompute.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.molmoe.generate import ModelInputs, generate
 from knobctl.precompute.molmoe.model import Molmoe
 from knobctl.precompute.probe import PromptState, make_probes, probe_mask, token_pass
 from knobctl.precompute.sweep import answer_alone, sweep_answers
 from knobctl.precompute.tree import PlanTree
 
-# Blocks from the least important, as published scores of the original runs have them.
-DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7)
-
-
-def tiny_config(num_blocks: int = 16) -> MolmoeConfig:
-    vision = VisionConfig(
-        image_height=16, image_width=16, patch_size=4, width=8, num_heads=2, mlp_width=16, num_layers=2, norm_eps=1e-5
-    )
-    return MolmoeConfig(
-        d_model=16,
-        num_blocks=num_blocks,
-        num_heads=2,
-        num_kv_heads=2,
-        num_experts=10,
-        native_top_k=8,
-        feed_forward_width=16,
-        vocab_size=40,
-        embedding_size=40,
-        additional_vocab_size=2,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_full_precision=True,
-        max_position_embeddings=256,
-        pad_token_id=1,
-        float32_vision_attention=True,
-        vit_layers=(-1, -2),
-        pooling_height=2,
-        pooling_width=2,
-        overlap_margins=(1, 1),
-        max_crops=4,
-        vision=vision,
-    )
+from .engine_world import published_order, tiny_config
 
 
 @pytest.fixture(scope="module")
 def model() -> Molmoe:
-    return Molmoe(tiny_config()).init_weights(seed=3, std=0.35).eval()
+    return Molmoe(tiny_config(vocab_size=40)).init_weights(seed=3, std=0.35).eval()
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +32,14 @@ def plans() -> list[BlockPlan]:
 
 
 def default_plans() -> list[BlockPlan]:
-    order = [*DROPPED_FIRST, *(block for block in range(16) if block not in DROPPED_FIRST)]
-    scores = ImportanceScores(tuple(float(order.index(block)) for block in range(16)))
+    scores = published_order()
     return [
         block_plan(setting.insertion_position, setting.top_k, setting.num_blocks, importance=scores, native_top_k=8)
         for setting in KnobSpace(tiers=("low",)).settings
     ]
 
 
-def prompt(model: Molmoe, length: int, seed: int) -> torch.Tensor:
+def prompt(length: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, 40, (1, length), generator=generator)
 
@@ -111,7 +78,7 @@ def test_a_stream_is_last_where_nothing_runs_after_it():
 @pytest.mark.parametrize(("length", "positions"), [(7, 1), (7, 30), (19, 100_000)])
 def test_the_sweep_answers_as_each_plan_alone(model, plans, length, positions):
     """`positions` is how many go into a call: one stream, a few, or all."""
-    input_ids = prompt(model, length, seed=length)
+    input_ids = prompt(length, seed=length)
     state = state_of(model, input_ids)
     tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
     end_id = common_token(model, state, tree)
@@ -125,7 +92,7 @@ def test_the_sweep_answers_as_each_plan_alone(model, plans, length, positions):
 
 def test_one_plan_alone_answers_as_the_plain_model_does(model, plans):
     """The plain model: no probe, no shared state, no cache of ours."""
-    input_ids = prompt(model, 11, seed=5)
+    input_ids = prompt(11, seed=5)
     state = state_of(model, input_ids)
     for plan in plans[::17]:
         expected = generate(
@@ -147,7 +114,7 @@ def common_token(model: Molmoe, state: PromptState, tree: PlanTree) -> int:
 
 
 def test_a_probe_reads_the_prompt_and_itself_and_is_not_read(model):
-    input_ids = prompt(model, 9, seed=1)
+    input_ids = prompt(9, seed=1)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
     with torch.inference_mode():
         hidden = model.embed(input_ids)
@@ -162,7 +129,7 @@ def test_a_probe_reads_the_prompt_and_itself_and_is_not_read(model):
 
 def test_a_token_is_the_probe_s_hidden_state_before_the_final_norm(model):
     """By hand: the probe as one more position behind the prompt, through the plain blocks."""
-    input_ids = prompt(model, 6, seed=2)
+    input_ids = prompt(6, seed=2)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [33.0])
     with torch.inference_mode():
         hidden = torch.cat([model.embed(input_ids), probes[None]], dim=1)
@@ -173,7 +140,7 @@ def test_a_token_is_the_probe_s_hidden_state_before_the_final_norm(model):
 
 
 def test_tokens_are_equal_to_the_bit_whenever_the_pass_is_repeated(model):
-    input_ids = prompt(model, 13, seed=8)
+    input_ids = prompt(13, seed=8)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
     with torch.inference_mode():
         first, _ = token_pass(model, model.embed(input_ids), probes, (1, 5))
@@ -198,7 +165,7 @@ def test_a_batch_that_memory_does_not_take_is_halved():
 
 def test_ties_are_seen(model, plans, monkeypatch):
     """With thresholds that everything is under, every row is a near tie and a router's tie."""
-    state = state_of(model, prompt(model, 7, seed=7))
+    state = state_of(model, prompt(7, seed=7))
     tree = PlanTree.of(plans[:20], native_top_k=8, num_shared=5)
     calm = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
     assert not any(one.is_router_tie for one in calm)

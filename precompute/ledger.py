@@ -1,0 +1,66 @@
+"""What was done and how long it took: counts of runs asked and executed, wall time per kind of work."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Kinds of work, as the manifest and the summary name them.
+KINDS = ("prepare", "token_pass", "sweep", "rerun", "timing", "latency_check", "write")
+COUNTS = (
+    "samples",
+    "vision_runs_asked",
+    "vision_runs_executed",
+    "block_runs_asked",
+    "block_runs_executed",
+    "answers_asked",
+    "answers_executed",
+    "near_ties_logits",
+    "near_ties_router",
+    "answers_changed_by_rerun",
+)
+
+
+class Ledger:
+    """Counts and times; adds up over parts and ranks."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+        self.seconds: Counter[str] = Counter(dict.fromkeys(KINDS, 0.0))
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Counts `amount` more of `name`."""
+        assert name in COUNTS, name
+        self.counts[name] += amount
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Adds the body's wall time to `kind`. On CUDA it waits for what the body has launched."""
+        assert kind in KINDS, kind
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device is not None and self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.seconds[kind] += time.perf_counter() - start
+
+    def absorb(self, record: Mapping[str, Any]) -> None:
+        """Adds what another ledger's `to_dict` holds."""
+        for name, count in record["counts"].items():
+            self.counts[name] += count
+        for kind, seconds in record["seconds"].items():
+            self.seconds[kind] += seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: `counts` and `seconds` (per kind of work)."""
+        return {
+            "counts": dict(self.counts),
+            "seconds": {kind: round(seconds, 3) for kind, seconds in self.seconds.items()},
+        }

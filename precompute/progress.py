@@ -1,0 +1,35 @@
+"""Progress with the time left, on stderr, and nothing at all when that is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[], None]
+
+
+@contextmanager
+def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Shows a bar of `total` steps while the body runs; the body calls what it gets after every step."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+        yield lambda: bar.advance(task)
+
+
+def say(text: str) -> None:
+    """Prints one line on stderr."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)

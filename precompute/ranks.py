@@ -1,0 +1,167 @@
+"""The ranks of `torchrun`: each takes its share of the samples, exactly once; the first merges the shares.
+
+A rank writes a cache of its own beside the one asked for (`<out>.ranks/<rank>-of-<ranks>`), so a run that is started
+again needs only what was missing. Which samples a rank takes changes no row.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..data.cache import Manifest, Shard, merge_caches
+from ..data.cache.manifest import MANIFEST_NAME
+from ..data.errors import KnobctlError
+from .config import PrecomputeConfig
+from .device_turn import SharedDevice
+from .sample_run import Known
+from .setup import Fixed, Inputs, fix, fixed_before, load_inputs
+from .shard_run import run_shard, summary
+
+# Ranks meet when the slowest has done its share, which may take days.
+_PATIENCE = datetime.timedelta(days=30)
+
+FindKnown = Callable[[PrecomputeConfig, Inputs, Fixed], Known]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those of a launcher."""
+
+    rank: int
+    count: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> Launch | None:
+        """Returns what `torchrun` says, or None without it.
+
+        Raises:
+            KnobctlError: the environment says something that cannot be.
+        """
+        if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+            return None
+        try:
+            launch = cls(*(int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        except ValueError as error:
+            raise KnobctlError(
+                f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}): start with torchrun."
+            ) from error
+        return launch if launch.count > 1 else None
+
+
+def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindKnown) -> dict[str, Any]:
+    """Runs this rank's share; the first rank then merges all. Every rank returns the merged cache's summary.
+
+    Raises:
+        KnobctlError: this rank or another one failed.
+    """
+    if config.shard.count > 1:
+        raise KnobctlError("--shard and torchrun both divide the samples: use one of them.")
+    started = time.perf_counter()
+    home = config.out.parent / f"{config.out.name}.ranks"
+    mine = replace(
+        config,
+        out=home / f"{launch.rank}-of-{launch.count}",
+        device=_own_device(config.device, launch),
+        like=None,
+    )
+    with _process_group(launch):
+        inputs = load_inputs(mine)
+        if not (config.out / MANIFEST_NAME).is_file():
+            # A restart may have lost the first rank's directory and kept the merged one's start, or the other way.
+            first = replace(config, out=home / f"0-of-{launch.count}", device=mine.device)
+            fixed = _from_first(launch, lambda: fixed_before(first) or fix(first, inputs))
+            lock = home / f".device-{socket.gethostname()}-{mine.device.replace(':', '-')}.lock"
+            _share(launch)(
+                lambda: run_shard(
+                    replace(mine, shard=Shard(launch.rank, launch.count), like=first.out if launch.rank else None),
+                    inputs,
+                    fixed,
+                    find_known(mine, inputs, fixed),
+                    turn=SharedDevice(lock),
+                )
+            )
+            _from_first(launch, lambda: _merge(home, launch.count, config.out))
+        manifest = Manifest.read(config.out)
+    return summary(config, manifest, len(inputs.samples), time.perf_counter() - started)
+
+
+def _own_device(device: str, launch: Launch) -> str:
+    return f"cuda:{launch.local_rank % max(torch.cuda.device_count(), 1)}" if device == "cuda" else device
+
+
+def _merge(home: Path, count: int, out: Path) -> Fixed | None:
+    merge_caches([home / f"{rank}-of-{count}" for rank in range(count)], out)
+    shutil.rmtree(home)
+    return None
+
+
+@contextmanager
+def _process_group(launch: Launch) -> Iterator[None]:
+    """Joins the ranks. What another rank's end does to the connection is said in words."""
+    try:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise KnobctlError(
+            f"rank {launch.rank} of {launch.count} lost another rank, which failed or was stopped: its message says "
+            f"why. Start the same command again: what is committed stays. ({' '.join(str(error).split())[:160]})"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _share(launch: Launch) -> Callable[[Callable[[], Any]], None]:
+    """Runs this rank's work and then waits for all; a failure anywhere is everyone's failure."""
+
+    def run(work: Callable[[], Any]) -> None:
+        error: KnobctlError | None = None
+        try:
+            work()
+        except KnobctlError as failure:
+            error = failure
+        messages: list[str | None] = [None] * launch.count
+        dist.all_gather_object(messages, None if error is None else str(error))
+        if error is not None:
+            raise error
+        _raise_first(messages)
+
+    return run
+
+
+def _from_first(launch: Launch, work: Callable[[], Fixed | None]) -> Any:
+    """Runs `work` on the first rank alone and returns its result, a `Fixed` or None, on every rank."""
+    message: list[str | None] = [None]
+    if launch.rank == 0:
+        try:
+            result = work()
+            message = [json.dumps({"fixed": None if result is None else result.to_dict()})]
+        except KnobctlError as failure:
+            message = [json.dumps({"error": str(failure)})]
+    dist.broadcast_object_list(message, src=0)
+    record = json.loads(message[0] or "{}")
+    if "error" in record:
+        raise KnobctlError(record["error"])
+    return None if record["fixed"] is None else Fixed.from_dict(record["fixed"], "the first rank's message")
+
+
+def _raise_first(messages: list[str | None]) -> None:
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise KnobctlError(f"rank {rank} failed: {message}")
