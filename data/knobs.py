@@ -107,6 +107,37 @@ class KnobSpace:
         return record
 
     @classmethod
+    def from_options(
+        cls, tiers: str = "", insertion_positions: str = "", top_k: str = "", num_blocks: str = ""
+    ) -> KnobSpace:
+        """Returns the space that options name, comma-separated; an empty option keeps the default's values.
+
+        A tier is `low`, `medium`, `high`, or `NAME=MIN-MAX` with its crops beside the global view.
+        """
+        default = cls()
+        crops: dict[str, tuple[int, int]] = {}
+        for item in _items(tiers):
+            name, _, span = item.partition("=")
+            low, _, high = span.partition("-")
+            if span and low.isdecimal() and high.isdecimal():
+                crops[name] = (int(low), int(high))
+            elif span or name not in DEFAULT_TIER_CROPS:
+                raise UnknownSetting(
+                    f"tier {item!r} is unknown: use {', '.join(DEFAULT_TIER_CROPS)}, or NAME=MIN-MAX crops for your own"
+                )
+            else:
+                crops[name] = DEFAULT_TIER_CROPS[name]
+        if len(crops) != len(_items(tiers)):
+            raise UnknownSetting(f"a tier is named twice in {tiers!r}")
+        return cls(
+            tuple(crops) or default.tiers,
+            _whole_numbers("insertion position", insertion_positions) or default.insertion_positions,
+            _whole_numbers("top-k", top_k) or default.top_k,
+            _whole_numbers("num_blocks", num_blocks) or default.num_blocks,
+            tuple(crops.values()) or None,
+        )
+
+    @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> KnobSpace:
         """The opposite of `to_dict`; `[]` and `[null]` both mean that no insertion position is known."""
         missing = [n for n in ("tiers", "insertion_positions", "top_k", "num_blocks") if n not in record]
@@ -122,6 +153,17 @@ class KnobSpace:
             tuple(_typed(record, "num_blocks", int)),
             None if crops is None else tuple(_crop_range(item) for item in crops),
         )
+
+
+def _items(option: str) -> list[str]:
+    return [item.strip() for item in option.split(",") if item.strip()]
+
+
+def _whole_numbers(name: str, option: str) -> tuple[int, ...]:
+    for item in _items(option):
+        if not (item.isascii() and item.isdecimal()):
+            raise UnknownSetting(f"{name} {item!r} is not a whole number; give values such as 4,6,8")
+    return tuple(int(item) for item in _items(option))
 
 
 def _typed(record: Mapping[str, Any], name: str, kind: type) -> list[Any]:

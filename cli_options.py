@@ -1,0 +1,141 @@
+"""What the commands share: options, parsing of their values, output, errors. Knows nothing of what commands do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .data.errors import KnobctlError
+
+PATH = click.Path(path_type=Path)
+
+
+class KnobctlGroup(click.Group):
+    """Prints what a user can mend as one line and exits with 1; malformed options exit with 2, as click does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KnobctlError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--json`: the result as one JSON object on stdout, for machines."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
+    """Prints a result on stdout: JSON, or what `render` makes of it."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140).print(render(result))
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar with the time left on stderr, silent when that is no terminal; the body reports (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(title, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def log(text: str) -> None:
+    """Progress and notes go to stderr, so that stdout holds the result alone."""
+    click.echo(text, err=True)
+
+
+def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
+    """Returns NAME=VALUE options as a mapping."""
+    found = {}
+    for item in values:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint=option)
+        found[name] = value
+    return found
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of everything that runs the model."""
+    for option in (
+        click.option("--images", type=PATH, help="Folder that image paths of datasets are relative to."),
+        click.option("--dtype", default="auto", show_default=True, help="float32 on the CPU, bfloat16 on a GPU."),
+        click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1, ... or cpu."),
+        click.option("--revision", help="Revision of a model from the hub."),
+    ):
+        command = option(command)
+    return command
+
+
+def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of everything that draws samples."""
+    for option in (
+        click.option("--skip-bad", is_flag=True, help="Skip, and count, samples whose image cannot be read."),
+        click.option("--data-root", type=PATH, help="Folder of official annotation files and images."),
+        click.option("--max-new-tokens", multiple=True, metavar="DATASET=N", help="Another limit of answer tokens."),
+        click.option(
+            "--metric", multiple=True, metavar="DATASET=METRIC", help="Another metric than the dataset's own."
+        ),
+        click.option("--seed", default=42, show_default=True, help="Of the samples, the pilot and the budget encoder."),
+        click.option(
+            "--samples", type=click.IntRange(1), help="Samples of each dataset, drawn by seed.  [default: all]"
+        ),
+        click.option(
+            "--dataset", "datasets", multiple=True, metavar="NAME[=PATH]", help="A known dataset, or your own file."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of everything that reports on policies."""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Of the intervals and the random baseline."),
+        click.option("--resamples", default=1000, show_default=True, help="Bootstrap resamples, clustered by image."),
+        click.option("--ablations", is_flag=True, help="Also Stage1 alone, Stage2 alone, each knob alone."),
+        click.option("--baseline", "baselines", multiple=True, help="Baselines to report.  [default: the usual ones]"),
+        click.option("--budgets", default="", help="Budgets of the cache's grid, in ms: 40,80  [default: all]"),
+        click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"])),
+    ):
+        command = option(command)
+    return command
+
+
+def numbers(option: str, text: str) -> list[float] | None:
+    try:
+        return [float(item) for item in text.split(",") if item.strip()] or None
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of ms, such as 40,80", param_hint=option) from error
+
+
+def shard(option: str) -> Any:
+    from .data.cache import Shard
+
+    index, _, count = option.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise click.BadParameter(f"{option!r} is not i/n, such as 0/4", param_hint="--shard")
+    return Shard(int(index), int(count))
+
+
+def token_limits(values: tuple[str, ...]) -> dict[str, int]:
+    limits = pairs("--max-new-tokens", values)
+    for name, limit in limits.items():
+        if not (limit.isdecimal() and int(limit) > 0):
+            raise click.BadParameter(f"{name}={limit}: not a number of tokens", param_hint="--max-new-tokens")
+    return {name: int(limit) for name, limit in limits.items()}

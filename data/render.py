@@ -1,0 +1,101 @@
+"""Records as tables on a terminal. Every command's result is a JSON-able record; this is how a person sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Record = Mapping[str, Any]
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Returns a table; numbers are set to the right, None is shown as a dash."""
+    body = [list(row) for row in rows]
+    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for place, name in enumerate(columns):
+        is_number = all(row[place] is None or isinstance(row[place], int | float) for row in body)
+        shown.add_column(name, justify="right" if is_number and body else "left", overflow="fold")
+    for row in body:
+        shown.add_row(*map(cell, row))
+    return shown
+
+
+def cell(value: Any) -> str:
+    """One value as text: floats with three decimals, None as a dash, lists joined."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10000 else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(item)}" for name, item in value.items() if item is not None)
+    if isinstance(value, list | tuple):
+        return " ".join(map(cell, value))
+    return str(value)
+
+
+def render_record(title: str, record: Record) -> Table:
+    """Any record, a line for each of its entries; entries of entries are joined on their line."""
+    return table(title, ("", ""), [(name.replace("_", " "), cell(value)) for name, value in record.items()])
+
+
+def render_sections(title: str, record: Record) -> Group:
+    """A record whose mappings become tables of their own, below what is plain."""
+    plain = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
+    parts: list[RenderableType] = [render_record(title, plain)]
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            parts += [Text(""), render_record(name.replace("_", " "), value)]
+    return Group(*parts)
+
+
+def render_cache(record: Record) -> Group:
+    """What `describe_cache` found."""
+    provenance = record["provenance"]
+    complete = record["completeness"]
+    parts: list[RenderableType] = [
+        render_record(str(record["path"]), {"fingerprint": record["fingerprint"], **record["shape"]}),
+        Text(""),
+        table("samples", ("dataset", "split", "samples"), [tuple(row.values()) for row in record["samples"]]),
+        Text(""),
+        render_record("knob space", {**record["knobs"], "budgets_ms": record["budgets_ms"]}),
+        Text(""),
+        render_record("completeness", complete),
+        Text(""),
+    ]
+    columns = ("value", "outcomes", "accuracy", "latency_ms", "latency_ms_p5", "latency_ms_p50", "latency_ms_p95")
+    for name, rows in record["marginals"].items():
+        cells = [[str(row["value"]), *(row[column] for column in columns[1:])] for row in rows]
+        parts += [table(name, columns, cells), Text("")]
+    parts += [render_record("provenance", provenance), Text(""), render_record("bytes", record["size_bytes"])]
+    parts += [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
+    return Group(*parts)
+
+
+def render_importance(record: Record) -> Group:
+    """Scores by block, from the first."""
+    std = record.get("std") or [None] * len(record["scores"])
+    rows = [(block, score, std[block]) for block, score in enumerate(record["scores"])]
+    ranked = sorted((score, block) for block, score in enumerate(record["scores"]) if score is not None)
+    least = "least important first: " + " ".join(str(block) for _, block in ranked)
+    return Group(table("accuracy lost without the block", ("block", "score", "std"), rows), Text(least))
+
+
+def render_import_report(record: Record) -> Group:
+    """What an import counted and did, by level."""
+    rows = [
+        (f["level"], f.get("file") or "-", f.get("rows"), f.get("what") or f.get("code"), f.get("done"))
+        for f in record["findings"]
+    ]
+    rest = {name: value for name, value in record.items() if name not in ("findings", "sources")}
+    parts: list[RenderableType] = [render_record("import", rest)]
+    if rows:
+        parts += [Text(""), table("findings", ("level", "file", "rows", "what", "done"), rows)]
+    return Group(*parts)

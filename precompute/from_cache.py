@@ -1,0 +1,132 @@
+"""The live executor for a cache: the model that made it, with the cache's own knobs, encoder, scores and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.cache import Cache, open_cache
+from ..data.datasets.registry import DATASETS
+from ..data.datasets.sources import image_from_ref
+from ..data.errors import CacheError, CacheMismatch
+from ..data.samples import Sample
+from .encoder_file import read_encoder
+from .knob_model import KnobModel, Task
+from .live import LiveExecutor
+from .loading import LoadedModel, load_model
+
+Factory = Callable[[Sequence[str]], tuple[LiveExecutor, Mapping[str, Sample]]]
+
+
+def live_factory(
+    cache_path: Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    device: str = "cuda",
+    images: Path | None = None,
+    runs: int = 1,
+) -> Factory:
+    """Returns what makes the executor and the samples of a live validation; the model is loaded once it is called.
+
+    Args:
+        model: bundled name, directory or hub id; None takes the name that the cache records.
+        images: root of the images that `image_ref` is relative to; bundled datasets need none.
+        runs: timed runs of each request.
+
+    Raises (when called):
+        CacheError: the cache lacks what a live run needs. CacheMismatch: another model made it.
+        DatasetError: an image is not where the cache says.
+    """
+
+    def make(sample_ids: Sequence[str]) -> tuple[LiveExecutor, Mapping[str, Sample]]:
+        cache = open_cache(cache_path, tokens=False)
+        _check_live(cache)
+        samples = samples_of(cache, sample_ids, images)
+        loaded = load_model(
+            model or cache.manifest.model_name, revision=revision, device=device, dtype=cache.manifest.dtype or "auto"
+        )
+        _check_model(cache, loaded)
+        return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
+
+    return make
+
+
+def knob_model_of(cache: Cache, loaded: LoadedModel) -> KnobModel:
+    """Returns the model with the cache's knobs."""
+    manifest = cache.manifest
+    assert manifest.importance is not None, "_check_live saw to it"
+    assert cache.budget_encoder_path is not None, "_check_live saw to it"
+    return KnobModel(
+        loaded,
+        space=manifest.space,
+        importance=manifest.importance,
+        encoder=read_encoder(cache.budget_encoder_path, manifest.d_model),
+        tasks=tasks_of(cache),
+        budgets_ms=manifest.budgets_ms,
+    )
+
+
+def tasks_of(cache: Cache) -> dict[str, Task]:
+    """Returns metric, token limit and prompt style of each dataset: as the cache records, else the dataset's own."""
+    tasks = {}
+    for name, record in (cache.manifest.datasets or {}).items():
+        limits = cache.manifest.max_new_tokens
+        limit = limits.get(name) if isinstance(limits, dict) else limits
+        spec = DATASETS.get(name)
+        metric = record.get("metric") or (spec and spec.metric)
+        limit = limit or (spec and spec.max_new_tokens)
+        if not isinstance(metric, str) or not isinstance(limit, int):
+            raise CacheError(
+                f"{cache.path / 'cache.json'} names no metric or no token limit for dataset `{name}`: add "
+                f"`datasets.{name}.metric` and `max_new_tokens`, or make the cache anew."
+            )
+        style = record.get("style", spec.style if spec else None)
+        tasks[name] = Task(metric, limit, style)
+    return tasks
+
+
+def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> dict[str, Sample]:
+    """Returns the samples as precompute saw them. Raises CacheError when a column that a live run needs is missing."""
+    table = cache.samples
+    missing = [name for name in ("question", "answers", "image_ref") if name not in table.columns]
+    if missing:
+        raise CacheError(f"{cache.path}/samples lacks {missing}, without which no sample can be run live.")
+    samples: dict[str, Sample] = {}
+    for sample_id in sample_ids:
+        row: dict[str, Any] = table.row(cache.sample_index[sample_id], named=True)
+        if row["question"] is None or not row["answers"] or row["image_ref"] is None:
+            raise CacheError(f"{cache.path}/samples: {sample_id} has no question, answers or image_ref to run live.")
+        samples[sample_id] = Sample(
+            sample_id,
+            row["dataset"],
+            row["split"],
+            row["question"],
+            tuple(row["answers"]),
+            row.get("image_id") or row["image_ref"],
+            image_from_ref(row["image_ref"], images),
+        )
+    return samples
+
+
+def _check_live(cache: Cache) -> None:
+    manifest = cache.manifest
+    if cache.budget_encoder_path is None:
+        raise CacheError(
+            f"{cache.path} has no budget_encoder.safetensors: its latency tokens cannot be made again, so --live is "
+            "refused. Validate without --live, or make the cache with `knobctl precompute`."
+        )
+    if manifest.importance is None:
+        raise CacheError(f"{cache.path / 'cache.json'} has no importance scores: which blocks run is unknown.")
+    if manifest.space.insertion_positions == (None,):
+        raise CacheError(f"{cache.path} holds imported results without insertion positions: --live is refused.")
+
+
+def _check_model(cache: Cache, loaded: LoadedModel) -> None:
+    wanted = cache.manifest.fingerprint
+    if wanted is not None and wanted != loaded.fingerprint:
+        raise CacheMismatch(
+            f"{cache.path} was made with {cache.manifest.model_name} (fingerprint {wanted[:12]}), and {loaded.name} "
+            f"has {loaded.fingerprint[:12]}: name that model with --model, or run `knobctl precompute` with this one."
+        )

@@ -1,0 +1,78 @@
+"""Knob values, settings and block plans."""
+
+from __future__ import annotations
+
+import pytest
+
+from knobctl.data.errors import ImportanceError, UnknownSetting
+from knobctl.data.knobs import KnobSetting, KnobSpace
+from knobctl.data.plans import ImportanceScores, block_plan
+
+
+def test_default_space_has_375_settings():
+    space = KnobSpace()
+    assert len(space.settings) == 3 * 5 * 5 * 5
+    assert [space.index(setting) for setting in space.settings] == list(range(375))
+    assert space.mean_crops == (2.0, 6.0, 12.0)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        KnobSetting("huge", 1, 8, 16),
+        KnobSetting("low", 6, 8, 16),
+        KnobSetting("low", 1, 3, 16),
+        KnobSetting("low", 1, 8, 11),
+    ],
+)
+def test_a_setting_outside_the_space_is_an_error(setting: KnobSetting):
+    with pytest.raises(UnknownSetting, match="not in the knob space"):
+        KnobSpace().index(setting)
+
+
+def test_fewer_blocks_than_the_position_is_no_setting():
+    space = KnobSpace(("low",), (1, 3), (2,), (2, 4))
+    assert KnobSetting("low", 3, 2, 2) not in space
+    assert len(space.settings) == 3
+
+
+@pytest.mark.parametrize("space", [KnobSpace(), KnobSpace(("a", "b"), (None,), (1, 16), (3,)), KnobSpace(("low",))])
+def test_a_space_survives_the_manifest(space: KnobSpace):
+    assert KnobSpace.from_dict(space.to_dict()) == space
+
+
+def test_options_name_a_space():
+    space = KnobSpace.from_options(tiers="low, wide=2-6", top_k="8")
+    assert (space.tiers, space.tier_crops, space.top_k) == (("low", "wide"), ((1, 3), (2, 6)), (8,))
+    assert space.num_blocks == KnobSpace().num_blocks
+
+
+@pytest.mark.parametrize("tiers", ["huge", "wide=6", "wide=6-2", "low,low"])
+def test_a_tier_that_cannot_be_is_refused(tiers: str):
+    with pytest.raises(UnknownSetting):
+        KnobSpace.from_options(tiers=tiers)
+
+
+def test_the_plan_keeps_the_first_blocks_and_then_the_most_important():
+    scores = ImportanceScores((0.0, 0.0, 0.3, 0.1, 0.1, 0.2))
+    # After block 0 and 1, two more run: block 2 (0.3) and 5 (0.2); blocks 3 and 4 are left out.
+    assert block_plan(2, 4, 4, importance=scores, native_top_k=8) == (8, 8, 4, 0, 0, 4)
+    # Of the equal scores 0.1, the earlier block runs.
+    assert block_plan(2, 4, 5, importance=scores, native_top_k=8) == (8, 8, 4, 4, 0, 4)
+    assert block_plan(5, 4, 6, importance=scores, native_top_k=8) == (8, 8, 8, 8, 8, 4)
+
+
+def test_unscored_first_and_last_blocks_are_always_kept():
+    scores = ImportanceScores((None, 0.9, 0.8, None))
+    assert block_plan(1, 2, 2, importance=scores, native_top_k=4) == (4, 0, 0, 2)
+
+
+@pytest.mark.parametrize("scores", [(0.1, None, 0.2), (0.1, float("nan"), 0.2), ()])
+def test_scores_that_do_not_name_every_block_are_refused(scores: tuple[float | None, ...]):
+    with pytest.raises(ImportanceError):
+        ImportanceScores(scores)
+
+
+def test_a_plan_of_more_blocks_than_there_are_is_refused():
+    with pytest.raises(UnknownSetting):
+        block_plan(1, 4, 5, importance=ImportanceScores((0.1,) * 4), native_top_k=8)
