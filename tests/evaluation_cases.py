@@ -37,7 +37,7 @@ def write_array_cache(
 ) -> Path:
     """Writes what the arrays say; NaN accuracy leaves the row out, NaN latency writes null. Ids are s000, s001, ..."""
     accuracy_SX, latency_ms_SX = np.asarray(accuracy_SX, float), np.asarray(latency_ms_SX, float)
-    count, settings = accuracy_SX.shape
+    count = len(accuracy_SX)
     ids = [f"s{index:03d}" for index in range(count)]
     feature_SD = np.zeros((count, 4)) if feature_SD is None else np.asarray(feature_SD)
     d_model = feature_SD.shape[1]
@@ -52,24 +52,22 @@ def write_array_cache(
         samples["language_feature"] = fixed_size_lists(feature_SD.astype(np.float32), pa.float32())
     if text_tokens_S is not None:
         samples["text_tokens"] = pa.array(text_tokens_S, pa.int32())
-    cells = [(s, x) for s in range(count) for x in range(settings) if np.isfinite(accuracy_SX[s, x])]
-    chosen = [space.settings[x] for _, x in cells]
+    cell = np.nonzero(np.isfinite(accuracy_SX))
+    latency_ms = latency_ms_SX[cell]
     outcomes: dict[str, object] = {
-        "sample_id": [ids[s] for s, _ in cells],
-        "tier": [setting.tier for setting in chosen],
-        "insertion_position": pa.array([setting.insertion_position for setting in chosen], pa.int8()),
-        "top_k": pa.array([setting.top_k for setting in chosen], pa.int8()),
-        "num_blocks": pa.array([setting.num_blocks for setting in chosen], pa.int8()),
-        "accuracy": pa.array([accuracy_SX[cell] for cell in cells], pa.float32()),
-        "latency_ms": pa.array(
-            [latency_ms_SX[cell] if np.isfinite(latency_ms_SX[cell]) else None for cell in cells], pa.float32()
-        ),
-        "answer": ["yes" if accuracy_SX[cell] > 0.5 else "no" for cell in cells],
+        "sample_id": np.array(ids, dtype=object)[cell[0]],
+        "tier": np.array([setting.tier for setting in space.settings], dtype=object)[cell[1]],
+        "accuracy": pa.array(accuracy_SX[cell], pa.float32()),
+        "latency_ms": pa.array(latency_ms, pa.float32(), mask=np.isnan(latency_ms)),
+        "answer": np.where(accuracy_SX[cell] > 0.5, "yes", "no"),
     }
+    for name in ("insertion_position", "top_k", "num_blocks"):
+        value_X = [getattr(setting, name) for setting in space.settings]
+        outcomes[name] = pa.array(value_X, pa.int8()).take(pa.array(cell[1]))
     if runs_ms_SXR is not None:
-        outcomes["latency_runs_ms"] = pa.array([runs_ms_SXR[cell].tolist() for cell in cells], pa.list_(pa.float32()))
+        outcomes["latency_runs_ms"] = pa.array(list(runs_ms_SXR[cell]), pa.list_(pa.float32()))
     if vision_tokens_SX is not None:
-        outcomes["vision_tokens"] = pa.array([int(vision_tokens_SX[cell]) for cell in cells], pa.int32())
+        outcomes["vision_tokens"] = pa.array(np.asarray(vision_tokens_SX)[cell], pa.int32())
     tokens = None if token_STPMD is None else _token_table(ids, space, budgets_ms, np.asarray(token_STPMD))
     manifest = Manifest(
         model_name="toy",
@@ -87,20 +85,14 @@ def write_array_cache(
 
 
 def _token_table(ids: list[str], space: KnobSpace, budgets_ms: Sequence[float], token_STPMD: np.ndarray) -> pa.Table:
-    places = [
-        (t, p, m)
-        for t in range(len(space.tiers))
-        for p in range(len(space.insertion_positions))
-        for m in range(len(budgets_ms))
-    ]
-    rows = [(s, *place) for s in range(len(ids)) for place in places]
+    sample, tier, position, budget = np.indices(token_STPMD.shape[:4]).reshape(4, -1)
     return pa.table(
         {
-            "sample_id": [ids[s] for s, *_ in rows],
-            "tier": [space.tiers[t] for _, t, _, _ in rows],
-            "insertion_position": pa.array([space.insertion_positions[p] for _, _, p, _ in rows], pa.int8()),
-            "budget_ms": pa.array([budgets_ms[m] for *_, m in rows], pa.float32()),
-            "token": fixed_size_lists(np.stack([token_STPMD[row] for row in rows]).astype(np.float16), pa.float16()),
+            "sample_id": np.array(ids, dtype=object)[sample],
+            "tier": np.array(space.tiers, dtype=object)[tier],
+            "insertion_position": pa.array(np.array(space.insertion_positions)[position], pa.int8()),
+            "budget_ms": pa.array(np.array(budgets_ms)[budget], pa.float32()),
+            "token": fixed_size_lists(token_STPMD.reshape(len(sample), -1).astype(np.float16), pa.float16()),
         },
         schema=latency_tokens_schema(token_STPMD.shape[-1])[0],
     )
@@ -108,7 +100,7 @@ def _token_table(ids: list[str], space: KnobSpace, budgets_ms: Sequence[float], 
 
 def generated_cache(path: Path, *, holes: float = 0.0, **config: object) -> Cache:
     """Writes the project's generated cache of known structure, small unless `config` says otherwise, and opens it."""
-    values = {"train": 300, "val": 100, "test": 100, "d_model": 16, "n_budgets": 3, "seed": 1, **config}
+    values = {"train": 160, "val": 60, "test": 80, "d_model": 16, "n_budgets": 3, "seed": 1, **config}
     made = generate(GeneratedConfig(hole_share=holes, **values))
     write_array_cache(
         path,

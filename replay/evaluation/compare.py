@@ -29,7 +29,6 @@ def compare(
     weights: RewardWeights | None = None,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-    device: str = "cpu",
 ) -> EvaluationReport:
     """Returns the report of several controllers and the baselines on one split of a cache.
 
@@ -44,7 +43,7 @@ def compare(
     policies: list[Policy] = []
     described = {}
     for name, path in zip(short_names([Path(path) for path in controllers_paths]), controllers_paths, strict=True):
-        loaded = load_controllers(path, cache, name=name, device=device)
+        loaded = load_controllers(path, cache, name=name)
         policies.append(loaded.policy)
         described[name] = loaded.describe()
         if loaded.weights is not None and loaded.weights != table.weights:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...controllers.checkpoint import Controllers
+from ...controllers.checkpoint import Controllers, read_budget_encoder
+from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache import Cache
 from ...data.policy import Policy
 from ..reward import RewardWeights
@@ -18,23 +19,37 @@ class LoadedControllers:
 
     policy: Policy
     path: str
-    training: dict[str, Any]
+    controllers: Controllers
 
     @property
     def weights(self) -> RewardWeights | None:
         """The reward's weights that they were trained with; None where the checkpoint does not say."""
-        recorded = self.training.get("reward_weights")
+        recorded = self.controllers.settings.get("reward_weights")
         if not isinstance(recorded, dict):
             return None
         known = {field.name for field in fields(RewardWeights)}
         return RewardWeights(**{name: float(value) for name, value in recorded.items() if name in known})
 
     def describe(self) -> dict[str, Any]:
-        return {"path": self.path, **self.training}
+        """What the report says of them: where they lie, how large they are, how they were trained."""
+        return {
+            "path": self.path,
+            "trained_on_cache": self.controllers.cache_fingerprint,
+            "parameters": self.controllers.parameter_counts(),
+            "settings": self.controllers.settings,
+        }
 
 
-def load_controllers(path: str | Path, cache: Cache, *, name: str, device: str) -> LoadedControllers:
+def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedControllers:
     """Raises CheckpointError for files that cannot be read, CacheMismatch where they do not fit the cache."""
-    controllers = Controllers.from_pretrained(path, device=device)
-    controllers.check_fits(cache)
-    return LoadedControllers(controllers.policy(name), str(path), controllers.training)
+    controllers = Controllers.from_pretrained(path)
+    manifest, encoder_path = cache.manifest, cache.budget_encoder_path
+    controllers.check_fits(
+        f"cache {cache.path}",
+        space=cache.space,
+        d_model=cache.d_model,
+        model_name=manifest.model_name,
+        model_fingerprint=manifest.fingerprint,
+        encoder=None if encoder_path is None else read_budget_encoder(encoder_path, cache.d_model),
+    )
+    return LoadedControllers(TwoStagePolicy(controllers, name), str(path), controllers)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..baselines.reward_table import RewardTable
-from ..reward import reward_terms
+from ..reward import reward, reward_terms
 
 if TYPE_CHECKING:
     from ...data.cache.reader import Cache
@@ -86,15 +86,15 @@ def request_stats(problem: Problem, setting_NM: NDArray[np.int64]) -> NDArray[np
     table, rows_N = problem.table, problem.sample_N[:, None]
     accuracy_NM = table.accuracy_SX[rows_N, setting_NM].astype(np.float64)
     latency_ms_NM = table.latency_ms_SX[rows_N, setting_NM]
-    terms = reward_terms(
+    inputs = (
         torch.from_numpy(table.accuracy_SX[rows_N, setting_NM]),
         torch.from_numpy(latency_ms_NM),
         torch.from_numpy(problem.budgets_ms),
         torch.from_numpy(table.complexity_X[setting_NM]),
         table.weights,
     )
-    term_NM = {name: value.numpy().astype(np.float64) for name, value in terms.items()}
-    reward_NM = np.sum([term_NM[name] for name in TERMS], axis=0)
+    term_NM = {name: value.numpy() for name, value in reward_terms(*inputs).items()}
+    reward_NM = reward(*inputs).numpy().astype(np.float64)
     late_NM = latency_ms_NM > problem.budgets_ms
     columns = {
         "accuracy": accuracy_NM,

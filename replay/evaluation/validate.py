@@ -44,7 +44,6 @@ def validate_controllers(
     with_ablations: bool = False,
     resamples: int = DEFAULT_RESAMPLES,
     weights: RewardWeights | None = None,
-    device: str = "cpu",
     executor_factory: ExecutorFactory | None = None,
     live_samples: int | None = None,
     live_budgets_ms: Sequence[float] | None = None,
@@ -63,7 +62,7 @@ def validate_controllers(
     live_budgets_ms: budgets of the live run, in the grid or not; by default those of the report.
     """
     cache = open_cache(Path(cache_path))
-    loaded = load_controllers(controllers_path, cache, name=SUBJECT, device=device)
+    loaded = load_controllers(controllers_path, cache, name=SUBJECT)
     table = RewardTable.from_cache(cache, weights or loaded.weights)
     _check_request(table, split, budgets_ms)
     warnings: list[str] = []
