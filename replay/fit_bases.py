@@ -27,6 +27,7 @@ FOLDS = 5
 ROWS_AT_ONCE = 4096
 MOMENT_SAMPLES = 1024
 BUDGET_WAVES = 8
+POSITION_PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 1000.0)  # the last all but keeps to the fit of all positions
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def fit_token_basis(
     for sums in by_position[1:]:
         pooled_sums = pooled_sums.plus(sums)
     pooled = fit_ridge(pooled_sums)
-    fits = [fit_ridge(sums, start=pooled) for sums in by_position] if positions > 1 else [pooled]
+    fits = [fit_ridge(sums, pooled, POSITION_PENALTIES) for sums in by_position] if positions > 1 else [pooled]
     gain_Q = _gains(pooled, pooled_sums)
 
     def basis(weights: list[Tensor]) -> TokenBasis:

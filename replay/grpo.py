@@ -14,21 +14,23 @@ STD_FLOOR = 1e-4  # added to a standard deviation before dividing by it, as the 
 SCALE_REWARDS = ("group", "batch", "none")
 
 
-def group_advantages(reward_BG: Tensor, scale_rewards: str = "none", floor: float = STD_FLOOR) -> Tensor:
-    """Returns how far each draw's reward lies above its group's mean, [..., B, G].
+def group_advantages(
+    reward_BG: Tensor, scale_rewards: str = "none", clip: float | None = None, floor: float = STD_FLOOR
+) -> Tensor:
+    """Returns how far each draw's reward lies above its group's mean, [..., B, G], bounded to +-clip.
 
     `scale_rewards` divides it by the standard deviation of its "group", of the whole "batch" (B and G together), or
     by nothing ("none"). A group whose rewards all tie gets zeros: it prefers nothing, so it teaches nothing.
     """
-    centred_BG = reward_BG - reward_BG.mean(dim=-1, keepdim=True)
-    if scale_rewards == "none":
-        return centred_BG
+    advantage_BG = reward_BG - reward_BG.mean(dim=-1, keepdim=True)
     if scale_rewards == "group":
-        return centred_BG / (reward_BG.std(dim=-1, keepdim=True, correction=_correction(reward_BG, 1)) + floor)
-    if scale_rewards == "batch":
+        advantage_BG = advantage_BG / (reward_BG.std(dim=-1, keepdim=True, correction=_correction(reward_BG, 1)) + floor)
+    elif scale_rewards == "batch":
         correction = _correction(reward_BG, 2)
-        return centred_BG / (reward_BG.std(dim=(-2, -1), keepdim=True, correction=correction) + floor)
-    raise ValueError(f"scale_rewards is one of {SCALE_REWARDS}, not {scale_rewards!r}")
+        advantage_BG = advantage_BG / (reward_BG.std(dim=(-2, -1), keepdim=True, correction=correction) + floor)
+    elif scale_rewards != "none":
+        raise ValueError(f"scale_rewards is one of {SCALE_REWARDS}, not {scale_rewards!r}")
+    return advantage_BG if clip is None else advantage_BG.clamp(-clip, clip)
 
 
 def _correction(reward_BG: Tensor, dims: int) -> int:
@@ -56,10 +58,10 @@ def clipped_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsi
 
 
 def clip_ratio(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsilon: float) -> Tensor:
-    """Returns the share of draws whose gradient the clip has stopped, a scalar."""
+    """Returns the share of draws [..., B, G] whose gradient the clip has stopped, [...]."""
     ratio = (log_prob - old_log_prob).exp()
     stopped = ((ratio < 1.0 - epsilon) & (advantage < 0)) | ((ratio > 1.0 + epsilon) & (advantage > 0))
-    return stopped.float().mean()
+    return stopped.float().mean(dim=(-2, -1))
 
 
 def kl_estimate(log_prob: Tensor, reference_log_prob: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-7, 7))  # times the mean diagonal of x'x
+PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, 100.0)  # times the mean diagonal of x'x
 
 
 @dataclass
@@ -51,7 +51,9 @@ class RidgeFit:
     explained_Q: Tensor
 
 
-def fit_ridge(sums: FoldSums, start: RidgeFit | None = None) -> RidgeFit:
+def fit_ridge(
+    sums: FoldSums, start: RidgeFit | None = None, penalties: tuple[float, ...] = PENALTIES
+) -> RidgeFit:
     """Fits each target with the penalty that predicts held-out folds best.
 
     `start` is what weights are shrunk towards (instead of 0): a fit to more rows of a related kind. With one fold
@@ -61,24 +63,24 @@ def fit_ridge(sums: FoldSums, start: RidgeFit | None = None) -> RidgeFit:
     xx_DD, xy_DQ = sums.xx_KDD.sum(dim=0).double(), sums.xy_KDQ.sum(dim=0).double()
     scale = float(xx_DD.diagonal().mean()) or 1.0
     identity_DD = torch.eye(inputs, dtype=torch.float64)
-    error_LQ = torch.zeros(len(PENALTIES), targets, dtype=torch.float64)
-    held_LKDQ = torch.zeros(len(PENALTIES), folds, inputs, targets, dtype=torch.float32)
+    error_LQ = torch.zeros(len(penalties), targets, dtype=torch.float64)
+    held_LKDQ = torch.zeros(len(penalties), folds, inputs, targets, dtype=torch.float32)
     for fold in range(folds):
         fold_xx_DD, fold_xy_DQ = sums.xx_KDD[fold].double(), sums.xy_KDQ[fold].double()
         rest_DD, rest_DQ = xx_DD - fold_xx_DD, xy_DQ - fold_xy_DQ
         start_DQ = torch.zeros(inputs, targets).double() if start is None else start.weight_KDQ[fold].double()
         gradient_DQ = rest_DQ - rest_DD @ start_DQ
-        for index, penalty in enumerate(PENALTIES):
+        for index, penalty in enumerate(penalties):
             factor_DD = torch.linalg.cholesky(rest_DD + penalty * scale * identity_DD)
             weight_DQ = start_DQ + torch.cholesky_solve(gradient_DQ, factor_DD)
             held_LKDQ[index, fold] = weight_DQ.float()
             fitted_Q = (weight_DQ * (fold_xx_DD @ weight_DQ)).sum(dim=0)
             error_LQ[index] += sums.yy_KQ[fold] - 2 * (weight_DQ * fold_xy_DQ).sum(dim=0) + fitted_Q
-    best_Q = error_LQ.argmin(dim=0) if folds > 1 else torch.full((targets,), len(PENALTIES) - 1)
+    best_Q = error_LQ.argmin(dim=0) if folds > 1 else torch.full((targets,), len(penalties) - 1)
     weight_DQ = torch.zeros(inputs, targets, dtype=torch.float64)
     start_DQ = torch.zeros(inputs, targets).double() if start is None else start.weight_DQ.double()
     for index in best_Q.unique().tolist():
-        factor_DD = torch.linalg.cholesky(xx_DD + PENALTIES[index] * scale * identity_DD)
+        factor_DD = torch.linalg.cholesky(xx_DD + penalties[index] * scale * identity_DD)
         chosen_Q = best_Q == index
         solved_DQ = start_DQ[:, chosen_Q] + torch.cholesky_solve((xy_DQ - xx_DD @ start_DQ)[:, chosen_Q], factor_DD)
         weight_DQ[:, chosen_Q] = solved_DQ

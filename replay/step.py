@@ -93,9 +93,7 @@ def grpo_step(
     choice2_NR1 = sample_choices(log_prob2_NRA, batch.uniform_NBG2[..., 1].flatten(1, 2)[..., None])
 
     reward_NBG = _gather_reward(inputs, sample_NBG, budget_NBG, choice1_NBG, choice2_NR1.view_as(choice1_NBG))
-    advantage_NBG = group_advantages(reward_NBG, scale_rewards)
-    if advantage_clip is not None:
-        advantage_NBG = advantage_NBG.clamp(-advantage_clip, advantage_clip)
+    advantage_NBG = group_advantages(reward_NBG, scale_rewards, advantage_clip)
     weight_NBG = advantage_NBG / (requests * group)
 
     grad1_NBJ = log_prob1_NBJ.exp() * weight_NBG.sum(dim=-1, keepdim=True)
@@ -103,7 +101,7 @@ def grpo_step(
     weight_NR1 = weight_NBG.reshape(seeds, -1, 1)
     grad2_NRA = log_prob2_NRA.exp() * weight_NR1
     grad2_NRA.scatter_add_(-1, choice2_NR1, -weight_NR1)
-    entropy_N = torch.zeros(seeds)
+    entropy_N = torch.zeros(seeds, device=reward_NBG.device)
     if entropy_bonus:
         entropy1_NB, slope1_NBJ = entropy_and_gradient(log_prob1_NBJ)
         entropy2_NR, slope2_NRA = entropy_and_gradient(log_prob2_NRA)
@@ -141,7 +139,7 @@ def exact_step(
     prob1_NBJ, prob2_NBJA = log_prob1_NBJ.exp(), log_prob2_NBJA.exp()
     reward_NBJA = inputs.reward_NMJA[batch.sample_NB, batch.budget_NB]
     up1_NBJ, up2_NBJA = expected_reward_gradients(prob1_NBJ, prob2_NBJA, reward_NBJA)
-    entropy_N = torch.zeros(seeds)
+    entropy_N = torch.zeros(seeds, device=reward_NBJA.device)
     if entropy_bonus:
         entropy1_NB, slope1_NBJ = entropy_and_gradient(log_prob1_NBJ)
         entropy2_NBJ, slope2_NBJA = entropy_and_gradient(log_prob2_NBJA)

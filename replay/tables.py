@@ -7,7 +7,8 @@ J = T*P choices of Stage1, A = top-k values * num_blocks values, the choices of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..controllers.budget_encoder import BudgetEncoder
-from ..data.errors import CacheError
+from ..controllers.checkpoint import read_budget_encoder
+from ..controllers.two_stage import setting_grid
 from ..data.knobs import KnobSpace
 from .reward import RewardWeights, complexity, reward
 
@@ -81,6 +83,10 @@ class ReplayTables:
             weights,
         )
 
+    def with_splits(self, split_indices: Mapping[str, NDArray[np.int64]]) -> ReplayTables:
+        """Returns the same tables with samples split otherwise."""
+        return replace(self, split_indices=split_indices)
+
     @classmethod
     def from_cache(cls, cache: Cache) -> ReplayTables:
         """Reads a whole cache. Tokens stay where they lie, the rest is copied to dense tensors."""
@@ -117,17 +123,8 @@ class ChoiceGrid:
     @classmethod
     def of(cls, space: KnobSpace) -> ChoiceGrid:
         """Pairs in the order of the heads: tier-major (tier, position), top-k-major (top_k, num_blocks)."""
-        pairs1 = [(t, p) for t in space.tiers for p in space.insertion_positions]
-        pairs2 = [(k, n) for k in space.top_k for n in space.num_blocks]
-        setting_JA = torch.zeros(len(pairs1), len(pairs2), dtype=torch.int64)
-        exists_JA = torch.zeros(len(pairs1), len(pairs2), dtype=torch.bool)
-        lookup = {(s.tier, s.insertion_position, s.top_k, s.num_blocks): x for x, s in enumerate(space.settings)}
-        for j, pair1 in enumerate(pairs1):
-            for a, pair2 in enumerate(pairs2):
-                if (*pair1, *pair2) in lookup:
-                    setting_JA[j, a] = lookup[(*pair1, *pair2)]
-                    exists_JA[j, a] = True
-        return cls(setting_JA, exists_JA)
+        index_JA = setting_grid(space)
+        return cls(index_JA.clamp(min=0), index_JA >= 0)
 
     def spread(self, value_BX: Tensor, fill: float | bool) -> Tensor:
         """Returns values of settings laid out as [B, J, A], `fill` where no setting exists."""
@@ -135,13 +132,6 @@ class ChoiceGrid:
         return torch.where(self.exists_JA, value_BJA, torch.full((), fill, dtype=value_BX.dtype))
 
 
-def budget_encoder_for(path: str | None, d_model: int, seed: int) -> BudgetEncoder:
+def budget_encoder_for(path: Path | None, d_model: int, seed: int) -> BudgetEncoder:
     """Returns the cache's own budget encoder, or one made from the seed where the cache has none."""
-    if path is None:
-        return BudgetEncoder.from_seed(d_model, seed)
-    from ..controllers.checkpoint import read_budget_encoder
-
-    encoder = read_budget_encoder(path)
-    if encoder.d_model != d_model:
-        raise CacheError(f"{path} encodes budgets {encoder.d_model} wide, the cache's d_model is {d_model}")
-    return encoder
+    return BudgetEncoder.from_seed(d_model, seed) if path is None else read_budget_encoder(path, d_model)

@@ -1,0 +1,277 @@
+"""The controllers' checkpoint: `controllers.json` and `controllers.safetensors`, and whether it fits a cache or model.
+
+A checkpoint may come from a stranger: sizes are bounded, names and shapes must be exactly those of the controllers that
+the JSON describes, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..data.cache.disk import Disk, write_atomically
+from ..data.errors import CacheMismatch, CheckpointError, UnknownSetting
+from ..data.knobs import KnobSpace
+from ..data.strict_json import dump_json, read_json
+from .budget_encoder import BudgetEncoder
+from .stage1 import Stage1
+from .stage2 import Stage2
+
+FORMAT_NAME = "knobctl-controllers"
+FORMAT_VERSION = 1
+CONFIG_NAME = "controllers.json"
+WEIGHTS_NAME = "controllers.safetensors"
+MAX_D_MODEL = 1 << 16
+MAX_SETTINGS = 1 << 15
+MAX_WEIGHT_BYTES = 1 << 32
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model the controllers steer. `fingerprint` is None where a cache does not say."""
+
+    name: str
+    d_model: int
+    n_blocks: int
+    native_top_k: int
+    fingerprint: str | None = None
+
+
+@dataclass
+class Controllers:
+    """Stage1, Stage2 and the budget encoders they were trained with.
+
+    `budget_encoder` is the one behind the latency tokens; `stage1_budget_encoder` is Stage1's own where it was trained,
+    else the same object.
+    """
+
+    stage1: Stage1
+    stage2: Stage2
+    budget_encoder: BudgetEncoder
+    stage1_budget_encoder: BudgetEncoder
+    space: KnobSpace
+    model: ModelIdentity
+    budgets_ms: tuple[float, ...]
+    cache_fingerprint: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # how they were trained
+    created_by: str | None = None
+
+    @classmethod
+    def untrained(
+        cls, space: KnobSpace, model: ModelIdentity, budgets_ms: tuple[float, ...], encoder: BudgetEncoder
+    ) -> Controllers:
+        """Returns controllers of the right shape, all of whose weights are 0."""
+        stages = Stage1(model.d_model, space), Stage2(model.d_model, space)
+        return cls(*stages, encoder, encoder, space, model, budgets_ms)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Returns trainable parameters of each part, and the numbers in frozen buffers, which are not parameters."""
+        counts = {name: _count(module.parameters()) for name, module in self._modules().items()}
+        counts["frozen_buffers"] = sum(_count(stage.buffers()) for stage in (self.stage1, self.stage2))
+        return counts
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """Writes the checkpoint. The weights come first: the JSON's presence means complete."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = save(self._tensors(), metadata={"format": "pt"})
+        write_atomically(Disk(), directory / WEIGHTS_NAME, weights)
+        record = {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "model": vars(self.model),
+            "knobs": self.space.to_dict(),
+            "budgets_ms": list(self.budgets_ms),
+            "cache_fingerprint": self.cache_fingerprint,
+            "budget_encoder_sha256": encoder_digest(self.budget_encoder),
+            "trained_budget_encoder": self.stage1_budget_encoder is not self.budget_encoder,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "parameters": self.parameter_counts(),
+            "settings": self.settings,
+            "created_by": self.created_by,
+        }
+        write_atomically(Disk(), directory / CONFIG_NAME, dump_json(record))
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: Path | str, *, revision: str | None = None) -> Controllers:
+        """Reads a checkpoint from a directory or from the Hugging Face hub. Raises CheckpointError for what is wrong."""
+        directory = _locate(path_or_hub_id, revision)
+        config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
+        record = read_json(config_path, error=CheckpointError)
+        where = str(config_path)
+        space, model, budgets_ms = _checked_config(record, where)
+        made = cls.untrained(space, model, budgets_ms, BudgetEncoder.from_seed(model.d_model, 0))
+        if record.get("trained_budget_encoder") is True:
+            made.stage1_budget_encoder = BudgetEncoder.from_seed(model.d_model, 0)
+        _load_weights(made._modules(), weights_path, record.get("weights_sha256"))
+        made.cache_fingerprint = record.get("cache_fingerprint")
+        made.settings = record.get("settings") or {}
+        made.created_by = record.get("created_by")
+        return made
+
+    def check_fits(
+        self,
+        what: str,
+        *,
+        space: KnobSpace,
+        d_model: int,
+        model_name: str,
+        model_fingerprint: str | None,
+        encoder: BudgetEncoder | None,
+    ) -> None:
+        """Raises CacheMismatch, naming both, unless a cache or model is of the kind that these controllers steer.
+
+        `what` names it, such as "cache runs/cache". Fingerprints are compared where both have one; another cache of
+        the same kind is no error.
+        """
+        mine = f"the controllers (made for model {self.model.name})"
+        if (space.tiers, space.insertion_positions, space.top_k, space.num_blocks) != (
+            self.space.tiers,
+            self.space.insertion_positions,
+            self.space.top_k,
+            self.space.num_blocks,
+        ):
+            raise CacheMismatch(f"{mine} choose among {self.space}, but {what} has {space}: train on it, or use its own")
+        if d_model != self.model.d_model:
+            raise CacheMismatch(
+                f"{mine} read features {self.model.d_model} wide, but {what} (model {model_name}) has d_model {d_model}"
+            )
+        fingerprints = (self.model.fingerprint, model_fingerprint)
+        if None not in fingerprints and fingerprints[0] != fingerprints[1]:
+            raise CacheMismatch(
+                f"{mine}, fingerprint {str(fingerprints[0])[:12]}, do not belong to {what}, made with model "
+                f"{model_name}, fingerprint {str(fingerprints[1])[:12]}: use controllers trained for that model"
+            )
+        if encoder is not None and encoder_digest(encoder) != encoder_digest(self.budget_encoder):
+            raise CacheMismatch(
+                f"{mine} were trained with budget encoder {encoder_digest(self.budget_encoder)[:12]}, but {what} has "
+                f"{encoder_digest(encoder)[:12]}: its latency tokens mean other budgets; train on it, or use its own"
+            )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {
+            "stage1": self.stage1,
+            "stage2": self.stage2,
+            "budget_encoder": self.budget_encoder,
+        }
+        if self.stage1_budget_encoder is not self.budget_encoder:
+            modules["stage1_budget_encoder"] = self.stage1_budget_encoder
+        return modules
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{part}.{name}": tensor.detach().cpu().contiguous()
+            for part, module in self._modules().items()
+            for name, tensor in module.state_dict().items()
+        }
+
+
+def encoder_digest(encoder: BudgetEncoder) -> str:
+    """Returns the sha256 of the encoder's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_budget_encoder(path: Path, d_model: int) -> BudgetEncoder:
+    """Reads a cache's `budget_encoder.safetensors`. Raises CheckpointError when it is not one of this width."""
+    encoder = BudgetEncoder.from_seed(d_model, 0)
+    _load_weights({"": encoder}, Path(path), None)
+    return encoder.requires_grad_(False)
+
+
+def _count(tensors: Any) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        if not (path / CONFIG_NAME).is_file():
+            raise CheckpointError(f"{path} holds no {CONFIG_NAME}: it is no controllers' checkpoint, or half-written")
+        return path
+    name = str(path_or_hub_id)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"{path} is no directory with a controllers' checkpoint, and no hub id (owner/name) either")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
+        raise CheckpointError(f"{name} is no directory here, and the hub does not give it: {cause}") from cause
+    if not (Path(found) / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{name} on the hub holds no {CONFIG_NAME}: it is no controllers' checkpoint")
+    return Path(found)
+
+
+def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, tuple[float, ...]]:
+    """Returns what sizes the controllers have, after bounding it."""
+    if not isinstance(record, Mapping) or record.get("format") != FORMAT_NAME:
+        raise CheckpointError(f"{where} does not say format {FORMAT_NAME!r}: it is no controllers' checkpoint")
+    if record.get("version") != FORMAT_VERSION:
+        raise CheckpointError(f"{where} is of version {record.get('version')!r}, this program reads {FORMAT_VERSION}")
+    model, knobs, budgets = record.get("model"), record.get("knobs"), record.get("budgets_ms")
+    if not isinstance(model, Mapping) or not isinstance(knobs, Mapping) or not isinstance(budgets, list):
+        raise CheckpointError(f"{where} lacks `model`, `knobs` or `budgets_ms`")
+    for name, limit in (("d_model", MAX_D_MODEL), ("n_blocks", 1 << 12), ("native_top_k", 1 << 12)):
+        if type(model.get(name)) is not int or not 1 <= model[name] <= limit:
+            raise CheckpointError(f"{where}: model.{name} must be a whole number in 1..{limit}, not {model.get(name)!r}")
+    fingerprint = model.get("fingerprint")
+    if not isinstance(model.get("name"), str) or not (fingerprint is None or isinstance(fingerprint, str)):
+        raise CheckpointError(f"{where}: model.name and model.fingerprint must be text")
+    if any(type(budget) not in (int, float) or not 0 < budget < 1e12 for budget in budgets):
+        raise CheckpointError(f"{where}: budgets_ms must be positive milliseconds, not {budgets[:5]}")
+    try:
+        space = KnobSpace.from_dict(knobs)
+    except UnknownSetting as cause:
+        raise CheckpointError(f"{where}: {cause}") from cause
+    sizes = [len(axis) for axis in (space.tiers, space.insertion_positions, space.top_k, space.num_blocks)]
+    if sizes[0] * sizes[1] * sizes[2] * sizes[3] > MAX_SETTINGS:
+        raise CheckpointError(f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations")
+    identity = ModelIdentity(
+        model["name"], model["d_model"], model["n_blocks"], model["native_top_k"], model.get("fingerprint")
+    )
+    return space, identity, tuple(float(budget) for budget in budgets)
+
+
+def _load_weights(modules: Mapping[str, nn.Module], path: Path, digest: object) -> None:
+    """Copies a safetensors file into modules whose tensors it must match name by name and shape by shape."""
+    wanted = {
+        f"{part}.{name}" if part else name: tensor
+        for part, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+    try:
+        if path.stat().st_size > MAX_WEIGHT_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_WEIGHT_BYTES:,} bytes, more than controllers ever need")
+        if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise CheckpointError(f"{path} is not the file that {CONFIG_NAME} was written with (sha256 differs)")
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if names != set(wanted):
+                odd = sorted(names ^ set(wanted))[:4]
+                raise CheckpointError(f"{path} does not hold exactly the tensors expected: {odd} are missing or unknown")
+            for name, target in wanted.items():
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(target.shape):
+                    raise CheckpointError(f"{path}: tensor {name} has shape {shape}, expected {tuple(target.shape)}")
+                source = file.get_tensor(name)
+                if source.is_floating_point() != target.is_floating_point() or not bool(torch.isfinite(source).all()):
+                    raise CheckpointError(f"{path}: tensor {name} holds {source.dtype} or numbers that are not finite")
+                with torch.no_grad():
+                    target.copy_(source)
+    except (OSError, SafetensorError) as cause:
+        raise CheckpointError(f"{path} cannot be read: {cause}") from cause
+
+

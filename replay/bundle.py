@@ -1,0 +1,129 @@
+"""Everything a training run reads, made from a cache's tables: fitted bases and the inputs of each split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..controllers.bases import TokenBasis, VectorBasis
+from ..controllers.budget_encoder import BudgetEncoder
+from ..controllers.stage1 import BUDGET_FEATURES, LANGUAGE_FEATURES
+from ..controllers.stage2 import TOKEN_FEATURES
+from ..data.errors import CacheError
+from .fit_bases import FOLDS, FittedBasis, fit_budget_basis, fit_language_basis, fit_token_basis, fold_of_samples
+from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs
+from .recipes import TrainConfig
+from .tables import ReplayTables
+
+FOLD_SEED = 0  # folds belong to the cache, not to a run: all seeds read the same features
+SELECTION_SHARE = 0.1
+SELECTION_MIN = 50
+
+
+@dataclass(frozen=True)
+class TrainingBundle:
+    """Frozen bases and what the loop gathers from, per split."""
+
+    tables: ReplayTables
+    encoder: BudgetEncoder
+    budget_basis: VectorBasis
+    language_basis: VectorBasis
+    token_basis: TokenBasis
+    inputs: Mapping[str, ReplayInputs]  # train, val
+    explained: Mapping[str, list[float]]  # per target, on folds left out
+    notes: tuple[str, ...]  # what a user should know of this cache
+
+
+def require_trainable(tables: ReplayTables, where: str) -> None:
+    """Raises CacheError, with the reason, for a cache that cannot train both controllers."""
+    if tables.d_model == 0:
+        raise CacheError(f"{where} has no language features: Stage1 has no input, so controllers cannot be trained on it")
+    if tables.token_STPMD is None or tables.token_present_STPM is None:
+        raise CacheError(
+            f"{where} has no latency tokens: Stage2 has no input, so controllers cannot be trained on it "
+            "(baselines and their comparison need none); precompute with the model to get them"
+        )
+    if not len(tables.budgets_ms_M):
+        raise CacheError(f"{where} has no budgets: neither a reward nor Stage1's input can be had without one")
+    if not len(tables.indices("train")):
+        raise CacheError(f"{where} has no samples in split `train`: there is nothing to learn from")
+    if not bool(torch.isfinite(tables.latency_ms_SX).any()):
+        raise CacheError(f"{where} has no latency_ms at all: the reward needs it")
+
+
+def split_for_selection(tables: ReplayTables) -> tuple[ReplayTables, list[str]]:
+    """Returns tables that have a `val` split; without one, a tenth of `train` (by image) stands in.
+
+    With too few samples for that, the training split selects for itself.
+    """
+    if len(tables.indices("val")):
+        return tables, []
+    train_S = tables.indices("train")
+    if len(train_S) < SELECTION_MIN:
+        note = f"the cache has no `val` split and {len(train_S)} training samples: selection uses these themselves"
+        return _with_splits(tables, train_S, train_S), [note]
+    fold_S = fold_of_samples(tables.cluster_S[train_S], round(1 / SELECTION_SHARE), FOLD_SEED)
+    note = f"the cache has no `val` split: {int((fold_S == 0).sum())} of {len(train_S)} training samples select instead"
+    return _with_splits(tables, train_S[fold_S != 0], train_S[fold_S == 0]), [note]
+
+
+def _with_splits(tables: ReplayTables, train: NDArray[np.int64], val: NDArray[np.int64]) -> ReplayTables:
+    return tables.with_splits({**tables.split_indices, "train": train, "val": val})
+
+
+@torch.no_grad()
+def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfig, where: str) -> TrainingBundle:
+    """Fits the bases on `train` and projects the splits; training samples through fits that did not see them."""
+    require_trainable(tables, where)
+    tables, notes = split_for_selection(tables)
+    train_S = tables.indices("train")
+    fold_S = fold_of_samples(tables.cluster_S[train_S], FOLDS, FOLD_SEED)
+    budget_basis = fit_budget_basis(encoder, tables.budgets_ms_M, BUDGET_FEATURES)
+    language = fit_language_basis(tables, fold_S, LANGUAGE_FEATURES)
+    token = fit_token_basis(tables, fold_S, TOKEN_FEATURES, config.basis_rows, FOLD_SEED)
+    budget_MF = budget_basis(encoder(tables.budgets_ms_M))
+    inputs = {
+        "train": replay_inputs(
+            tables, train_S, config.reward, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF
+        )
+    }
+    assert isinstance(language.whole, VectorBasis) and isinstance(token.whole, TokenBasis)
+    val_S = tables.indices("val")
+    inputs["val"] = replay_inputs(
+        tables,
+        val_S,
+        config.reward,
+        project_language(tables, val_S, language.whole),
+        project_tokens(tables, val_S, token.whole),
+        budget_MF,
+    )
+    for split, made in inputs.items():
+        if made.holes:
+            notes.append(f"split {split}: {made.holes:,} (sample, setting) pairs are holes, masked for their samples")
+    explained = {"language": language.explained_F.tolist(), "token": token.explained_F.tolist()}
+    return TrainingBundle(
+        tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes)
+    )
+
+
+def _cross_fitted(
+    tables: ReplayTables,
+    train_S: NDArray[np.int64],
+    fold_S: NDArray[np.int64],
+    language: FittedBasis,
+    token: FittedBasis,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the training split's features, [N, F] and [N, J, M, F], each sample's from the fits of the other folds."""
+    language_NF = torch.empty(len(train_S), LANGUAGE_FEATURES)
+    shape = (len(train_S), tables.stage1_choices, len(tables.budgets_ms_M), TOKEN_FEATURES)
+    token_NJMF = torch.empty(shape)
+    for fold, (vector_basis, token_basis) in enumerate(zip(language.by_fold, token.by_fold, strict=True)):
+        assert isinstance(vector_basis, VectorBasis) and isinstance(token_basis, TokenBasis)
+        mine_N = np.flatnonzero(fold_S == fold)
+        language_NF[mine_N] = project_language(tables, train_S[mine_N], vector_basis)
+        token_NJMF[mine_N] = project_tokens(tables, train_S[mine_N], token_basis)
+    return language_NF, token_NJMF

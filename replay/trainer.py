@@ -1,0 +1,300 @@
+"""The training loop for N seeds side by side: epochs of steps, the running mean of weights, selection by greedy reward.
+
+Knows nothing of files; `state()` and `load_state()` hand over everything that the next epoch depends on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..controllers.budget_encoder import BudgetEncoder
+from ..controllers.mlp import Mlp
+from ..controllers.stage1 import Stage1
+from ..controllers.stage2 import Stage2
+from .autograd import Drawn, Leaves, exact_loss, grpo_loss, joint_log_prob, log_probs1, log_probs2
+from .bundle import TrainingBundle
+from .grpo import group_advantages
+from .inputs import ReplayInputs
+from .metrics import StepLog
+from .recipes import TrainConfig
+from .stacked import StackedMlp
+from .step import Batch, exact_step, greedy_rewards, grpo_step
+
+
+class Trainer:
+    """Parameters, optimizer, generators, running means and the best so far of every seed."""
+
+    def __init__(self, bundle: TrainingBundle, config: TrainConfig) -> None:
+        self.config = config
+        self.device = torch.device(config.device)
+        self.bundle = bundle
+        self.inputs: dict[str, ReplayInputs] = {k: v.to(self.device) for k, v in bundle.inputs.items()}
+        networks = [_initial_networks(bundle, seed) for seed in config.seeds]
+        self.stage1 = StackedMlp([pair[0] for pair in networks], self.device)
+        self.stage2 = StackedMlp([pair[1] for pair in networks], self.device)
+        self.encoder: BudgetEncoder | None = None
+        if config.train_budget_encoder:
+            self.encoder = BudgetEncoder.from_seed(bundle.encoder.d_model, 0)
+            self.encoder.load_state_dict(bundle.encoder.state_dict())
+            self.encoder.to(self.device).requires_grad_(True)
+            self.budget_basis = bundle.budget_basis.to(self.device)
+            self.budgets_ms_M = bundle.tables.budgets_ms_M.to(self.device)
+        self.optimizer = self._optimizer()
+        self.initial = [tensor.detach().clone() for tensor in self._trained()]
+        self.ema = [tensor.detach().clone() for tensor in self._trained()]
+        self.best = [tensor.detach().clone() for tensor in self._trained()]
+        seeds = len(config.seeds)
+        self.best_reward_N = torch.full((seeds,), -math.inf, dtype=torch.float64)
+        self.best_epoch_N = torch.zeros(seeds, dtype=torch.int64)
+        self.stale_N = torch.zeros(seeds, dtype=torch.int64)  # evaluations since the best
+        self.generators = [torch.Generator().manual_seed(seed) for seed in config.seeds]
+        self.epoch = 0
+        self.step = 0
+        self.total_steps = config.epochs * math.ceil(len(self.inputs["train"]) / config.batch_size)
+
+    def _trained(self) -> list[Tensor]:
+        """Everything that the optimizer moves: both flat tensors [N, parameters], and the encoder's where it learns."""
+        encoder = [] if self.encoder is None else list(self.encoder.parameters())
+        return [self.stage1.flat, self.stage2.flat, *encoder]
+
+    def _optimizer(self) -> torch.optim.Adam:
+        config = self.config
+        self.stage1.flat.grad, self.stage2.flat.grad = self.stage1.grad, self.stage2.grad
+        flat1, flat2, *encoder = self._trained()
+        return torch.optim.Adam(
+            [
+                {"params": [flat1, *encoder], "lr": config.lr * config.stage1_lr_ratio},
+                {"params": [flat2], "lr": config.lr},
+            ],
+            weight_decay=config.weight_decay,
+            decoupled_weight_decay=config.decoupled_weight_decay,
+            fused=True,
+        )
+
+    @property
+    def stopped_N(self) -> Tensor:
+        """Which seeds have run out of patience: their best stays, whatever the others still do."""
+        patience = self.config.patience
+        return torch.zeros_like(self.stale_N, dtype=torch.bool) if patience is None else self.stale_N >= patience
+
+    @property
+    def done(self) -> bool:
+        return self.epoch >= self.config.epochs or bool(self.stopped_N.all())
+
+    def run_epoch(self, on_log: Callable[[StepLog], None] | None = None) -> None:
+        """Takes every training sample once, each with one budget, in batches of `batch_size`."""
+        config, train = self.config, self.inputs["train"]
+        samples = len(train)
+        order_NS = self._drawn(lambda g: torch.randperm(samples, generator=g))
+        budget_NS = self._drawn(lambda g: torch.randint(train.budgets, (samples,), generator=g))
+        uniform = None
+        if config.estimator == "grpo":
+            uniform = self._drawn(lambda g: torch.rand(samples, config.group_size, 2, generator=g))
+        fast = config.beta == 0 and config.num_iterations == 1 and self.encoder is None
+        log = StepLog()
+        for start in range(0, samples, config.batch_size):
+            part = slice(start, start + config.batch_size)
+            batch = Batch(order_NS[:, part], budget_NS[:, part], None if uniform is None else uniform[:, part])
+            lr, entropy_bonus = self._schedule()
+            (self._fast_step if fast else self._autograd_step)(batch, entropy_bonus, log)
+            self.step += 1
+            if on_log is not None and (self.step % config.log_interval == 0 or self.step == self.total_steps):
+                log.close(self.epoch + 1, self.step, lr, [self.stage1.grad, self.stage2.grad])
+                on_log(log)
+                log = StepLog()
+        self.epoch += 1
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Scores the running means greedily on `val`, keeps each seed's best, and returns the mean rewards, [N]."""
+        kept = [tensor.detach().clone() for tensor in self._trained()]
+        self._set(self.ema)
+        reward_N = greedy_rewards(self.stage1, self.stage2, self._inputs("val")).double().mean(dim=(1, 2)).cpu()
+        self._set(kept)
+        running_N = ~self.stopped_N
+        better_N = (reward_N > self.best_reward_N) & running_N
+        for index in better_N.nonzero()[:, 0].tolist():
+            for target, source in zip(self.best[:2], self.ema[:2], strict=True):
+                target[index] = source[index]
+            for target, source in zip(self.best[2:], self.ema[2:], strict=True):
+                target.copy_(source)
+        self.best_reward_N = torch.where(better_N, reward_N, self.best_reward_N)
+        self.best_epoch_N[better_N] = self.epoch
+        self.stale_N = torch.where(better_N, 0, self.stale_N + running_N.long())
+        return reward_N
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns everything that the next epoch depends on, by name."""
+        state = {
+            "epoch": torch.tensor(self.epoch),
+            "step": torch.tensor(self.step),
+            "best_reward": self.best_reward_N,
+            "best_epoch": self.best_epoch_N,
+            "stale": self.stale_N,
+        }
+        state |= {f"generator.{i}": generator.get_state() for i, generator in enumerate(self.generators)}
+        for name, tensors in (("trained", self._trained()), ("ema", self.ema), ("best", self.best)):
+            state |= {f"{name}.{i}": tensor.detach() for i, tensor in enumerate(tensors)}
+        for i, tensor in enumerate(self._trained()):
+            for name, value in self.optimizer.state.get(tensor, {}).items():
+                state[f"optimizer.{i}.{name}"] = value
+        return {name: tensor.cpu().clone().contiguous() for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues where `state()` was taken; the next epoch is bit-equal to the one that would have followed."""
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self.best_reward_N = state["best_reward"].clone()
+        self.best_epoch_N, self.stale_N = state["best_epoch"].clone(), state["stale"].clone()
+        for i, generator in enumerate(self.generators):
+            generator.set_state(state[f"generator.{i}"])
+        for name, tensors in (("trained", self._trained()), ("ema", self.ema), ("best", self.best)):
+            for i, tensor in enumerate(tensors):
+                tensor.copy_(state[f"{name}.{i}"])
+        for i, tensor in enumerate(self._trained()):
+            prefix = f"optimizer.{i}."
+            found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            if found:
+                self.optimizer.state[tensor] = {k: v.clone().to(self.device) for k, v in found.items()}
+
+    def write_best(self, seed_index: int, stage1: Stage1, stage2: Stage2, encoder: BudgetEncoder | None) -> None:
+        """Copies one seed's best parameters into modules."""
+        self.stage1.write_to(stage1.head, seed_index, self.best[0])
+        self.stage2.write_to(stage2.head, seed_index, self.best[1])
+        if encoder is not None:
+            with torch.no_grad():
+                for target, source in zip(encoder.parameters(), self.best[2:], strict=True):
+                    target.copy_(source)
+
+    def _drawn(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """Returns one draw per seed, stacked: a seed draws the same alone and in company."""
+        return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
+
+    def _schedule(self) -> tuple[float, float]:
+        """Sets the learning rates of this step; returns the rate (of Stage2) and the entropy bonus."""
+        config = self.config
+        done = self.step / self.total_steps
+        scale = 1.0
+        if config.lr_schedule == "cosine":
+            warmup = max(1.0, config.warmup_share * self.total_steps)
+            scale = min(1.0, (self.step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * done))
+        self.optimizer.param_groups[0]["lr"] = config.lr * config.stage1_lr_ratio * scale
+        self.optimizer.param_groups[1]["lr"] = config.lr * scale
+        bonus = config.entropy_bonus + (config.entropy_bonus_start - config.entropy_bonus) * (1.0 - done)
+        return config.lr * scale, bonus
+
+    def _fast_step(self, batch: Batch, entropy_bonus: float, log: StepLog) -> None:
+        config, train = self.config, self.inputs["train"]
+        if config.estimator == "exact":
+            result = exact_step(self.stage1, self.stage2, train, batch, entropy_bonus=entropy_bonus)
+        else:
+            result = grpo_step(
+                self.stage1,
+                self.stage2,
+                train,
+                batch,
+                scale_rewards=config.scale_rewards,
+                entropy_bonus=entropy_bonus,
+                advantage_clip=config.advantage_clip,
+            )
+        self._update()
+        log.add(result.reward_NBG, result.entropy_N)
+
+    def _autograd_step(self, batch: Batch, entropy_bonus: float, log: StepLog) -> None:
+        config, train = self.config, self._inputs("train")
+        if config.estimator == "exact":
+            leaves = Leaves.of(self.stage1, self.stage2)
+            features = self._budget_features()
+            loss, value_NB = exact_loss(leaves, train, batch, entropy_bonus=entropy_bonus, budget_MF=features)
+            self._backward(loss, leaves)
+            log.add(value_NB[..., None], torch.zeros(len(config.seeds)))
+            return
+        drawn, reward_NBG = self._draw(train, batch)
+        reference = self._joint(self.initial, train, batch, drawn) if config.beta else None
+        for _ in range(config.num_iterations):
+            leaves = Leaves.of(self.stage1, self.stage2)
+            loss, seen = grpo_loss(
+                leaves,
+                train,
+                batch,
+                drawn,
+                epsilon=config.epsilon,
+                beta=config.beta,
+                entropy_bonus=entropy_bonus,
+                reference_log_prob_NBG=reference,
+                budget_MF=self._budget_features(),
+            )
+            self._backward(loss, leaves)
+        log.add(reward_NBG, seen["entropy"], seen["kl"], seen["clip_ratio"])
+
+    @torch.no_grad()
+    def _draw(self, train: ReplayInputs, batch: Batch) -> tuple[Drawn, Tensor]:
+        """Returns the batch's draws with their advantages, and their rewards [N, B, G]."""
+        config = self.config
+        result = grpo_step(self.stage1, self.stage2, train, batch, scale_rewards="none", entropy_bonus=0.0)
+        assert result.choice_NBG is not None
+        computes = train.reward_NMJA.shape[-1]
+        advantage_NBG = group_advantages(result.reward_NBG, config.scale_rewards, config.advantage_clip)
+        drawn = Drawn(result.choice_NBG // computes, result.choice_NBG % computes, advantage_NBG, advantage_NBG)
+        old_NBG = self._joint([self.stage1.flat, self.stage2.flat], train, batch, drawn)
+        return replace(drawn, old_log_prob_NBG=old_NBG), result.reward_NBG
+
+    @torch.no_grad()
+    def _joint(self, flats: list[Tensor], train: ReplayInputs, batch: Batch, drawn: Drawn) -> Tensor:
+        """Returns the draws' log-probabilities under other parameters, [N, B, G]."""
+        log_prob1 = log_probs1(self.stage1.views(flats[0]), train, batch)
+        log_prob2 = log_probs2(self.stage2.views(flats[1]), train, batch, drawn.choice1_NBG)
+        return joint_log_prob(log_prob1, log_prob2, drawn.choice1_NBG, drawn.choice2_NBG)
+
+    def _backward(self, loss: Tensor, leaves: Leaves) -> None:
+        encoder = self._trained()[2:]
+        gradients = torch.autograd.grad(loss, [*leaves.flats, *encoder])
+        self.stage1.grad.copy_(gradients[0])
+        self.stage2.grad.copy_(gradients[1])
+        for parameter, gradient in zip(encoder, gradients[2:], strict=True):
+            parameter.grad = gradient
+        self._update()
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        config = self.config
+        if config.max_grad_norm is not None:
+            grads = [self.stage1.grad, self.stage2.grad]
+            norm_N = torch.stack([grad.square().sum(dim=1) for grad in grads]).sum(dim=0).sqrt()
+            for grad in grads:
+                grad *= (config.max_grad_norm / norm_N.clamp(min=config.max_grad_norm))[:, None]
+        self.optimizer.step()
+        for mean, tensor in zip(self.ema, self._trained(), strict=True):
+            if config.ema_decay:
+                # The decay starts low, or the first weights would linger in the mean of a short run.
+                mean.lerp_(tensor, 1.0 - min(config.ema_decay, (1 + self.step) / (10 + self.step)))
+            else:
+                mean.copy_(tensor)
+
+    def _budget_features(self) -> Tensor | None:
+        return None if self.encoder is None else self.budget_basis(self.encoder(self.budgets_ms_M))
+
+    @torch.no_grad()
+    def _inputs(self, split: str) -> ReplayInputs:
+        """Returns a split's inputs, with the budget features as the encoder makes them now."""
+        features = self._budget_features()
+        return self.inputs[split] if features is None else replace(self.inputs[split], budget_MF=features)
+
+    def _set(self, tensors: list[Tensor]) -> None:
+        for target, source in zip(self._trained(), tensors, strict=True):
+            target.data.copy_(source)
+
+
+def _initial_networks(bundle: TrainingBundle, seed: int) -> tuple[Mlp, Mlp]:
+    """Returns the two stages' fresh perceptrons; the same seed gives the same weights."""
+    generator = torch.Generator().manual_seed(seed)
+    space, d_model = bundle.tables.space, bundle.tables.d_model
+    heads = Stage1(d_model, space).head, Stage2(d_model, space).head
+    for head in heads:
+        head.reset(generator)
+    return heads
