@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from molmoe_fixtures import FIXTURES, TINY, tiny_model
 from safetensors.torch import load_file, save_file
 
 from knobctl.data.errors import CheckpointError
@@ -21,7 +22,6 @@ from knobctl.precompute.molmoe.config import MolmoeConfig
 from knobctl.precompute.molmoe.fingerprint import model_fingerprint
 from knobctl.precompute.molmoe.model import Molmoe
 from knobctl.precompute.molmoe.tensor_names import published_tensors
-from molmoe_fixtures import FIXTURES, TINY, tiny_model
 
 EXPERT = "model.transformer.blocks.2.mlp.experts.5.up_proj.weight"
 NORM = "model.transformer.blocks.1.attn.k_norm.weight"
@@ -229,7 +229,7 @@ print(peak() - before, sum(p.numel() * p.element_size() for p in model.parameter
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_peak_memory_is_the_model_and_less_than_a_shard_and_a_third(tmp_path, tensors, dtype):
+def test_peak_memory_is_the_model_and_less_than_a_shard_and_a_third(tmp_path, dtype):
     fields = json.loads((TINY / "config.json").read_text())
     fields |= {"d_model": 384, "n_layers": 2, "moe_num_experts": 16, "mlp_hidden_size": 1024}
     (tmp_path / "config.json").write_text(json.dumps(fields))
@@ -252,7 +252,7 @@ def test_peak_memory_is_the_model_and_less_than_a_shard_and_a_third(tmp_path, te
     assert grown > 0.9 * model_bytes, "the measurement saw nothing"
 
 
-def test_fingerprint_tells_models_apart(tmp_path, copy, tensors):
+def test_fingerprint_tells_models_apart(copy, tensors):
     known = model_fingerprint(tiny_model())
     assert re.fullmatch("[0-9a-f]{64}", known)
     assert model_fingerprint(load_molmoe(TINY)) == known

@@ -6,16 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.molmoe.generate import (
-    causal_mask,
-    embed_inputs,
-    forward_logits,
-    generate,
-    position_ids_of,
-    real_positions,
-)
 from molmoe_fixtures import (
     CASES,
     VARIANTS,
@@ -25,6 +15,16 @@ from molmoe_fixtures import (
     padded,
     plan_of,
     tiny_model,
+)
+
+from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.molmoe.generate import (
+    causal_mask,
+    embed_inputs,
+    forward_logits,
+    generate,
+    position_ids_of,
+    real_positions,
 )
 
 IMAGE_CASES = [case for case, entry in CASES.items() if entry["source"] is not None]
@@ -107,9 +107,7 @@ def test_router_logits_and_choice():
 
 @pytest.mark.parametrize(("case", "variant"), VARIANTS)
 def test_greedy_tokens(case, variant):
-    tokens = generate(
-        tiny_model(), case_inputs(case), plan_of(case, variant), max_new_tokens=8, end_id=None, pad_id=1
-    )
+    tokens = generate(tiny_model(), case_inputs(case), plan_of(case, variant), max_new_tokens=8, end_id=None, pad_id=1)
     assert tokens.tolist() == CASES[case]["variants"][variant]["gen_tokens"]
 
 
@@ -163,6 +161,11 @@ def test_left_padding_changes_nothing_at_real_positions():
     logits = forward_logits(tiny_model(), replace(inputs, input_ids=left), plan_of("text_only", "k2"))
     assert_close(logits[:, 3:], case_tensors("text_only")["out.k2.logits"])
     tokens = generate(
-        tiny_model(), replace(inputs, input_ids=left), plan_of("text_only", "k2"), max_new_tokens=8, end_id=None, pad_id=1
+        tiny_model(),
+        replace(inputs, input_ids=left),
+        plan_of("text_only", "k2"),
+        max_new_tokens=8,
+        end_id=None,
+        pad_id=1,
     )
     assert tokens.tolist() == CASES["text_only"]["variants"]["k2"]["gen_tokens"]

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from molmoe_fixtures import FIXTURES, read_rgb
 
 from knobctl.precompute.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.molmoe.preprocess import DROPPED_FEATURE, image_tokens, preprocess_image, scaled_size
 from knobctl.precompute.molmoe.prompt import SpecialTokens
 from knobctl.precompute.molmoe.tiling import choose_tiling
-from molmoe_fixtures import FIXTURES, read_rgb
 
 CONFIG = MolmoeConfig.from_json(FIXTURES / "config.MolmoE-1B-0924.json")
 EXPECTED = json.loads((FIXTURES / "preprocess.json").read_text())
@@ -136,7 +136,7 @@ def test_geometry_without_margins_keeps_every_feature():
     image = preprocess_image(read_rgb("p6_640x480.png"), (2, 3), config, SPECIAL)
     assert image.crops.shape == (7, 16, 192)
     assert image.image_input_idx.shape == (7, 4)
-    # 2 x 2 patches a crop; the global part is begin, start, 2 rows of 3, end, start: the tiled grid of 4 x 6 begins at 10
+    # 2 x 2 patches a crop; the global part is begin, start, 2 rows of 3, end, start: the tiled grid begins at 10
     assert image.image_input_idx[0].tolist() == [2, 3, 5, 6]
     assert image.image_input_idx[1].tolist() == [10, 11, 17, 18]
     assert image.image_input_idx[6].tolist() == [28, 29, 35, 36]

@@ -84,7 +84,7 @@ def load_molmoe(
         model = Molmoe(config, experts_implementation=experts_implementation)
     shards = _shard_tensors(directory)
     _check_tensors(published_tensors(model), shards, directory)
-    _materialise(model, dtype, torch.device(device))
+    materialise(model, dtype, torch.device(device))
     targets = published_tensors(model)
     with torch.no_grad():
         for shard, names in shards.items():
@@ -182,7 +182,7 @@ def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], di
                     raise CheckpointError(f"{shard}: {name} has type {part.get_dtype()}, not a float type.")
 
 
-def _materialise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def materialise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Gives every parameter of a model on the meta device its memory, without values."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

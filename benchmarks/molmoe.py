@@ -1,0 +1,250 @@
+"""How fast MolmoE runs on a device, with random weights: prefill, decoding, vision, memory, shares of the peaks.
+
+    python benchmarks/molmoe.py                                   # full size, bfloat16, on the GPU
+    python benchmarks/molmoe.py --config tiny --device cpu        # the small config of the tests, anywhere
+    python benchmarks/molmoe.py --out benchmarks/results          # also writes the table, named after the device
+
+A speed is the median of `--runs` timed runs after a warm-up, by CUDA events on a GPU. The peaks that shares refer to
+are measured in the same run: a large product of matrices, and a copy (bytes read and written). Random weights route
+tokens evenly, a trained router less so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import DynamicCache
+
+from knobctl.precompute.molmoe.checkpoint import materialise
+from knobctl.precompute.molmoe.config import MolmoeConfig
+from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.molmoe.generate import BlockTopK
+from knobctl.precompute.molmoe.model import Molmoe
+from knobctl.precompute.molmoe.step_decoder import StepDecoder
+
+FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "molmoe"
+CONFIGS = {"full": FIXTURES / "config.MolmoE-1B-0924.json", "tiny": FIXTURES / "tiny" / "config.json"}
+CROPS = (1, 3, 8, 15)  # beside the global one: the ends of the tiers
+STEPS = 16  # decoding steps of one timed run
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Times a function on a device, in ms."""
+
+    device: torch.device
+    runs: int
+
+    def median_ms(self, run: Callable[[], object]) -> float:
+        for _ in range(2):
+            run()
+        return statistics.median(self._one(run) for _ in range(self.runs))
+
+    def _one(self, run: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            run()
+            return 1e3 * (time.perf_counter() - start)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device does at its best, measured."""
+
+    flops: float  # per second
+    bytes: float  # per second, read and written
+
+
+def measure_peaks(timer: Timer, dtype: torch.dtype) -> Peaks:
+    side, entries = (8192, 1 << 29) if timer.device.type == "cuda" else (1024, 1 << 24)
+    left, right = (torch.randn(side, side, device=timer.device, dtype=dtype) for _ in range(2))
+    product_ms = timer.median_ms(lambda: left @ right)
+    source = torch.zeros(entries, device=timer.device, dtype=dtype)
+    target = torch.empty_like(source)
+    copy_ms = timer.median_ms(lambda: target.copy_(source))
+    moved = 2 * source.numel() * source.element_size()
+    return Peaks(flops=2e3 * side**3 / product_ms, bytes=1e3 * moved / copy_ms)
+
+
+def random_model(config: MolmoeConfig, dtype: torch.dtype, device: torch.device, experts: str) -> Molmoe:
+    """Builds the model where it will run: 14 GB do not pass through the host."""
+    with torch.device("meta"):
+        model = Molmoe(config, experts_implementation=experts)
+    materialise(model, dtype, device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(0, 0.02, generator=generator)
+        if "norm" in name:
+            parameter.data.add_(1)
+    return model.eval()
+
+
+def make_plan(config: MolmoeConfig, position: int, top_k: int, num_blocks: int) -> list[int | None]:
+    """The first `position` blocks with the native k, then `num_blocks - position` with `top_k`, the rest skipped."""
+    later = [top_k] * (num_blocks - position) + [None] * (config.num_blocks - num_blocks)
+    return [config.native_top_k] * position + later
+
+
+def prefill(model: Molmoe, hidden: torch.Tensor, plan: BlockTopK, cache: DynamicCache | None) -> torch.Tensor:
+    rotary = model.position_embeddings(torch.arange(hidden.shape[1], device=hidden.device)[None])
+    for index, top_k in enumerate(plan):
+        if top_k is not None:
+            hidden = model.run_block(index, hidden, top_k=top_k, position_embeddings=rotary, cache=cache)
+    return model.logits(hidden[:, -1:])
+
+
+def pass_flops(config: MolmoeConfig, plan: BlockTopK, tokens: int) -> float:
+    """Multiplications and additions of a prefill: weights used per token, causal attention, one row of logits."""
+    used = [top_k for top_k in plan if top_k is not None]
+    d_model = config.d_model
+    attention = d_model * (2 * d_model + 2 * config.num_kv_heads * config.head_width)
+    per_token = sum(attention + config.num_experts * d_model + 3 * k * d_model * config.expert_width for k in used)
+    return 2.0 * (tokens * per_token + len(used) * tokens**2 * d_model + d_model * config.embedding_size)
+
+
+def step_bytes(config: MolmoeConfig, plan: BlockTopK, tokens: int, element: int) -> float:
+    """Bytes that a decoding step must read: weights used, keys and values, the head."""
+    used = [top_k for top_k in plan if top_k is not None]
+    d_model, key_width = config.d_model, config.num_kv_heads * config.head_width
+    attention = d_model * (2 * d_model + 2 * key_width)
+    weights = sum(attention + config.num_experts * d_model + 3 * k * d_model * config.expert_width for k in used)
+    return element * (weights + len(used) * 2 * tokens * key_width + d_model * config.embedding_size)
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def rises(name: str, values: list[float]) -> str:
+    listed = " < ".join(f"{value:.3f}" for value in values)
+    yes = all(low < high for low, high in pairwise(values))
+    return f"| {name} | {listed} | {'yes' if yes else 'NO'} |"
+
+
+@torch.inference_mode()
+def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[str]:
+    timer = Timer(device, options.runs)
+    config = MolmoeConfig.from_json(CONFIGS.get(options.config, options.config))
+    model = random_model(config, dtype, device, options.experts)
+    peaks = measure_peaks(timer, dtype)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    element = model.lm_head.weight.element_size()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    native, blocks = config.native_top_k, config.num_blocks
+    low_k, low_n = max(native // 2, 1), blocks - blocks // 4
+    corners = [(k, n) for n in (low_n, blocks) for k in (low_k, native)]
+    lines = [
+        f"{parameters:,} parameters, {dtype}, experts `{options.experts}`, medians of {options.runs} runs.",
+        f"Measured peaks: {peaks.flops / 1e12:.2f} TFLOP/s (product of matrices), {peaks.bytes / 1e9:.0f} GB/s (copy).",
+        "",
+        "| prompt tokens | k | blocks | prefill ms | of matrix peak | decode ms/token | of bandwidth peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    decoder = StepDecoder(model, max(options.prompt_tokens) + (options.runs + 4) * STEPS)
+    prefill_ms: dict[tuple[int, int, int], float] = {}
+    decode_ms: dict[tuple[int, int, int], float] = {}
+    for tokens in options.prompt_tokens:
+        hidden = model.word_embeddings(torch.arange(tokens, device=device)[None] % config.vocab_size)
+        for k, n in corners:
+            key, plan = (tokens, k, n), make_plan(config, 1, k, n)
+            prefill_ms[key] = timer.median_ms(lambda h=hidden, p=plan: prefill(model, h, p, DynamicCache()))
+            cache = DynamicCache()
+            prefill(model, hidden, plan, cache)
+            kept = [block for block, top_k in enumerate(plan) if top_k is not None]
+            decoder.load_prompt(
+                {block: cache.layers[block].keys for block in kept},
+                {block: cache.layers[block].values for block in kept},
+            )
+            decoder.start(tokens, 0)
+            steps_ms = timer.median_ms(lambda p=plan: [decoder.step(p) for _ in range(STEPS)])
+            decode_ms[key] = steps_ms / STEPS
+            flops_s = 1e3 * pass_flops(config, plan, tokens) / prefill_ms[key]
+            bytes_s = 1e3 * step_bytes(config, plan, tokens, element) / decode_ms[key]
+            lines.append(
+                f"| {tokens} | {k} | {n} | {prefill_ms[key]:.2f} | {share(flops_s, peaks.flops)} "
+                f"| {decode_ms[key]:.3f} | {share(bytes_s, peaks.bytes)} |"
+            )
+    vision_ms = {}
+    lines += ["", "| crops with the global one | vision ms | ms per crop |", "|---|---|---|"]
+    for crops in CROPS:
+        vision = config.vision
+        pixels = torch.randn(1, 1 + crops, vision.num_patches, vision.patch_width, device=device)
+        masks = torch.ones(1, 1 + crops, vision.num_patches, device=device)
+        vision_ms[crops] = timer.median_ms(lambda p=pixels, m=masks: model.encode_images(p, m))
+        lines.append(f"| {1 + crops} | {vision_ms[crops]:.2f} | {vision_ms[crops] / (1 + crops):.3f} |")
+    shortest, longest = min(options.prompt_tokens), max(options.prompt_tokens)
+    lines += ["", "| does latency rise with | from low to high, ms | |", "|---|---|---|"]
+    lines.append(
+        rises("tier, as prompt tokens: prefill", [prefill_ms[t, native, blocks] for t in options.prompt_tokens])
+    )
+    lines.append(rises("tier, as crops: vision", list(vision_ms.values())))
+    for tokens in sorted({shortest, longest}):
+        lines.append(rises(f"k: prefill at {tokens}", [prefill_ms[tokens, k, blocks] for k in (low_k, native)]))
+        lines.append(rises(f"k: decode at {tokens}", [decode_ms[tokens, k, blocks] for k in (low_k, native)]))
+        lines.append(rises(f"blocks: prefill at {tokens}", [prefill_ms[tokens, native, n] for n in (low_n, blocks)]))
+        lines.append(rises(f"blocks: decode at {tokens}", [decode_ms[tokens, native, n] for n in (low_n, blocks)]))
+    plans = [make_plan(config, position, low_k, blocks) for position in (1, min(5, blocks - 1))]
+    early, late = (timer.median_ms(lambda h=hidden, p=plan: prefill(model, h, p, None)) for plan in plans)
+    lines.append(rises(f"insertion position (k {low_k}): prefill at {longest}", [early, late]))
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        lines += ["", f"Memory: {peak:.1f} GiB at the most, {parameters * element / 2**30:.1f} GiB of it weights; "]
+        lines[-1] += f"{decoder.num_graphs} CUDA graphs captured."
+    else:
+        lines += ["", f"Memory: {psutil.Process().memory_info().rss / 2**30:.2f} GiB resident, Python and all."]
+    return lines
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="full", help="full, tiny, or the path of a config.json")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--experts", choices=EXPERTS_IMPLEMENTATIONS, default="auto")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[300, 700, 1500])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1, help="intra-op threads of the CPU")
+    parser.add_argument("--out", type=Path, help="folder to write the table to")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device: try --config tiny --device cpu")
+    torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    options.prompt_tokens = sorted(set(options.prompt_tokens))
+    title = f"# MolmoE ({options.config}) on {device_name(device)}, torch {torch.__version__}"
+    text = "\n".join([title, "", *measure(options, device, dtype)]) + "\n"
+    print(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        place = "cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
+        (options.out / f"molmoe-{Path(options.config).stem}-{place}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

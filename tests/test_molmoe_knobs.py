@@ -1,0 +1,220 @@
+"""k and skipped blocks act, per call; every way to compute the experts agrees; the model can be trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from molmoe_fixtures import CASES, TINY, case_inputs, plan_of, tiny_model
+from transformers import DynamicCache
+
+from knobctl.precompute.molmoe.config import MolmoeConfig
+from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.molmoe.generate import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
+from knobctl.precompute.molmoe.model import Molmoe
+from knobctl.precompute.molmoe.step_decoder import StepDecoder
+
+CONFIG = MolmoeConfig.from_json(TINY / "config.json")
+
+
+def run(model: Molmoe, hidden: torch.Tensor, top_k: int, block: int = 1) -> torch.Tensor:
+    position_ids = torch.arange(hidden.shape[1])[None]
+    return model.run_block(block, hidden, top_k=top_k, position_ids=position_ids)
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    return torch.randn(1, 9, CONFIG.d_model, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("experts_implementation", EXPERTS_IMPLEMENTATIONS)
+@torch.inference_mode()
+def test_lowering_k_drops_the_terms_of_the_lowest_ranks(hidden, experts_implementation):
+    model = tiny_model(experts_implementation)
+    mixture = model.blocks[1].mlp
+    _, weight, index = mixture.route(hidden[0], 4)
+    terms = torch.zeros(4, *hidden[0].shape)
+    for rank in range(4):
+        for token in range(hidden.shape[1]):
+            expert = index[token, rank]
+            gate, up = (mixture.experts.gate_up_proj[expert] @ hidden[0, token]).chunk(2)
+            inner = torch.nn.functional.silu(gate) * up
+            terms[rank, token] = weight[token, rank] * (mixture.experts.down_proj[expert] @ inner)
+    for top_k in (1, 2, 3, 4):
+        torch.testing.assert_close(mixture(hidden, top_k)[0], terms[:top_k].sum(dim=0), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_k_does_not_outlive_its_call(hidden):
+    model = tiny_model()
+    before = run(model, hidden, top_k=4)
+    assert not torch.equal(run(model, hidden, top_k=1), before)
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match="top_k"):
+            run(model, hidden, top_k=wrong)
+    assert torch.equal(run(model, hidden, top_k=4), before)
+
+
+@torch.inference_mode()
+def test_several_positions_after_a_past_need_a_mask(hidden):
+    model, cache = tiny_model(), DynamicCache()
+    rotary = model.position_embeddings(torch.arange(9)[None])
+    model.run_block(0, hidden, top_k=4, position_embeddings=rotary, cache=cache)
+    with pytest.raises(ValueError, match="attention_mask"):
+        model.run_block(0, hidden[:, :2], top_k=4, position_embeddings=rotary, cache=cache)
+
+
+def test_a_feature_beyond_its_row_is_an_error():
+    model, ids = tiny_model(), torch.zeros(2, 5, dtype=torch.long)
+    features = torch.ones(2, 1, 1, CONFIG.d_model)
+    with torch.inference_mode():
+        placed = model.embed(ids, features, torch.tensor([[[4]], [[-1]]]))
+        plain = model.embed(ids)
+        assert torch.equal(placed[1], plain[1])
+        torch.testing.assert_close(placed[0, 4], plain[0, 4] + 1)
+        assert torch.equal(placed[0, :4], plain[0, :4])
+        with pytest.raises((IndexError, RuntimeError), match="out of"):
+            model.embed(ids, features, torch.tensor([[[5]], [[-1]]]))
+
+
+@pytest.mark.parametrize("experts_implementation", EXPERTS_IMPLEMENTATIONS)
+def test_gradients_agree_and_reach_every_parameter(experts_implementation):
+    def gradients(implementation: str) -> dict[str, torch.Tensor | None]:
+        model = Molmoe(CONFIG, experts_implementation=implementation).init_weights(seed=1, std=0.2)
+        generator = torch.Generator().manual_seed(2)
+        vision = CONFIG.vision
+        crops = torch.randn(2, 2, vision.num_patches, vision.patch_width, generator=generator)
+        masks = torch.tensor([0.0, 0.5]).repeat(vision.num_patches // 2).expand(2, 2, -1)
+        index = torch.arange(2, 34).view(1, 2, 16).expand(2, -1, -1)
+        # ids of both embedding tables
+        ids = torch.randint(0, CONFIG.embedding_size + CONFIG.additional_vocab_size, (2, 40), generator=generator)
+        hidden = model.embed(ids, model.encode_images(crops, masks), index)
+        rotary = model.position_embeddings(torch.arange(40).expand(2, -1))
+        for block in range(CONFIG.num_blocks):
+            hidden = model.run_block(block, hidden, top_k=3, position_embeddings=rotary)
+        model.logits(hidden).logsumexp(dim=-1).square().mean().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    if experts_implementation == "segmented":  # writes its products in place: for inference only
+        with pytest.raises(RuntimeError, match="out="):
+            gradients(experts_implementation)
+        return
+    wanted, found = gradients("eager"), gradients(experts_implementation)
+    unused = {name for name, gradient in found.items() if gradient is None}
+    assert all(name.startswith("vision_backbone.image_vit.layers.4.") for name in unused)
+    for name, gradient in found.items():
+        if gradient is not None:
+            assert gradient.any(), name
+            torch.testing.assert_close(gradient, wanted[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_weights_drawn_from_a_seed_are_the_same_again():
+    first, second, other = (Molmoe(CONFIG).init_weights(seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+    assert first["blocks.0.attn.qk_norm_weight"].eq(1).all()
+
+
+@torch.inference_mode()
+def test_fewer_key_heads_than_query_heads_act_as_if_repeated():
+    grouped = replace(CONFIG, num_kv_heads=2)
+    model = Molmoe(grouped).init_weights(seed=5, std=0.2)
+    full = Molmoe(CONFIG).init_weights(seed=6)
+    state = {}
+    d_model, head = CONFIG.d_model, CONFIG.head_width
+    for name, tensor in model.state_dict().items():
+        if name.endswith("att_proj.weight"):
+            query, key, value = tensor.split([d_model, 2 * head, 2 * head])
+            key, value = (part.view(2, head, -1).repeat_interleave(2, dim=0).flatten(0, 1) for part in (key, value))
+            tensor = torch.cat([query, key, value])
+        elif name.endswith("qk_norm_weight"):
+            tensor = torch.ones(2 * d_model)  # all ones: repeating heads leaves the mean square as it was
+        state[name] = tensor
+    full.load_state_dict(state)
+    inputs, plan = case_inputs("text_only"), plan_of("text_only", "base")
+    found, wanted = forward_logits(model, inputs, plan), forward_logits(full, inputs, plan)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def prefilled(case: str, variant: str, model: Molmoe, capacity: int = 120) -> tuple[StepDecoder, int, int]:
+    """A decoder that holds a case's prompt, the prompt's length, and the answer's first token."""
+    inputs, cache = case_inputs(case), DynamicCache()
+    device = model.device
+    inputs = ModelInputs(
+        *(None if part is None else part.to(device) for part in (inputs.input_ids, inputs.crops, inputs.masks)),
+        None if inputs.image_input_idx is None else inputs.image_input_idx.to(device),
+    )
+    hidden, length = embed_inputs(model, inputs), inputs.input_ids.shape[1]
+    plan, place = plan_of(case, variant), torch.arange(length, device=device)[None]
+    hidden = run_blocks(model, hidden, plan, position_ids=place, attention_mask=None, cache=cache)
+    decoder = StepDecoder(model, capacity)
+    kept = [block for block, top_k in enumerate(plan) if top_k is not None]
+    decoder.load_prompt(
+        {block: cache.layers[block].keys for block in kept}, {block: cache.layers[block].values for block in kept}
+    )
+    return decoder, length, int(model.logits(hidden[:, -1:]).argmax())
+
+
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [("text_only", "base"), ("text_only", "kmix"), ("text_only", "skip0"), ("multi_crop", "k2_skip1")],
+)
+@torch.inference_mode()
+def test_step_decoder_gives_the_reference_tokens(case, variant):
+    decoder, length, first = prefilled(case, variant, tiny_model())
+    tokens = decoder.decode(plan_of(case, variant), length=length, first_token=first, max_new_tokens=8, end_id=None)
+    assert [tokens] == CASES[case]["variants"][variant]["gen_tokens"]
+
+
+@torch.inference_mode()
+def test_step_decoder_stops_and_refuses_what_does_not_fit():
+    run_, plan = CASES["text_only"]["eos_override"], plan_of("text_only", "base")
+    decoder, length, first = prefilled("text_only", "base", tiny_model(), capacity=20)
+    options = {"length": length, "first_token": first, "end_id": run_["eos_token_id"]}
+    assert [decoder.decode(plan, max_new_tokens=8, **options)] == run_["expected"]
+    with pytest.raises(ValueError, match="do not fit"):
+        decoder.decode(plan, max_new_tokens=10, **options)
+
+
+@torch.inference_mode()
+def test_one_decoder_serves_plan_after_plan():
+    model = tiny_model()
+    decoder, length, first = prefilled("text_only", "base", model)
+    for variant in ("base", "k2", "base"):
+        other, _, first = prefilled("text_only", variant, model)
+        decoder.load_prompt(dict(enumerate(other._cache.keys)), dict(enumerate(other._cache.values)))
+        plan = plan_of("text_only", variant)
+        tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
+        assert [tokens] == CASES["text_only"]["variants"][variant]["gen_tokens"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", ["base", "kmix", "skip2", "k2_skip1"])
+@torch.inference_mode()
+def test_graphs_replay_what_the_blocks_compute(variant):
+    from knobctl.precompute.molmoe.checkpoint import load_molmoe
+
+    model = load_molmoe(TINY, device="cuda")
+    decoder, length, first = prefilled("text_only", variant, model)
+    assert decoder.use_graphs
+    plan = plan_of("text_only", variant)
+    for _ in range(2):  # captured, then replayed
+        tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
+        assert [tokens] == CASES["text_only"]["variants"][variant]["gen_tokens"]
+    assert decoder.num_graphs == 2 + sum(top_k is not None for top_k in plan)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES)
+def test_reference_tokens_on_the_gpu(case):
+    from knobctl.precompute.molmoe.checkpoint import load_molmoe
+
+    inputs = case_inputs(case)
+    parts = (inputs.input_ids, inputs.crops, inputs.masks, inputs.image_input_idx)
+    on_gpu = ModelInputs(*(None if part is None else part.cuda() for part in parts))
+    model, plan = load_molmoe(TINY, device="cuda"), plan_of(case, "base")
+    tokens = generate(model, on_gpu, plan, max_new_tokens=8, end_id=None, pad_id=1)
+    assert tokens.tolist() == CASES[case]["variants"]["base"]["gen_tokens"]
