@@ -125,7 +125,7 @@ def _notes(
             "outcomes_recorded": recorded.table.height,
             "outcomes_of_other_blocks": unplaced,
             "rows_imported": rows,
-            "import_report": recorded.report.to_dict(),
+            "findings": [finding.to_dict() for finding in recorded.report.findings],
         }
     }
 

@@ -122,7 +122,7 @@ class _PlanRows:
             is_whole = bool(runs_R.all())
             index = slice(None) if is_whole else runs_R.nonzero()[:, 0].to(self._device)
             distinct = top_k_R[runs_R].unique()
-            top_k = int(distinct[0]) if len(distinct) == 1 else top_k_R[runs_R].to(self._device)
+            top_k = int(distinct[0]) if len(distinct) == 1 else top_k_R[runs_R]
             moved = run_block(
                 self._model, block, hidden_R1D[index], top_k, (cosine[index], sine[index]), cache=cache, watch=watch
             )

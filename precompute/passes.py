@@ -104,7 +104,7 @@ def run_block(
     """Runs one block and returns [R, S, D]. A plan's skipped block (top-k 0) is the caller's not to run.
 
     Args:
-        top_k: experts per token, for all rows or [R] int64, one for each row.
+        top_k: experts per token, for all rows, or [R] int64 on the CPU, one for each row.
         watch: told of the router's probabilities. Watching does not change the result.
     """
     if watch is None and isinstance(top_k, int):
@@ -114,7 +114,11 @@ def run_block(
     block: Any = model.blocks[index]
     hidden_RSD = hidden_RSD + block.attn(block.attn_norm(hidden_RSD), rotary, attention_mask, cache)
     normed_RSD = block.ff_norm(hidden_RSD)
-    largest = top_k if isinstance(top_k, int) else int(top_k.max())
+    if isinstance(top_k, int):
+        largest = top_k
+    else:
+        largest = int(top_k.max())  # on the CPU, so that nothing waits for the device
+        top_k = top_k.to(hidden_RSD.device)
     num_experts = model.config.num_experts
     probability_RSE = torch.softmax(block.mlp.router(normed_RSD), dim=-1, dtype=torch.float32)
     chosen_RSk, expert_RSk = probability_RSE.topk(min(largest + 1, num_experts), dim=-1)

@@ -81,7 +81,6 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
     with _process_group(launch):
         inputs = load_inputs(mine)
         if not (config.out / MANIFEST_NAME).is_file():
-            # A restart may have lost the first rank's directory and kept the merged one's start, or the other way.
             first = replace(config, out=home / f"0-of-{launch.count}", device=mine.device)
             fixed = _from_first(launch, lambda: fixed_before(first) or fix(first, inputs))
             lock = home / f".device-{socket.gethostname()}-{mine.device.replace(':', '-')}.lock"
@@ -111,20 +110,25 @@ def _merge(home: Path, count: int, out: Path) -> Fixed | None:
 
 @contextmanager
 def _process_group(launch: Launch) -> Iterator[None]:
-    """Joins the ranks. What another rank's end does to the connection is said in words."""
-    try:
+    """Joins the ranks, and leaves them whatever happens."""
+    with _in_words(launch):
         dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
         yield
-    except (dist.DistError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _in_words(launch: Launch) -> Iterator[None]:
+    """Says what another rank's end does to a talk between ranks."""
+    try:
+        yield
+    except RuntimeError as error:
         raise KnobctlError(
             f"rank {launch.rank} of {launch.count} lost another rank, which failed or was stopped: its message says "
             f"why. Start the same command again: what is committed stays. ({' '.join(str(error).split())[:160]})"
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _share(launch: Launch) -> Callable[[Callable[[], Any]], None]:
@@ -137,7 +141,8 @@ def _share(launch: Launch) -> Callable[[Callable[[], Any]], None]:
         except KnobctlError as failure:
             error = failure
         messages: list[str | None] = [None] * launch.count
-        dist.all_gather_object(messages, None if error is None else str(error))
+        with _in_words(launch):
+            dist.all_gather_object(messages, None if error is None else str(error))
         if error is not None:
             raise error
         _raise_first(messages)
@@ -154,7 +159,8 @@ def _from_first(launch: Launch, work: Callable[[], Fixed | None]) -> Any:
             message = [json.dumps({"fixed": None if result is None else result.to_dict()})]
         except KnobctlError as failure:
             message = [json.dumps({"error": str(failure)})]
-    dist.broadcast_object_list(message, src=0)
+    with _in_words(launch):
+        dist.broadcast_object_list(message, src=0)
     record = json.loads(message[0] or "{}")
     if "error" in record:
         raise KnobctlError(record["error"])

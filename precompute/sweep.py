@@ -143,7 +143,7 @@ class _TreePrefill:
     def _run_last(self, block: int, places: Sequence[int], level: Sequence[Stream], after: _Streams) -> None:
         """Runs the block at the last position only, beside the keys and values of those in front of it."""
         hidden_RSD = torch.stack([after.hidden_SD[place] for place in places])
-        top_k = torch.tensor([level[place].top_k for place in places], device=hidden_RSD.device)
+        top_k = torch.tensor([level[place].top_k for place in places])
         cosine, sine = self._rotary
         front = prompt_keys_values(self._model, block, hidden_RSD[:, :-1], (cosine[:, :-1], sine[:, :-1]))
         keys, values = (with_room(prompt_RHSW, room=1) for prompt_RHSW in front)

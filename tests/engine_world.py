@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+
+import polars as pl
+import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.datasets import load_samples
+from knobctl.data.errors import KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
 from knobctl.data.samples import Sample
+from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.knob_model import KnobModel, Task
 from knobctl.precompute.loading import load_model
 from knobctl.precompute.molmoe.checkpoint import save_molmoe
 from knobctl.precompute.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.molmoe.model import Molmoe
 from knobctl.precompute.nano.tokenizer import build_tokenizer
+from knobctl.precompute.run import precompute
+from knobctl.precompute.sample_run import SampleRunner
 
 # Blocks from the least important, as published scores of the original runs have them.
 DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7)
@@ -91,3 +100,47 @@ def tiny_knobs(
         tasks={"easy_vqa": Task("exact_match", max_new_tokens, None)},
         budgets_ms=(10.0, 20.0, 40.0),
     )
+
+
+def rows_of(path: Path):
+    """All rows of a cache but times, in one order."""
+    outcomes = pl.read_parquet(path / "outcomes" / "*.parquet")
+    times = [name for name in outcomes.columns if name.endswith("_ms")]
+    keys = ["sample_id", "tier", "insertion_position", "top_k", "num_blocks"]
+    tokens = pl.read_parquet(path / "latency_tokens" / "*.parquet").sort(
+        "sample_id", "tier", "insertion_position", "budget_ms"
+    )
+    return outcomes.drop(times).sort(keys), tokens, pl.read_parquet(path / "samples" / "*.parquet").sort("sample_id")
+
+
+def assert_same_rows(left: Path, right: Path) -> None:
+    for one, other in zip(rows_of(left), rows_of(right), strict=True):
+        assert one.equals(other)
+
+
+def run_rank(
+    config: PrecomputeConfig, rank: int, count: int, port: int, dies_at: int | None, answer: SimpleQueue
+) -> None:
+    """One rank as torchrun starts it; puts (rank, samples run, summary or error message). May die at a sample."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    torch.set_num_threads(1)
+    run_sample, ran = SampleRunner.run, []
+
+    def counted(runner, sample, *args, **options):
+        ran.append(sample.sample_id)
+        if len(ran) == dies_at:
+            os._exit(9)
+        return run_sample(runner, sample, *args, **options)
+
+    SampleRunner.run = counted
+    try:
+        answer.put((rank, ran, precompute(config)))
+    except KnobctlError as error:
+        answer.put((rank, ran, str(error)))

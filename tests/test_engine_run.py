@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from knobctl.data.cache import CacheExecutor, open_cache, verify_cache
+from knobctl.data.cache import CacheExecutor, Shard, merge_caches, open_cache, verify_cache
+from knobctl.data.errors import (
+    CacheMismatch,
+    CheckpointError,
+    DatasetError,
+    ImportanceError,
+    KnobctlError,
+    UnknownSetting,
+)
+from knobctl.data.importer import load_importance, save_importance
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.plans import ImportanceScores
 from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.encoder_file import read_encoder
+from knobctl.precompute.forecast import forecast
+from knobctl.precompute.importance import measure_importance
+from knobctl.precompute.importance_run import run_importance
 from knobctl.precompute.live import LiveExecutor
-from knobctl.precompute.run import precompute
+from knobctl.precompute.run import Interrupted, precompute
+from knobctl.precompute.sample_run import SampleRunner
 
-from .engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from .engine_world import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +112,146 @@ def test_replay_answers_as_the_live_model_does(cache, model_dir):
                         then = replay.finish(cached_handle, top_k, num_blocks)
                         assert (now.answer, now.accuracy) == (then.answer, then.accuracy)
                         assert now.output_tokens == then.output_tokens
+
+
+def same_run(config: PrecomputeConfig, cache, out: Path, **changes) -> PrecomputeConfig:
+    """The config with the cache's own budgets and another directory, so that only times may differ."""
+    budgets = tuple(str(float(budget)) for budget in cache.budgets_ms)
+    return dataclasses.replace(config, out=out, budgets=budgets, **changes)
+
+
+def test_a_stopped_run_goes_on_where_it_was(config, cache, tmp_path, monkeypatch):
+    """SIGINT finishes the part in hand; the same command makes the rest; the rows are those of an undisturbed run."""
+    again = same_run(config, cache, tmp_path / "again")
+    run_part, parts = SampleRunner.run, []
+
+    def interrupted(runner, sample, *args, **options):
+        parts.append(sample.sample_id)
+        if len(parts) == 4:  # the first sample of the second part
+            signal.raise_signal(signal.SIGINT)
+        return run_part(runner, sample, *args, **options)
+
+    monkeypatch.setattr(SampleRunner, "run", interrupted)
+    with pytest.raises(Interrupted, match="6 of 12 samples"):
+        precompute(again)
+    monkeypatch.setattr(SampleRunner, "run", run_part)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    summary = precompute(again)
+    assert summary["execution"]["counts"]["samples"] == 12
+    assert_same_rows(again.out, cache.path)
+    assert not (again.out / "progress.jsonl").exists()
+
+
+def test_a_finished_run_is_not_made_again(config, cache, monkeypatch):
+    monkeypatch.setattr(SampleRunner, "run", lambda *_: pytest.fail("nothing is left to run"))
+    assert precompute(config)["samples"] == 12
+    assert open_cache(cache.path).fingerprint == cache.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 1}, "seed"), ({"runs": 3}, "runs"), ({"latency_mode": "end_to_end"}, "latency_mode")],
+)
+def test_another_run_in_the_same_directory_is_refused(config, summary, change, named):
+    assert summary["out"] == str(config.out)
+    with pytest.raises(CacheMismatch, match=named):
+        precompute(dataclasses.replace(config, **change))
+
+
+def test_shards_merge_into_the_same_rows(config, cache, tmp_path):
+    """The second shard takes budgets and scores from the first one's directory, and is refused without it."""
+    first = same_run(config, cache, tmp_path / "0", shard=Shard(0, 2))
+    precompute(first)
+    with pytest.raises(KnobctlError, match="--like"):
+        dataclasses.replace(first, shard=Shard(1, 2))
+    precompute(dataclasses.replace(first, shard=Shard(1, 2), like=first.out, out=tmp_path / "1", part_samples=16))
+    merge_caches([tmp_path / "0", tmp_path / "1"], tmp_path / "merged")
+    assert verify_cache(tmp_path / "merged") == []
+    assert_same_rows(tmp_path / "merged", cache.path)
+
+
+def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
+    precompute(same_run(config, cache, tmp_path / "whole", latency_mode="end_to_end"))
+    whole = open_cache(tmp_path / "whole")
+    assert whole.manifest.latency_mode == "end_to_end"
+    assert whole.manifest.latency_check is None
+    assert (whole.latency_ms_SX > 0).all()
+    np.testing.assert_array_equal(whole.accuracy_SX, cache.accuracy_SX)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"model": "nowhere"}, CheckpointError, "nowhere"),
+        ({"device": "abacus"}, KnobctlError, "abacus"),
+        ({"dtype": "float8"}, KnobctlError, "float8"),
+        ({"datasets": ("nonsense",)}, DatasetError, "nonsense"),
+        ({"datasets": ("easy_vqa", "easy_vqa=x")}, KnobctlError, "twice"),
+        ({"space": KnobSpace()}, UnknownSetting, "6 blocks"),
+        ({"samples": 4}, ImportanceError, "training samples"),
+        ({"runs": 0}, KnobctlError, "runs"),
+        ({"budgets": ("fast",)}, KnobctlError, "fast"),
+        ({"metrics": {"okvqa": "exact_match"}}, KnobctlError, "okvqa"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_and_nothing_is_written(config, tmp_path, change, error, says):
+    with pytest.raises(error, match=says):
+        precompute(dataclasses.replace(config, out=tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_gpu_is_named_with_the_way_out(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(KnobctlError, match="--device cpu"):
+        precompute(dataclasses.replace(config, out=tmp_path / "out", device="cuda"))
+
+
+def test_importance_of_another_model_is_refused(config, tmp_path):
+    save_importance(ImportanceScores((0.1,) * 16), tmp_path / "scores.json")
+    with pytest.raises(ImportanceError, match="16"):
+        precompute(dataclasses.replace(config, out=tmp_path / "out", importance=tmp_path / "scores.json"))
+
+
+def test_measured_importance_is_kept_beside_the_model(config, summary, model_dir):
+    kept = list(model_dir.glob("knobctl-importance-*.json"))
+    assert kept
+    assert summary["importance"]["runs"] == 5
+    assert load_importance(kept[0]).n_blocks == 6
+    assert (
+        run_importance(config, model_dir / "scores.json")["scores"]
+        == load_importance(model_dir / "scores.json").to_dict()["scores"]
+    )
+
+
+def test_importance_is_the_accuracy_lost_without_a_block(model_dir):
+    """By hand: every training answer of the model without one block, from the plain model."""
+    knobs = tiny_knobs(model_dir, space=SMALL_SPACE)
+    samples = list(easy_samples(4))
+    answers = {}
+    for sample in samples:
+        rgb = knobs.pixels(sample)
+        prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, "high"))
+        _, state = knobs.token_pass(prepared)
+        for skipped in (None, 2):
+            plan = tuple(0 if block == skipped else 4 for block in range(6))
+            answers[sample.sample_id, skipped] = knobs.text(knobs.answer(state, plan, knobs.task(sample)))
+    # Half of the samples want what the whole model says, half what it says without block 2.
+    wanted = [
+        dataclasses.replace(sample, answers=(answers[sample.sample_id, None if number % 2 else 2],))
+        for number, sample in enumerate(samples)
+    ]
+    scores = measure_importance(knobs.loaded, wanted, knobs.tasks, space=SMALL_SPACE, runs=2)
+    changed = [answers[s.sample_id, None] != answers[s.sample_id, 2] for s in samples]
+    gain, loss = -np.mean(changed[0::2]), np.mean(changed[1::2])
+    assert scores.scores[2] == pytest.approx((gain + loss) / 2)
+    assert scores.std[2] == pytest.approx(abs(gain - loss) / 2**0.5)
+
+
+def test_the_forecast_names_phases_disk_and_memory(config, tmp_path):
+    report = forecast(dataclasses.replace(config, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert {"token_pass", "sweep", "timing", "pilot"} <= set(report["hours"])
+    assert report["total_hours"] == pytest.approx(sum(report["hours"].values()))
+    assert report["disk_bytes"] > 12 * 2 * 2 * 16 * 16 * 2  # the tokens alone
+    assert report["peak_memory_bytes"]["process"] > 1 << 20
+    assert report["standard_error"]["easy_vqa"]["all"] == pytest.approx(0.5 / 12**0.5)

@@ -1,0 +1,125 @@
+"""Every setting's answers and latency tokens: shared execution against one setting after the other at batch 1.
+
+Both sides run in one process, sample by sample in turn, and their answers and tokens are compared. One by one means
+what a plain program does: for each setting of each sample, vision, the whole prompt with its probes, every block of the
+plan, and decoding, at batch 1 and on one thread (two make blocks of that size no faster).
+
+    python benchmarks/precompute.py --model nano --samples 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.datasets import load_samples
+from knobctl.data.knobs import KnobSetting, KnobSpace
+from knobctl.data.plans import BlockPlan, ImportanceScores
+from knobctl.data.samples import Sample
+from knobctl.precompute.blockwise import PlanLatency
+from knobctl.precompute.knob_model import KnobModel, Task
+from knobctl.precompute.ledger import Ledger
+from knobctl.precompute.loading import load_model
+from knobctl.precompute.probe import token_pass
+from knobctl.precompute.sample_run import MeasureConfig, SampleResult, SampleRunner
+from knobctl.precompute.sweep import answer_alone
+from knobctl.precompute.threads import single_thread
+
+# The order of dropping that published scores of a 16-block model give: 4, 13, 10, 2, ...
+DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7, 15, 9, 12, 14, 8, 5, 1, 0)
+
+
+Answers = dict[KnobSetting, str]
+Tokens = dict[KnobSetting, NDArray[np.float16]]  # [M, D]
+
+
+class AnswersOnly(SampleRunner):
+    """The runner without its latency runs."""
+
+    def _latencies(self, *_: object) -> dict[tuple[BlockPlan, int], PlanLatency]:
+        return {}
+
+
+def one_by_one(knobs: KnobModel, sample: Sample) -> tuple[Answers, Tokens]:
+    """Runs every setting by itself: vision, the blocks up to its position with the probes, the rest, decoding."""
+    answers: Answers = {}
+    tokens: Tokens = {}
+    rgb = knobs.pixels(sample)
+    task = knobs.task(sample)
+    for setting, plan in knobs.plans.items():
+        prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, setting.tier))
+        with torch.inference_mode(), single_thread():
+            prompt = knobs.embed(prepared)
+            token_PMD, state = token_pass(knobs.model, prompt, knobs.probe_MD, (setting.insertion_position,))
+        ids = answer_alone(knobs.model, state, plan, max_new_tokens=task.max_new_tokens, end_id=knobs.end_id)
+        answers[setting], tokens[setting] = knobs.text(ids), token_PMD[0]
+    return answers, tokens
+
+
+def compare(knobs: KnobModel, shared: SampleResult, answers: Answers, tokens: Tokens) -> tuple[int, float]:
+    """Returns how many answers differ, and the largest distance of a token, relative to its norm."""
+    differing = sum(row.answer.text != answers[row.setting] for row in shared.settings)
+    worst = 0.0
+    for setting, token_MD in tokens.items():
+        mine_MD = shared.token_PMD[setting.tier][knobs.positions.index(setting.insertion_position)].astype(np.float32)
+        distance_M = np.linalg.norm(mine_MD - token_MD.astype(np.float32), axis=1)
+        worst = max(worst, float((distance_M / np.linalg.norm(mine_MD, axis=1)).max()))
+    return differing, worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--dataset", action="append")
+    parser.add_argument("--samples", type=int, default=2, help="of each dataset")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    loaded = load_model(options.model, device=options.device)
+    sets = [
+        load_samples(name, limit=options.samples, seed=1) for name in options.dataset or ["easy_vqa", "small_print"]
+    ]
+    knobs = KnobModel(
+        loaded,
+        space=KnobSpace(),
+        importance=ImportanceScores(tuple(float(DROPPED_FIRST.index(block)) for block in range(16))),
+        encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, 0),
+        tasks={one.name: Task(one.metric, one.max_new_tokens, one.style) for one in sets},
+        budgets_ms=np.geomspace(10, 160, 16).tolist(),
+    )
+    samples = [sample for one in sets for sample in one.samples]
+    ledger = Ledger(loaded.model.device)
+    runner = AnswersOnly(knobs, MeasureConfig(threads=options.threads), ledger)
+    AnswersOnly(knobs, MeasureConfig(threads=options.threads), Ledger()).run(samples[0])  # warm-up
+    seconds = {"shared": 0.0, "one_by_one": 0.0}
+    differing, worst = 0, 0.0
+    for sample in samples:
+        started = time.perf_counter()
+        shared = runner.run(sample)
+        between = time.perf_counter()
+        answers, tokens = one_by_one(knobs, sample)
+        seconds["shared"] += between - started
+        seconds["one_by_one"] += time.perf_counter() - between
+        more, distance = compare(knobs, shared, answers, tokens)
+        differing, worst = differing + more, max(worst, distance)
+    report = {
+        "samples": len(samples),
+        "threads": options.threads,
+        "seconds_per_sample": {name: round(total / len(samples), 3) for name, total in seconds.items()},
+        "times_as_fast": round(seconds["one_by_one"] / seconds["shared"], 2),
+        "answers_differing": differing,
+        "largest_token_distance_of_norm": worst,
+        **ledger.to_dict(),
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

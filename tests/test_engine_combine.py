@@ -1,0 +1,161 @@
+"""Recorded results with the model: answers are spread where the blocks agree, tokens and times come from the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from knobctl.data.cache import open_cache
+from knobctl.data.errors import KnobctlError
+from knobctl.data.importer import ImportReport, RecordedOutcomes, save_importance
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.plans import ImportanceScores
+from knobctl.precompute import combine
+from knobctl.precompute.combine import settings_of_blocks, spread_outcomes
+from knobctl.precompute.config import PrecomputeConfig
+from knobctl.precompute.run import precompute
+
+from .engine_world import SMALL_SPACE, easy_samples, published_order, write_tiny_model
+
+ALL = tuple(range(16))
+
+
+def recorded(rows: list[dict]) -> RecordedOutcomes:
+    """Results as the importer gives them, with what the rows do not name left empty."""
+    empty = dict.fromkeys(("accuracy", "answer", "latency_ms", "vision_ms", "prefill_ms", "decode_ms", "output_tokens"))
+    schema = dict.fromkeys(("accuracy", "latency_ms", "vision_ms", "prefill_ms", "decode_ms"), pl.Float32)
+    table = pl.DataFrame([{**empty, **row} for row in rows], schema_overrides={**schema, "output_tokens": pl.Int32})
+    return RecordedOutcomes(table, pl.DataFrame(), ImportReport(directory="results"), 16, 5, {})
+
+
+def row(sample_id: str, tier: str, top_k: int, blocks: tuple[int, ...] | None, **values) -> dict:
+    return {
+        "sample_id": sample_id,
+        "tier": tier,
+        "top_k": top_k,
+        "num_blocks": 4 if blocks is None else len(blocks),
+        "active_block_indices": None if blocks is None else list(blocks),
+        **values,
+    }
+
+
+def without(*blocks: int) -> tuple[int, ...]:
+    return tuple(block for block in ALL if block not in blocks)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "positions"),
+    [
+        ((), [1, 2, 3, 4, 5]),
+        ((4,), [1, 2, 3, 4]),  # position 5 forces block 4
+        ((4, 13), [1, 2, 3, 4]),
+        ((2, 4, 10, 13), [1, 2]),  # position 3 forces block 2
+        ((10, 11, 13), [5]),  # what position 5 drops instead of block 4, and 3 and 2, which it forces too
+        ((3, 4), []),  # blocks that none of our plans leaves out
+    ],
+)
+def test_an_outcome_is_spread_to_the_positions_that_run_its_blocks(dropped, positions):
+    spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
+    outcome = row("easy_vqa/1", "low", 6, without(*dropped), accuracy=1.0, answer="yes", output_tokens=2)
+    known = spread_outcomes(recorded([outcome]), spread)
+    found = known.get("easy_vqa/1", {})
+    assert [setting.insertion_position for setting in found] == positions
+    for setting, answer in found.items():
+        assert (setting.tier, setting.top_k, setting.num_blocks) == ("low", 6, 16 - len(dropped))
+        assert (answer.text, answer.accuracy, answer.output_tokens, answer.source) == ("yes", 1.0, 2, "imported")
+        assert answer.latency is None
+
+
+def test_unscored_outcomes_and_unknown_blocks_are_not_spread():
+    spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
+    rows = [row("a/1", "low", 6, ALL, accuracy=None), row("a/1", "low", 6, None, accuracy=1.0)]
+    assert spread_outcomes(recorded(rows), spread) == {}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+    save_importance(ImportanceScores((0.9, 0.8, 0.1, 0.7, 0.2, 0.6)), directory / "scores.json")
+    return directory
+
+
+@pytest.fixture
+def config(model_dir, tmp_path, monkeypatch) -> PrecomputeConfig:
+    """Results for two of three samples: the whole model in both tiers; without blocks 2 and 4 in the low one."""
+    samples = easy_samples(3)
+    full, short = tuple(range(6)), (0, 1, 3, 5)
+    times = {"latency_ms": 50.0, "vision_ms": 5.0, "prefill_ms": 40.0, "decode_ms": 4.0}
+    rows = []
+    for sample in samples[:2]:
+        rows += [
+            row(sample.sample_id, tier, 4, full, accuracy=1.0, answer="full", output_tokens=2, **times)
+            for tier in ("low", "high")
+        ]
+        rows.append(row(sample.sample_id, "low", 4, short, accuracy=0.5, answer="short", output_tokens=None, **times))
+    rows.append(row("easy_vqa/elsewhere", "low", 4, full, accuracy=1.0, answer="full", output_tokens=2))
+    monkeypatch.setattr(combine, "recorded_outcomes", lambda *_, **__: recorded(rows))
+    return PrecomputeConfig(
+        model=str(model_dir),
+        datasets=("easy_vqa",),
+        out=tmp_path / "cache",
+        samples=3,
+        device="cpu",
+        space=SMALL_SPACE,
+        budgets=("10", "20"),
+        runs=2,
+        importance=model_dir / "scores.json",
+        max_new_tokens={"easy_vqa": 2},
+        threads=1,
+        from_results=tmp_path / "results",
+    )
+
+
+def test_answers_are_imported_and_tokens_and_times_measured(config):
+    summary = precompute(config)
+    cache = open_cache(config.out)
+    assert summary["execution"]["counts"]["answers_executed"] == 0
+    assert cache.tokens.present_STPM.all()
+    # Both positions run the whole model; block 2 is forced by position 3, so the short runs fit position 1 alone.
+    assert cache.present_SX.sum() == 2 * (2 * 2 + 1)
+    sources = cache.outcome_column("outcome_source")
+    assert set(sources[cache.present_SX]) == {"imported"}
+    short = cache.accuracy_SX == 0.5
+    assert short.sum() == 2
+    assert np.isnan(cache.latency_ms_SX[short]).all()  # its length was not recorded, so its time is not known
+    assert (cache.latency_ms_SX[cache.accuracy_SX == 1.0] > 0).all()
+    assert cache.manifest.latency_mode == "blockwise"
+    assert summary["results"]["samples_matched"] == 2
+    assert summary["results"]["samples_without_results"] == 1
+    assert summary["results"]["results_without_sample"] == 1
+    assert "elsewhere" in summary["results"]["in_words"]
+    assert "native top-k" in summary["results"]["in_words"]
+
+
+def test_complete_runs_the_model_for_the_rest(config):
+    complete = dataclasses.replace(config, complete=True)
+    precompute(complete)
+    cache = open_cache(complete.out)
+    assert cache.present_SX.all()
+    sources = cache.outcome_column("outcome_source")
+    assert (sources == "imported").sum() == 2 * (2 * 2 + 1)
+    assert (sources == "measured").sum() == 3 * 16 - 10
+
+
+def test_recorded_latencies_can_be_kept(config):
+    kept = dataclasses.replace(config, imported_latency=True)
+    precompute(kept)
+    cache = open_cache(kept.out)
+    assert cache.manifest.latency_mode == "imported"
+    assert set(cache.latency_ms_SX[cache.present_SX]) == {50.0}
+    assert cache.outcome_column("latency_runs_ms")[cache.present_SX].tolist() == [None] * int(cache.present_SX.sum())
+    with pytest.raises(KnobctlError, match="complete"):
+        precompute(dataclasses.replace(kept, complete=True, out=kept.out.with_name("other")))
+
+
+def test_results_that_fit_nothing_are_refused(config):
+    with pytest.raises(KnobctlError, match="no recorded outcome"):
+        precompute(dataclasses.replace(config, space=dataclasses.replace(SMALL_SPACE, top_k=(2,))))

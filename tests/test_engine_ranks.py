@@ -1,0 +1,147 @@
+"""Ranks of a launcher, on the CPU with gloo: every sample once, the same rows for any number, a rank that dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from knobctl.data.cache import open_cache, verify_cache
+from knobctl.data.errors import KnobctlError
+from knobctl.precompute.config import PrecomputeConfig
+from knobctl.precompute.device_turn import SharedDevice
+from knobctl.precompute.ranks import Launch
+from knobctl.precompute.run import precompute
+from knobctl.tests.engine_world import SMALL_SPACE, assert_same_rows, run_rank, write_tiny_model
+
+# The server imports once; what it forks has it all.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["knobctl.tests.engine_world"])
+SAMPLES = 11
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+
+
+def config_of(model_dir: Path, out: Path) -> PrecomputeConfig:
+    return PrecomputeConfig(
+        model=str(model_dir),
+        datasets=("easy_vqa",),
+        out=out,
+        samples=SAMPLES,
+        device="cpu",
+        space=SMALL_SPACE,
+        budgets=("10", "20"),
+        runs=1,
+        importance_samples=5,
+        max_new_tokens={"easy_vqa": 2},
+        part_samples=2,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(model_dir, tmp_path_factory) -> Path:
+    config = config_of(model_dir, tmp_path_factory.mktemp("alone") / "cache")
+    precompute(config)
+    return config.out
+
+
+def launch(config: PrecomputeConfig, count: int, dies: tuple[int, int] | None = None) -> dict[int, tuple[list, Any]]:
+    """Starts the ranks, as many as `count`, and returns what those that lived say: samples run, summary or message."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answers = FORKS.SimpleQueue()
+    ranks = [
+        FORKS.Process(
+            target=run_rank,
+            args=(config, rank, count, port, dies[1] if dies is not None and dies[0] == rank else None, answers),
+        )
+        for rank in range(count)
+    ]
+    for process in ranks:
+        process.start()
+    said = {}
+    for _ in range(count - (dies is not None)):
+        rank, ran, what = answers.get()
+        said[rank] = (ran, what)
+    for process in ranks:
+        process.join(timeout=60)
+        assert not process.is_alive()
+    return said
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(model_dir, alone, tmp_path, count):
+    config = config_of(model_dir, tmp_path / "cache")
+    said = launch(config, count)
+    ran = [sample for samples, _ in said.values() for sample in samples]
+    assert sorted(ran) == sorted(open_cache(alone).sample_ids)
+    assert all(len(samples) >= SAMPLES // count for samples, _ in said.values())
+    assert all(summary["samples"] == SAMPLES for _, summary in said.values())
+    assert verify_cache(config.out) == []
+    assert_same_rows(config.out, alone)
+    assert not config.out.with_name("cache.ranks").exists()
+
+
+def test_a_rank_that_dies_fails_the_run_which_then_needs_only_the_rest(model_dir, alone, tmp_path):
+    config = config_of(model_dir, tmp_path / "cache")
+    said = launch(config, 2, dies=(1, 4))  # in its second part of two
+    assert "lost another rank" in said[0][1]
+    assert not config.out.exists()
+    said = launch(config, 2)
+    assert said[0][0] == []  # the first rank had done its share
+    assert len(said[1][0]) == 3  # the second had five, of which two were committed
+    assert_same_rows(config.out, alone)
+
+
+def test_a_rank_s_own_error_is_everyone_s(model_dir, tmp_path):
+    config = config_of(model_dir, tmp_path / "cache")
+    (tmp_path / "cache.ranks").mkdir()
+    (tmp_path / "cache.ranks" / "1-of-2").write_text("in the way")
+    said = launch(config, 2)
+    assert "1-of-2" in said[1][1]
+    assert "rank 1 failed" in said[0][1]
+
+
+def test_latency_runs_have_the_device_alone(tmp_path):
+    """Two holders share the device; one that wants it alone waits until the other has ended."""
+    ours, theirs = SharedDevice(tmp_path / "lock"), SharedDevice(tmp_path / "lock")
+    events: list[str] = []
+    shares, may_end = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with theirs.shared():
+            shares.set()
+            may_end.wait(10)
+            events.append("other ends")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert shares.wait(10)
+    with ours.shared():
+        events.append("both share")
+        may_end.set()
+        with ours.alone():
+            events.append("alone")
+    thread.join(10)
+    assert events == ["both share", "other ends", "alone"]
+
+
+def test_the_environment_says_which_rank(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Launch.from_environment() is None
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Launch.from_environment() == Launch(2, 4, 0)
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(KnobctlError, match="torchrun"):
+        Launch.from_environment()
