@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
-from knobctl.data.datasets import image_from_ref, json_files, load_samples
+from knobctl.data.datasets import image_from_ref, json_files, load_samples, parquet_images
 from knobctl.data.errors import DatasetError
 
 GOOD = {"image": "a.png", "question": "what?", "answers": ["cat"]}
@@ -106,7 +106,10 @@ def test_no_answers_in_any_of_its_forms(tmp_path, empty):
     loaded = load_samples("text_vqa", source=path, skip_bad=True)
     assert [sample.sample_id for sample in loaded.samples] == [f"text_vqa/{i}" for i in (0, 2, 3)]
     assert [row.where for row in loaded.skipped] == [f"{path}, row 1"]
-    assert len(loaded.to_dict()["skipped"]) == 1
+    record = loaded.to_dict()["skipped"]
+    assert record["count"] == 1
+    assert record["first"][0]["where"] == f"{path}, row 1"
+    assert "no answers" in record["first"][0]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -284,3 +287,18 @@ def test_polars_is_not_asked_for_the_images(tmp_path, monkeypatch):
     load_samples("text_vqa", source=path)
     assert collected
     assert not any("image" in columns for columns in collected)
+
+
+def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_images, "_UNPACKED_BYTES", 1 << 20)
+    texts = ["what is it? " + "a" * 19_000] * 500
+    table = rows(500, question=[f"{i}{text}" for i, text in enumerate(texts)])
+    path = write_parquet(tmp_path / "v.parquet", table, row_group_size=500)
+    with pytest.raises(DatasetError, match="column `question` unpacks to"):
+        load_samples("text_vqa", source=path)
+
+
+def test_a_reference_into_a_file_without_images(tmp_path):
+    write_parquet(tmp_path / "v.parquet", rows(4, image=None))
+    with pytest.raises(DatasetError, match="no column `image`"):
+        image_from_ref("v.parquet#1", tmp_path).read_bytes()

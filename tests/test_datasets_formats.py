@@ -1,5 +1,6 @@
 """Every format that is read: official files, Parquet mirrors and their quirks, a user's own Parquet and JSON Lines."""
 
+import contextlib
 import hashlib
 import json
 
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
-from knobctl.data.datasets import DATASETS, decode_image, image_from_ref, load_samples
+from knobctl.data.datasets import DATASETS, decode_image, image_from_ref, images_root_of, load_samples
 from knobctl.data.datasets.registry import BUNDLED_ROOT
 from knobctl.data.splits import split_of
 
@@ -242,3 +243,23 @@ def test_every_known_dataset_has_a_style_and_a_known_metric():
         "coco_2014_vqa": "vqa_official",
         "okvqa": "textvqa",
     }
+
+
+def test_references_are_found_again_from_what_the_manifest_records(tmp_path, monkeypatch):
+    lines = write_json_lines(tmp_path / "own" / "mine.jsonl", [{"image": "a.png", "question": "q?", "answers": ["a"]}])
+    (tmp_path / "own" / "a.png").write_bytes(png(1))
+    parquet = write_parquet(tmp_path / "mirror" / "data" / "validation-0.parquet", rows(2)).parent.parent
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("mine", "own/mine.jsonl"), ("mine", lines), ("text_vqa", parquet), ("easy_vqa", None)):
+        loaded = load_samples(name, source=source, limit=1)
+        record = loaded.to_dict()["source"]
+        monkeypatch.chdir("/")
+        image = loaded.samples[0].image
+        assert image_from_ref(image.ref, images_root_of(record)).read_bytes() == decoded_bytes(loaded, tmp_path)
+        monkeypatch.chdir(tmp_path)
+
+
+def decoded_bytes(loaded, folder):
+    """The image's bytes, read from the folder that the sample was made in."""
+    with contextlib.chdir(folder):
+        return loaded.samples[0].image.read_bytes()

@@ -3,7 +3,7 @@
 from .images import decode_image
 from .load import SampleSet, SkippedRow, load_samples
 from .registry import DATASETS, DatasetSpec, parse_dataset_option
-from .sources import image_from_ref
+from .sources import image_from_ref, images_root_of
 
 __all__ = [
     "DATASETS",
@@ -12,6 +12,7 @@ __all__ = [
     "SkippedRow",
     "decode_image",
     "image_from_ref",
+    "images_root_of",
     "load_samples",
     "parse_dataset_option",
 ]

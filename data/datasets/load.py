@@ -23,6 +23,7 @@ from .records import Record, Rows
 from .registry import DatasetSpec, dataset_spec
 from .sources import open_rows
 
+_SKIPPED_NAMED = 100  # in the manifest; all are counted
 _CHUNK = 4096  # rows whose images are fetched and checked together
 
 
@@ -70,7 +71,7 @@ class SampleSet:
             "source": self.source,
             "seed": self.seed,
             "samples": len(self.samples),
-            "skipped": [{"where": row.where, "reason": row.reason} for row in self.skipped],
+            "skipped": {"count": len(self.skipped), "first": [vars(row) for row in self.skipped[:_SKIPPED_NAMED]]},
             "duplicates": self.duplicates,
             "fingerprint": self.fingerprint,
         }

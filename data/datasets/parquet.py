@@ -13,7 +13,7 @@ import polars as pl
 from ..errors import DatasetError
 from ..samples import ImageSource
 from .images import image_file
-from .parquet_images import PARQUET_ERRORS, ParquetImage, first_line
+from .parquet_images import PARQUET_ERRORS, ParquetImage, check_not_a_bomb, first_line
 from .records import Record, answer_texts, identifier, question_text
 from .registry import SPLIT_ALIASES, split_key
 from .remote_images import fetch, hub_location, is_remote
@@ -152,6 +152,8 @@ def _read_small_columns(location: str, split: str | None) -> pl.DataFrame:
     """Returns all columns that are needed but the image bytes, with the file and the row within it."""
     scan = pl.scan_parquet(location, include_file_paths=_FILE_COLUMN, glob=is_remote(location))
     try:
+        if not is_remote(location):
+            check_not_a_bomb(location)
         schema = scan.collect_schema()
         names = _checked_columns(schema, location)
         rows_of_file = pl.int_range(pl.len(), dtype=pl.Int64)

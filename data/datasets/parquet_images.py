@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,12 @@ from .remote_images import is_remote, remote_cell
 # A row group whose image column is smaller is kept after its first read (two at most), since neighbours come next.
 _KEPT_COLUMN_BYTES = 64 << 20
 _STREAMED_ROWS = 16
+
+# Bounds on what a file of unknown origin may make a reader allocate.
+_FOOTER_STRING = 64 << 20
+_FOOTER_ITEMS = 4 << 20
+_UNPACKED_BYTES = 256 << 20
+_UNPACKED_RATIO = 200
 
 # PanicException: how polars reports some kinds of damage.
 PARQUET_ERRORS = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
@@ -55,6 +61,7 @@ class ParquetImage:
 
 
 def first_line(error: BaseException) -> str:
+    """Returns the part of an error's text that fits into a one-line message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -73,31 +80,55 @@ def _local_cell(location: str, row: int, column: str) -> Any:
 @lru_cache(64)
 def _row_groups(location: str, _stamp: int, column: str) -> tuple[tuple[int, int], ...]:
     """Returns (rows, bytes of the image column once decompressed) of each row group."""
-    metadata = pq.read_metadata(location)
-    groups = []
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        chunks = (group.column(c) for c in range(group.num_columns))
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
-        groups.append((group.num_rows, size))
-    return tuple(groups)
+    with _open(location) as file:
+        if column not in file.schema_arrow.names:
+            raise OSError(f"the file has no column `{column}`")
+        metadata = file.metadata
+        groups = []
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            chunks = (group.column(c) for c in range(group.num_columns))
+            size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+            groups.append((group.num_rows, size))
+        return tuple(groups)
 
 
-def _open(location: str, column: str) -> pq.ParquetFile:
+def check_not_a_bomb(location: str) -> None:
+    """Raises OSError for a local file with a column chunk that unpacks to much more than real data does."""
+    with _open(location) as file:
+        for index in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(index)
+            for chunk in (group.column(c) for c in range(group.num_columns)):
+                size = chunk.total_uncompressed_size
+                if size > _UNPACKED_BYTES and size > _UNPACKED_RATIO * chunk.total_compressed_size:
+                    raise OSError(f"column `{chunk.path_in_schema}` unpacks to {size:,} bytes")
+
+
+def _open(location: str, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        location,
+        read_dictionary=list(dictionaries),
+        page_checksum_verification=True,
+        thrift_string_size_limit=_FOOTER_STRING,
+        thrift_container_size_limit=_FOOTER_ITEMS,
+    )
+
+
+def _open_images(location: str, column: str) -> pq.ParquetFile:
     # Images that several questions share are stored once; read as a dictionary they stay so in memory.
-    leaves = pq.read_metadata(location).schema
-    names = [leaf.path for leaf in map(leaves.column, range(len(leaves))) if leaf.path in (column, f"{column}.bytes")]
-    return pq.ParquetFile(location, read_dictionary=names, page_checksum_verification=True)
+    with _open(location) as file:
+        leaves = [file.schema.column(index).path for index in range(len(file.schema.names))]
+    return _open(location, [leaf for leaf in leaves if leaf in (column, f"{column}.bytes")])
 
 
 @lru_cache(2)
 def _row_group(location: str, _stamp: int, group: int, column: str) -> pa.ChunkedArray:
-    with _open(location, column) as file:
+    with _open_images(location, column) as file:
         return file.read_row_group(group, columns=[column]).column(0)
 
 
 def _streamed_cell(location: str, group: int, row: int, column: str) -> Any:
-    with _open(location, column) as file:
+    with _open_images(location, column) as file:
         start = 0
         for batch in file.iter_batches(_STREAMED_ROWS, row_groups=[group], columns=[column]):
             if row < start + batch.num_rows:

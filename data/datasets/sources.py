@@ -54,7 +54,7 @@ def open_rows(
             raise DatasetError(f"{source} is missing from the installation: install knobctl again.")
     else:
         source = source if source is not None else spec.hub
-        label = str(source)
+        label = str(source) if is_remote(str(source)) else str(Path(str(source)).absolute())
     assert source is not None
     if images is not None and not images.is_dir():
         raise DatasetError(f"{images} is not a folder: --images names the folder where image paths start.")
@@ -106,6 +106,16 @@ def _expected(spec: DatasetSpec, split: str | None) -> str:
         name = "val" if split_key(split or "validation") == "validation" else split
         official = f"{spec.questions_file.format(split=name)}, no "
     return f"{official}Parquet files and no single .jsonl file"
+
+
+def images_root_of(source: str) -> Path | None:
+    """Returns the folder that image references of a dataset read from `source` (`SampleSet.source`) are relative to.
+
+    None where references need no folder (bundled, an address) or the source is no longer there.
+    """
+    if source.startswith(BUNDLED_PREFIX) or is_remote(source) or not Path(source).exists():
+        return None
+    return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
 def image_from_ref(ref: str, root: Path | None) -> ImageSource:
