@@ -22,7 +22,7 @@ BLOCKS = {  # the blocks that the current scores keep
     15: [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
     16: list(range(16)),
 }
-WORDS = "blue oslo pizza bus camera harbor winter basket umbrella nokia 1985 two".split()
+WORDS = ["blue", "oslo", "pizza", "bus", "camera", "harbor", "winter", "basket", "umbrella", "nokia", "1985", "two"]
 RUNS = 5
 SHAPES = ("merged", "single", "ranks", "leftovers", "split")  # how one configuration lies on disk
 
@@ -200,7 +200,7 @@ def write_messy_directory(
     ranks: int = 4,
     damage: bool = True,
 ) -> Written:
-    """Writes every configuration in a shape drawn by `seed`, and, with `damage`, foreign and broken files beside them."""
+    """Writes every configuration in a shape drawn by `seed`; with `damage`, also foreign and broken files."""
     rng = random.Random(seed)
     written = Written()
     for dataset in datasets:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from .reading import FileReading
 from .report import Finding
@@ -22,24 +24,33 @@ def join_readings(readings: Sequence[FileReading]) -> pl.DataFrame:
 
     `num_blocks` is the number of distinct blocks that ran; `block_set` names them, comma-separated.
     """
-    frames = []
-    for index, reading in enumerate(readings):
-        if reading.table_ipc is None:
-            continue
+    read = [(index, reading) for index, reading in enumerate(readings) if reading.table_ipc is not None]
+    if not read:
+        return pl.DataFrame()
+    tables = [reading.table() for _, reading in read]
+    rows = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))
+    order = pl.Series("file_index", [index for index, _ in read], pl.Int32)
+    rows = rows.with_columns(order.gather(np.repeat(np.arange(len(read)), [table.num_rows for table in tables])))
+    return rows.join(_configurations(read), on="file_index", how="left")
+
+
+def _configurations(read: Sequence[tuple[int, FileReading]]) -> pl.DataFrame:
+    records = []
+    for index, reading in read:
         file, blocks = reading.file, reading.blocks
-        frame = pl.DataFrame(pl.from_arrow(reading.table()))
-        frames.append(
-            frame.with_columns(
-                pl.lit(file.dataset).alias("dataset"),
-                pl.lit(file.tier).alias("tier"),
-                pl.lit(file.top_k, pl.Int8).alias("top_k"),
-                pl.lit(file.num_blocks if blocks is None else len(blocks), pl.Int8).alias("num_blocks"),
-                pl.lit(UNKNOWN_BLOCKS if blocks is None else ",".join(map(str, blocks))).alias("block_set"),
-                pl.lit(index, pl.Int32).alias("file_index"),
-                pl.lit(file.name).alias("file"),
-            )
-        )
-    return pl.concat(frames) if frames else pl.DataFrame()
+        number = file.num_blocks if blocks is None else len(blocks)
+        names = UNKNOWN_BLOCKS if blocks is None else ",".join(map(str, blocks))
+        records.append((index, file.dataset, file.tier, file.top_k, number, names, file.name))
+    schema = {
+        "file_index": pl.Int32,
+        "dataset": pl.String,
+        "tier": pl.String,
+        "top_k": pl.Int8,
+        "num_blocks": pl.Int8,
+        "block_set": pl.String,
+        "file": pl.String,
+    }
+    return pl.DataFrame(records, schema=schema, orient="row")
 
 
 def settle_old_schema(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:

@@ -23,6 +23,7 @@ MAX_VALUE_CHARS = 16 << 20  # one row or one header value; a real row of 64 toke
 MAX_ROWS = 2_000_000
 MAX_KEYS = 1_000
 _MAX_INT_DIGITS = 18  # fits int64
+_AFTER_NUMBER = frozenset(",]} \t\r\n")
 
 
 class DuplicateKeys(dict[str, Any]):
@@ -132,8 +133,8 @@ class ObjectStream:
                     what = "cut off" if short else f"not JSON ({cause.msg})"
                     raise BrokenJson(f"{what}, {self._where()}") from cause
                 continue
-            if end == len(self._text) and self._more():  # a number could go on
-                continue
+            if isinstance(value, int | float) and self._text[end : end + 1] not in _AFTER_NUMBER and self._more():
+                continue  # what was read so far ends within a number: `1`, `1.` or `1e` of `1.5e3`
             self._place = end
             return value
 
