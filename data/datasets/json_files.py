@@ -100,8 +100,6 @@ class OfficialRows:
     @cached_property
     def _image_folders(self) -> list[str]:
         folders = [folder.format(split=self._split) for folder in self._spec.image_folders]
-        if self._split == "test":
-            folders = [folder.replace("train_images", "test_images") for folder in folders]
         found = [folder for folder in (*folders, ".") if (self.root / folder).is_dir()]
         if not found:
             raise DatasetError(f"{self.root} is not a folder: give the images' folder with --images.")
