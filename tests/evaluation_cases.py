@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from make_cache import fixed_size_lists
 
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.controllers.checkpoint import Controllers, ModelIdentity
 from knobctl.data.cache import Cache, CacheWriter, Manifest, open_cache
 from knobctl.data.generated import GeneratedConfig, generate
 from knobctl.data.knobs import KnobSpace
@@ -115,3 +118,18 @@ def generated_cache(path: Path, *, holes: float = 0.0, **config: object) -> Cach
         token_STPMD=made.token_STPMD,
     )
     return open_cache(path)
+
+
+def random_controllers(cache: Cache, path: Path, *, seed: int = 0, settings: dict | None = None) -> Path:
+    """Saves controllers with random weights that fit the cache: they choose differently for every request."""
+    encoder = BudgetEncoder.from_seed(cache.d_model, 0)
+    manifest = cache.manifest
+    identity = ModelIdentity(manifest.model_name, cache.d_model, manifest.n_blocks, manifest.native_top_k)
+    made = Controllers.untrained(cache.space, identity, tuple(manifest.budgets_ms), encoder)
+    generator = torch.Generator().manual_seed(seed)
+    for stage in (made.stage1, made.stage2):
+        for tensor in (*stage.parameters(), *(b for b in stage.buffers() if b.is_floating_point())):
+            tensor.data.normal_(0.0, 0.5, generator=generator)
+    made.settings = settings or {}
+    made.save_pretrained(path)
+    return path

@@ -51,6 +51,7 @@ def agreement(
                 cause = _setting_cause(run, policies[run.policy], cache, table)
                 replay = str(table.tables.space.settings[expected])
                 disagreements.append({**found, "kind": "setting", "replay": replay, "live": str(run.setting), **cause})
+        _compare_inputs(run, cache, table, counts)
         _compare_outcome(run, cache, counts, found, disagreements, relative_error)
     causes = Counter(f"{item['kind']}: {item['cause']}" for item in disagreements)
     error = np.array(list(relative_error.values()))
@@ -72,6 +73,10 @@ def agreement(
 _COUNTS = (
     "requests",
     "outside_replay",
+    "features_compared",
+    "same_feature",
+    "tokens_compared",
+    "same_token",
     "settings_compared",
     "same_setting",
     "answers_compared",
@@ -80,6 +85,28 @@ _COUNTS = (
     "same_accuracy",
     "not_cached",
 )
+
+
+def _compare_inputs(run: LiveRun, cache: Cache, table: RewardTable, counts: Counter[str]) -> None:
+    """Counts whether what the policy saw is bit-equal to what the cache holds."""
+    counts["features_compared"] += 1
+    counts["same_feature"] += np.array_equal(table.language_feature_SD[run.sample], run.language_feature_D)
+    token_D = _cached_token(run, cache, table)
+    if token_D is not None and run.token_D is not None:
+        counts["tokens_compared"] += 1
+        counts["same_token"] += np.array_equal(token_D, run.token_D)
+
+
+def _cached_token(run: LiveRun, cache: Cache, table: RewardTable) -> NDArray[np.float16] | None:
+    """Returns the cache's token where the run read its own; None where it has none, or not for that budget."""
+    space, tokens = table.tables.space, cache.tokens
+    budget = np.flatnonzero(table.budgets_ms_M == np.float32(run.budget_ms))
+    if tokens is None or not len(budget):
+        return None
+    tier = space.tiers.index(run.setting.tier)
+    position = space.insertion_positions.index(run.setting.insertion_position)
+    place = (run.sample, tier, position, int(budget[0]))
+    return np.asarray(tokens.token_STPMD[place]) if tokens.present_STPM[place] else None
 
 
 def _compare_outcome(
@@ -131,16 +158,9 @@ def _setting_cause(run: LiveRun, policy: Policy, cache: Cache, table: RewardTabl
         return {"cause": "replay could not choose it: the cache has no outcome of it"}
     if run.token_D is None:
         return {"cause": "the policy chose differently from equal inputs"}
-    space, tokens = table.tables.space, cache.tokens
-    place = (
-        run.sample,
-        space.tiers.index(run.setting.tier),
-        space.insertion_positions.index(run.setting.insertion_position),
-        int(table.budget_rows([run.budget_ms])[0]),
-    )
-    if tokens is None or not tokens.present_STPM[place]:
+    token_D = _cached_token(run, cache, table)
+    if token_D is None:
         return {"cause": "replay could not choose it: the cache has no latency token there"}
-    token_D = np.asarray(tokens.token_STPMD[place])
     if not np.array_equal(token_D, run.token_D):
         return {"cause": "the latency token differs", "by": _largest(token_D, run.token_D)}
     requests = request_of(table, run.sample, feature_D, run.budget_ms)

@@ -48,6 +48,8 @@ def _agreement(found: Mapping[str, Any]) -> list[Text]:
     parts = [
         f"{what} {found[same]}/{found[compared]}"
         for what, same, compared in (
+            ("bit-equal language feature", "same_feature", "features_compared"),
+            ("bit-equal latency token", "same_token", "tokens_compared"),
             ("same setting", "same_setting", "settings_compared"),
             ("same answer", "same_answer", "answers_compared"),
             ("same accuracy", "same_accuracy", "accuracies_compared"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ...controllers.checkpoint import Controllers, read_budget_encoder
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache import Cache
+from ...data.errors import CheckpointError
 from ...data.policy import Policy
 from ..reward import RewardWeights
 
@@ -24,11 +26,18 @@ class LoadedControllers:
     @property
     def weights(self) -> RewardWeights | None:
         """The reward's weights that they were trained with; None where the checkpoint does not say."""
-        recorded = self.controllers.settings.get("reward_weights")
-        if not isinstance(recorded, dict):
+        recorded = self.controllers.settings.get("reward")
+        if recorded is None:
             return None
-        known = {field.name for field in fields(RewardWeights)}
-        return RewardWeights(**{name: float(value) for name, value in recorded.items() if name in known})
+        names = {field.name for field in fields(RewardWeights)}
+        if not isinstance(recorded, dict) or set(recorded) != names:
+            raise CheckpointError(
+                f"{self.path}: settings.reward must give the weights {sorted(names)}, not {recorded!r}"
+            )
+        for name, value in recorded.items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise CheckpointError(f"{self.path}: settings.reward.{name} must be a finite number, not {value!r}")
+        return RewardWeights(**recorded)
 
     def describe(self) -> dict[str, Any]:
         """What the report says of them: where they lie, how large they are, how they were trained."""

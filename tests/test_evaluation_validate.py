@@ -1,0 +1,136 @@
+"""`validate_controllers` and `compare` on a cache on disk: the whole path but the training."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from evaluation_cases import FOUR, random_controllers, write_array_cache
+from make_cache import BUDGETS_MS, make_cache
+from rich.console import Console
+
+from knobctl.data.cache import Cache, open_cache
+from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
+from knobctl.data.knobs import KnobSetting
+from knobctl.replay.baselines.ablations import ABLATIONS
+from knobctl.replay.baselines.registry import DEFAULT_BASELINES
+from knobctl.replay.evaluation.choices import CHOICES_SCHEMA
+from knobctl.replay.evaluation.compare import compare, short_names
+from knobctl.replay.evaluation.render import render_report
+from knobctl.replay.evaluation.validate import validate_controllers
+
+WEIGHTS = {"alpha": 2.0, "beta": 0.5, "gamma": 10.0, "delta": 0.1, "epsilon": 0.05}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    path = tmp_path_factory.mktemp("validate") / "cache"
+    cache = open_cache(make_cache(path, samples=60))
+    random_controllers(cache, path.parent / "a", settings={"reward": WEIGHTS})
+    random_controllers(cache, path.parent / "b", seed=1)
+    return cache
+
+
+def test_the_report_holds_controllers_and_baselines_side_by_side(cache: Cache):
+    report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50)
+    assert list(report.policies) == ["controllers", *DEFAULT_BASELINES]
+    assert report.subjects == ("controllers",)
+    assert report.reward_weights == WEIGHTS  # those it was trained with
+    record = json.loads(report.to_json())
+    assert record["controllers"]["parameters"]["stage1"] > 0
+    assert record["cache"]["fingerprint"] == cache.fingerprint
+    against = {item["versus"] for item in record["comparisons"] if item["policy"] == "controllers"}
+    assert against == {"table", "dataset_table", "neighbours"}
+
+
+def test_choices_are_those_of_the_report_and_scored_by_others_give_its_figures(cache: Cache, tmp_path: Path):
+    out = tmp_path / "deep" / "choices.parquet"
+    report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50, choices_out=out)
+    written = pq.read_table(out)
+    assert written.schema.equals(CHOICES_SCHEMA)
+    frame = pl.from_arrow(written)
+    assert len(frame) == report.n_samples * len(BUDGETS_MS)
+    assert frame.select("sample_id", "budget_ms").is_duplicated().sum() == 0
+    scored = [
+        cache.accuracy_SX[cache.sample_index[name], cache.space.index(KnobSetting(tier, p, k, n))]
+        for name, _, tier, p, k, n in frame.rows()
+    ]
+    mean = sum(float(accuracy) for accuracy in scored) / len(scored)
+    assert mean == pytest.approx(report.policies["controllers"].overall.metrics["accuracy"].value)
+    assert [path.name for path in out.parent.iterdir()] == ["choices.parquet"]
+
+
+def test_the_guard_stands_beside_the_plain_policy(cache: Cache, tmp_path: Path):
+    out = tmp_path / "choices.parquet"
+    report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50, guard=True, choices_out=out)
+    assert report.subjects == ("controllers", "controllers+guard")
+    plain, guarded = (report.policies[name].overall.metrics for name in report.subjects)
+    missed = "violation_rate_of_feasible"
+    assert guarded[missed].value < plain[missed].value
+    assert report.compared("controllers+guard", "controllers") is not None
+    assert report.guard["stage2"] > 0
+    assert any("nothing should fit" in line for line in text_of(report).splitlines())
+    chosen = report.decisions.chosen
+    settings = [str(cache.space.settings[index]) for index in chosen["controllers+guard"].ravel()]
+    written = [f"{t}/p{p}/k{k}/n{n}" for _, _, t, p, k, n in pl.read_parquet(out).rows()]
+    assert written == settings
+    assert (chosen["controllers+guard"] != chosen["controllers"]).any()
+
+
+def test_budgets_and_splits_can_be_chosen_and_mistakes_are_named(cache: Cache):
+    controllers = cache.path.parent / "a"
+    report = validate_controllers(controllers, cache.path, resamples=20, budgets_ms=[80.0, 20.0], split="val")
+    assert (report.split, report.budgets_ms) == ("val", (20.0, 80.0))
+    with pytest.raises(KnobctlError, match=r"budgets \[41.0\] ms are not in the cache's grid.*\[20.0, 40.0, 80.0\] ms"):
+        validate_controllers(controllers, cache.path, budgets_ms=[41.0])
+    with pytest.raises(KnobctlError, match="no sample with outcomes in split `later`"):
+        validate_controllers(controllers, cache.path, split="later")
+    with pytest.raises(KnobctlError, match="unknown baselines"):
+        validate_controllers(controllers, cache.path, baselines=["tables"])
+
+
+def test_controllers_that_do_not_fit_are_refused_naming_both(cache: Cache, tmp_path: Path):
+    other = write_array_cache(tmp_path / "other", [[1] * 4] * 4, [[1.0] * 4] * 4, splits=["train"] * 2 + ["test"] * 2)
+    with pytest.raises(CacheMismatch, match=r"choose among .*but cache .*other has"):
+        validate_controllers(cache.path.parent / "a", other)
+    random_controllers(cache, tmp_path / "odd", settings={"reward": {**WEIGHTS, "beta": "much"}})
+    with pytest.raises(CheckpointError, match=r"settings.reward.beta must be a finite number, not 'much'"):
+        validate_controllers(tmp_path / "odd", cache.path)
+    assert len(FOUR.settings) == 4
+
+
+def test_controllers_on_a_cache_without_tokens_get_one_clear_error(tmp_path: Path):
+    cache = open_cache(make_cache(tmp_path / "cache", samples=30, tokens=False))
+    random_controllers(cache, tmp_path / "controllers")
+    with pytest.raises(KnobctlError, match="`controllers` reads latency tokens, and the cache has none"):
+        validate_controllers(tmp_path / "controllers", cache.path)
+    report = compare(cache.path, resamples=20)
+    assert list(report.policies) == list(DEFAULT_BASELINES)
+
+
+def test_compare_puts_controllers_side_by_side_with_ablations(cache: Cache):
+    parent = cache.path.parent
+    report = compare(cache.path, [parent / "a", parent / "b"], resamples=50, with_ablations=True)
+    assert report.subjects == ("a", "b")
+    assert list(report.policies)[:2] == ["a", "b"]
+    assert {f"{name}:{part}" for name in ("a", "b") for part in ABLATIONS} <= set(report.policies)
+    assert report.compared("b", "a") is not None
+    assert report.compared("a:stage1_only", "table") is not None
+    assert any("a was trained with other reward weights" in warning for warning in report.warnings)
+    assert "b is" in text_of(report)
+
+
+def test_names_of_controllers_are_as_short_as_tells_them_apart():
+    assert short_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert short_names([Path("one/seed0"), Path("two/seed0")]) == ["one/seed0", "two/seed0"]
+    assert len(set(short_names([Path("a"), Path("a")]))) == 2
+
+
+def text_of(report: object) -> str:
+    console = Console(width=220, file=io.StringIO())
+    console.print(render_report(report))
+    return console.file.getvalue()
