@@ -88,7 +88,7 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
     budget_MF = budget_basis(encoder(tables.budgets_ms_M))
     inputs = {
         "train": replay_inputs(
-            tables, train_S, config.reward, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF
+            tables, train_S, config.reward_weights, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF
         )
     }
     assert isinstance(language.whole, VectorBasis) and isinstance(token.whole, TokenBasis)
@@ -96,7 +96,7 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
     inputs["val"] = replay_inputs(
         tables,
         val_S,
-        config.reward,
+        config.reward_weights,
         project_language(tables, val_S, language.whole),
         project_tokens(tables, val_S, token.whole),
         budget_MF,

@@ -26,6 +26,7 @@ class TrainConfig:
     recipe: str = "tuned"
     seeds: tuple[int, ...] = (42,)  # trained side by side; the same cache and seed give the same controllers
     epochs: int = 60  # an epoch takes each training sample once, with one budget drawn for it
+    min_steps: int = 2000  # small caches take as many epochs as that needs
     batch_size: int = 256  # requests (a sample under a budget) a step
     lr: float = 5e-3
     stage1_lr_ratio: float = 1.0  # Stage1 learns at lr * stage1_lr_ratio
@@ -46,21 +47,21 @@ class TrainConfig:
     entropy_bonus_start: float = 0.05  # falls linearly to entropy_bonus
     # Selection
     ema_decay: float = 0.98  # what is selected and saved is this running mean of the weights; 0 is the weights
-    eval_every: int = 2  # epochs between greedy evaluations on val
+    evaluations: int = 30  # greedy evaluations on val, evenly spaced over the epochs
     patience: int | None = None  # evaluations without a better one before a seed stops; None: never
     # Inputs
     basis_rows: int = 2  # budgets drawn of each sample and place to fit the token basis
     train_budget_encoder: bool = False  # Stage1's copy learns; the one behind the latency tokens stays as cached
     device: str = "cpu"
     log_interval: int = 50  # steps between lines of the log
-    reward: RewardWeights = field(default_factory=RewardWeights)
+    reward_weights: RewardWeights = field(default_factory=RewardWeights)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "group_size", "num_iterations", "eval_every", "basis_rows", "log_interval"):
+        for name in ("epochs", "batch_size", "group_size", "num_iterations", "evaluations", "basis_rows", "log_interval"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "stage1_lr_ratio", "epsilon"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "beta", "entropy_bonus", "entropy_bonus_start", "warmup_share"):
+        for name in ("weight_decay", "beta", "entropy_bonus", "entropy_bonus_start", "warmup_share", "min_steps"):
             _require(0 <= getattr(self, name) < math.inf, f"{name} must not be negative: {getattr(self, name)}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         _require(self.estimator in ESTIMATORS, f"estimator is one of {list(ESTIMATORS)}, not {self.estimator!r}")
@@ -73,6 +74,11 @@ class TrainConfig:
         _require(single, "train_budget_encoder takes one seed at a time")
         on_policy = self.estimator == "grpo" or (self.num_iterations == 1 and self.beta == 0)
         _require(on_policy, "num_iterations and beta belong to the grpo estimator: the exact one draws nothing")
+
+    def epochs_for(self, samples: int) -> int:
+        """Returns how many epochs a training split of this size takes."""
+        steps = math.ceil(samples / self.batch_size)
+        return max(self.epochs, math.ceil(self.min_steps / steps))
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
@@ -87,8 +93,8 @@ class TrainConfig:
         values = dict(record)
         if "seeds" in values:
             values["seeds"] = tuple(values["seeds"])
-        if isinstance(values.get("reward"), Mapping):
-            values["reward"] = RewardWeights(**values["reward"])
+        if isinstance(values.get("reward_weights"), Mapping):
+            values["reward_weights"] = RewardWeights(**values["reward_weights"])
         return cls(**values)
 
 
@@ -99,6 +105,7 @@ CLASSIC = TrainConfig(
     recipe="classic",
     seeds=(42,),
     epochs=100,
+    min_steps=0,
     batch_size=8,
     lr=1e-4,
     stage1_lr_ratio=1.0,
@@ -112,7 +119,7 @@ CLASSIC = TrainConfig(
     entropy_bonus=0.0,
     entropy_bonus_start=0.0,
     ema_decay=0.0,
-    eval_every=10,
+    evaluations=10,
 )
 
 RECIPES = {"tuned": TUNED, "classic": CLASSIC}

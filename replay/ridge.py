@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, 100.0)  # times the mean diagonal of x'x
+NOTHING = 1e-6  # share of the largest target's variance below which one is rounding error
 
 
 @dataclass
@@ -85,6 +86,8 @@ def fit_ridge(
         solved_DQ = start_DQ[:, chosen_Q] + torch.cholesky_solve((xy_DQ - xx_DD @ start_DQ)[:, chosen_Q], factor_DD)
         weight_DQ[:, chosen_Q] = solved_DQ
     weight_KDQ = held_LKDQ.permute(0, 3, 1, 2)[best_Q, torch.arange(targets)].permute(1, 2, 0).contiguous()
-    total_Q = sums.yy_KQ.sum(dim=0).double().clamp(min=1e-30)
+    total_Q = sums.yy_KQ.sum(dim=0).double()
     error_Q = error_LQ.gather(0, best_Q[None])[0]
-    return RidgeFit(weight_DQ.float(), weight_KDQ, (1.0 - error_Q / total_Q).clamp(0.0, 1.0).float())
+    explained_Q = (1.0 - error_Q / total_Q.clamp(min=1e-30)).clamp(0.0, 1.0)
+    explained_Q[total_Q <= NOTHING * float(total_Q.max())] = 0.0  # what does not vary needs no explaining
+    return RidgeFit(weight_DQ.float(), weight_KDQ, explained_Q.float())

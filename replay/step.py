@@ -159,8 +159,13 @@ def _gather_reward(inputs: ReplayInputs, sample: Tensor, budget: Tensor, choice1
 
 
 @torch.no_grad()
-def greedy_rewards(stage1: StackedMlp, stage2: StackedMlp, inputs: ReplayInputs, rows: int = 8192) -> Tensor:
-    """Returns the reward of each seed's most likely choices for every sample and budget, [N, samples, M]."""
+def greedy_choices(
+    stage1: StackedMlp, stage2: StackedMlp, inputs: ReplayInputs, rows: int = 8192
+) -> tuple[Tensor, Tensor]:
+    """Returns each seed's most likely choices for every sample and budget, and what they earn, [N, samples, M] each.
+
+    A choice is j * A + a, the pair of Stage1 and that of Stage2 in one number.
+    """
     seeds, budgets = len(stage1.flat), inputs.budgets
     total = len(inputs) * budgets
     parts = []
@@ -174,5 +179,8 @@ def greedy_rewards(stage1: StackedMlp, stage2: StackedMlp, inputs: ReplayInputs,
         logit2, _ = stage2.forward(stage2_features(inputs, batch.sample_NB, choice1, batch.budget_NB))
         if inputs.allowed_NJA is not None:
             logit2 = masked(logit2, inputs.allowed_NJA[batch.sample_NB, choice1])
-        parts.append(_gather_reward(inputs, batch.sample_NB, batch.budget_NB, choice1, logit2.argmax(dim=-1)))
-    return torch.cat(parts, dim=1).view(seeds, len(inputs), budgets)
+        choice2 = logit2.argmax(dim=-1)
+        reward = _gather_reward(inputs, batch.sample_NB, batch.budget_NB, choice1, choice2)
+        parts.append((choice1 * logit2.shape[-1] + choice2, reward))
+    shape = (seeds, len(inputs), budgets)
+    return torch.cat([part[0] for part in parts], dim=1).view(shape), torch.cat([p[1] for p in parts], dim=1).view(shape)

@@ -20,7 +20,7 @@ from ..controllers.budget_encoder import BudgetEncoder
 from ..controllers.checkpoint import read_budget_encoder
 from ..controllers.two_stage import setting_grid
 from ..data.knobs import KnobSpace
-from .reward import RewardWeights, complexity, reward
+from .reward import RewardWeights, complexity, reward, reward_terms
 
 if TYPE_CHECKING:
     from ..data.cache.reader import Cache
@@ -82,6 +82,19 @@ class ReplayTables:
             self.complexity_X,
             weights,
         )
+
+    def mean_terms(self, sample_N: NDArray[np.int64], choice_NM: Tensor, weights: RewardWeights) -> dict[str, float]:
+        """Returns the mean of each reward term over choices j * A + a, one for every sample and budget."""
+        setting_NM = ChoiceGrid.of(self.space).setting_JA.flatten()[choice_NM]
+        rows_N = torch.from_numpy(np.asarray(sample_N))
+        terms = reward_terms(
+            self.accuracy_SX[rows_N].gather(1, setting_NM),
+            self.latency_ms_SX[rows_N].gather(1, setting_NM),
+            self.budgets_ms_M,
+            self.complexity_X[setting_NM],
+            weights,
+        )
+        return {name: float(value.mean()) for name, value in terms.items()}
 
     def with_splits(self, split_indices: Mapping[str, NDArray[np.int64]]) -> ReplayTables:
         """Returns the same tables with samples split otherwise."""

@@ -23,7 +23,7 @@ from .inputs import ReplayInputs
 from .metrics import StepLog
 from .recipes import TrainConfig
 from .stacked import StackedMlp
-from .step import Batch, exact_step, greedy_rewards, grpo_step
+from .step import Batch, exact_step, greedy_choices, grpo_step
 
 
 class Trainer:
@@ -55,7 +55,10 @@ class Trainer:
         self.generators = [torch.Generator().manual_seed(seed) for seed in config.seeds]
         self.epoch = 0
         self.step = 0
-        self.total_steps = config.epochs * math.ceil(len(self.inputs["train"]) / config.batch_size)
+        samples = len(self.inputs["train"])
+        self.epochs = config.epochs_for(samples)
+        self.eval_every = max(1, self.epochs // config.evaluations)
+        self.total_steps = self.epochs * math.ceil(samples / config.batch_size)
 
     def _trained(self) -> list[Tensor]:
         """Everything that the optimizer moves: both flat tensors [N, parameters], and the encoder's where it learns."""
@@ -84,7 +87,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.epoch >= self.config.epochs or bool(self.stopped_N.all())
+        return self.epoch >= self.epochs or bool(self.stopped_N.all())
 
     def run_epoch(self, on_log: Callable[[StepLog], None] | None = None) -> None:
         """Takes every training sample once, each with one budget, in batches of `batch_size`."""
@@ -110,11 +113,15 @@ class Trainer:
         self.epoch += 1
 
     @torch.no_grad()
-    def evaluate(self) -> Tensor:
-        """Scores the running means greedily on `val`, keeps each seed's best, and returns the mean rewards, [N]."""
+    def evaluate(self) -> tuple[Tensor, Tensor]:
+        """Scores the running means greedily on `val` and keeps each seed's best.
+
+        Returns the mean rewards [N], and the choices [N, samples, M] as `greedy_choices` numbers them.
+        """
         kept = [tensor.detach().clone() for tensor in self._trained()]
         self._set(self.ema)
-        reward_N = greedy_rewards(self.stage1, self.stage2, self._inputs("val")).double().mean(dim=(1, 2)).cpu()
+        choice, reward = greedy_choices(self.stage1, self.stage2, self._inputs("val"))
+        reward_N = reward.double().mean(dim=(1, 2)).cpu()
         self._set(kept)
         running_N = ~self.stopped_N
         better_N = (reward_N > self.best_reward_N) & running_N
@@ -126,7 +133,7 @@ class Trainer:
         self.best_reward_N = torch.where(better_N, reward_N, self.best_reward_N)
         self.best_epoch_N[better_N] = self.epoch
         self.stale_N = torch.where(better_N, 0, self.stale_N + running_N.long())
-        return reward_N
+        return reward_N, choice.cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything that the next epoch depends on, by name."""

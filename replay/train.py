@@ -1,0 +1,301 @@
+"""`knobctl train`: a cache in, controllers out. Ties the parts together and knows where files lie."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..controllers.budget_encoder import BudgetEncoder
+from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
+from ..data.cache import open_cache
+from ..data.cache.lock import DirectoryLock
+from ..data.errors import CheckpointError, KnobctlError
+from .bundle import TrainingBundle, make_bundle, require_trainable
+from .exact import best_reward
+from .inputs import ReplayInputs, settings_seen
+from .metrics import MetricsWriter, StepLog
+from .recipes import TUNED, TrainConfig
+from .state import STATE_NAME, data_digest, load_state, save_state
+from .tables import ChoiceGrid, ReplayTables, budget_encoder_for
+from .trainer import Trainer
+
+REPORT_NAME = "train.json"
+SAVE_EVERY_S = 20.0
+OWN_NAMES = {CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME, "log.csv", "log.jsonl", "tensorboard", "wandb"}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SeedReport:
+    """What one seed came to. Rewards are greedy means over `val` and all budgets."""
+
+    seed: int
+    path: str
+    best_epoch: int
+    val_reward: float
+    val_gap_closed: float | None  # 0 = budget-only table, 1 = oracle; None where the two are equal
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What `train` did, JSON-able. Rewards on `val` selected the checkpoints: report quality on `test` (validate)."""
+
+    cache: str
+    recipe: str
+    estimator: str
+    seeds: tuple[SeedReport, ...]
+    epochs: int
+    steps: int
+    training_samples: int
+    val_table_reward: float
+    val_oracle_reward: float
+    parameters: dict[str, int]
+    explained_variance: dict[str, list[float]]  # of each basis target, on folds left out
+    seconds: dict[str, float]  # reading, fitting the bases and projecting, training
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def train_controllers(
+    cache_path: Path,
+    out: Path,
+    config: TrainConfig = TUNED,
+    *,
+    resume: bool = False,
+    tensorboard: bool = False,
+    wandb_project: str | None = None,
+    say: Say | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainReport:
+    """Trains Stage1 and Stage2 from the cache and writes the checkpoint to `out` (several seeds: `out/seed-<seed>`).
+
+    Args:
+        resume: go on with the run in `out`, bit-equal to one that was never stopped; a fresh `out` starts anew.
+        say: gets notes for the user, one line each. progress: gets (epochs done, epochs in all).
+
+    Raises:
+        KnobctlError: the cache cannot train controllers, `out` holds something else, or resuming does not fit.
+    """
+    start = time.perf_counter()
+    say = say or (lambda _line: None)
+    cache = open_cache(Path(cache_path))
+    tables = ReplayTables.from_cache(cache)
+    require_trainable(tables, f"cache {cache_path}")
+    encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
+    if cache.budget_encoder_path is None:
+        say(f"cache {cache_path} has no budget encoder: one is made from seed 0 for Stage1, and live is refused")
+    return train_tables(
+        tables,
+        encoder,
+        Path(out),
+        config,
+        where=str(cache_path),
+        resume=resume,
+        tensorboard=tensorboard,
+        wandb_project=wandb_project,
+        say=say,
+        progress=progress,
+        reading_s=time.perf_counter() - start,
+    )
+
+
+def train_tables(
+    tables: ReplayTables,
+    encoder: BudgetEncoder,
+    out: Path,
+    config: TrainConfig,
+    *,
+    where: str,
+    resume: bool = False,
+    tensorboard: bool = False,
+    wandb_project: str | None = None,
+    say: Say = lambda _line: None,
+    progress: Callable[[int, int], None] | None = None,
+    reading_s: float = 0.0,
+) -> TrainReport:
+    """As `train_controllers`, from tables already in memory."""
+    _check_device(config.device)
+    _check_out(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with DirectoryLock(out):
+        if not resume:
+            _remove_earlier_run(out)
+        identity = {
+            "config": config.to_dict(),
+            "cache": tables.fingerprint,
+            "data": data_digest(tables),
+            "threads": torch.get_num_threads(),
+        }
+        saved = load_state(out, identity) if resume else None
+        if resume and saved is None:
+            say(f"{out} holds no training state yet: training starts anew")
+        start = time.perf_counter()
+        bundle = make_bundle(tables, encoder, config, where)
+        for note in bundle.notes:
+            say(note)
+        fitting_s = time.perf_counter() - start
+        trainer = Trainer(bundle, config)
+        if saved is not None:
+            trainer.load_state(saved)
+        start = time.perf_counter()
+        with MetricsWriter(
+            out, config.to_dict(), resume_step=trainer.step, tensorboard=tensorboard, wandb_project=wandb_project
+        ) as metrics:
+            _train(trainer, metrics, lambda: save_state(out, identity, trainer.state()), progress)
+        seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
+        report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()})
+        (out / REPORT_NAME).write_text(report.to_json() + "\n", encoding="utf-8")
+    worse = [seed for seed in report.seeds if seed.val_reward < report.val_table_reward]
+    for seed in worse:
+        say(
+            f"seed {seed.seed}: reward {seed.val_reward:.4f} on val is below the budget-only table's "
+            f"{report.val_table_reward:.4f}: these controllers are not worth using"
+        )
+    return report
+
+
+def _train(
+    trainer: Trainer, metrics: MetricsWriter, save: Callable[[], None], progress: Callable[[int, int], None] | None
+) -> None:
+    """Runs epochs until done, evaluating and saving the state on the way."""
+    config, saved_at = trainer.config, time.monotonic()
+
+    def write(log: StepLog) -> None:
+        for seed, line in zip(config.seeds, log.lines, strict=True):
+            metrics.write(seed, line)
+
+    while not trainer.done:
+        trainer.run_epoch(write)
+        if trainer.epoch % trainer.eval_every == 0 or trainer.epoch == trainer.epochs:
+            _evaluate(trainer, metrics)
+        if trainer.done or time.monotonic() - saved_at > SAVE_EVERY_S:
+            metrics.flush()
+            save()
+            saved_at = time.monotonic()
+        if progress is not None:
+            progress(trainer.epoch, trainer.epochs)
+
+
+def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
+    tables = trainer.bundle.tables
+    reward_N, choice = trainer.evaluate()
+    for index, seed in enumerate(trainer.config.seeds):
+        terms = tables.mean_terms(tables.indices("val"), choice[index], trainer.config.reward_weights)
+        line = {"epoch": trainer.epoch, "step": trainer.step, "val_reward": float(reward_N[index])}
+        metrics.write(seed, {**line, **{f"val_{name}_term": value for name, value in terms.items()}})
+
+
+def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float]) -> TrainReport:
+    """Writes every seed's checkpoint and returns the report."""
+    bundle, config = trainer.bundle, trainer.config
+    table, oracle = table_and_oracle(bundle.inputs["train"], bundle.inputs["val"], ChoiceGrid.of(bundle.tables.space))
+    reports, counts = [], {}
+    for index, seed in enumerate(config.seeds):
+        path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
+        controllers = controllers_of(trainer, index)
+        controllers.save_pretrained(path)
+        counts = controllers.parameter_counts()
+        reward = float(trainer.best_reward_N[index])
+        gap = (reward - table) / (oracle - table) if oracle > table else None
+        reports.append(SeedReport(seed, str(path), int(trainer.best_epoch_N[index]), reward, gap))
+    return TrainReport(
+        cache=where,
+        recipe=config.recipe,
+        estimator=config.estimator,
+        seeds=tuple(reports),
+        epochs=trainer.epoch,
+        steps=trainer.step,
+        training_samples=len(bundle.inputs["train"]),
+        val_table_reward=table,
+        val_oracle_reward=oracle,
+        parameters=counts,
+        explained_variance=dict(bundle.explained),
+        seconds=seconds,
+        notes=bundle.notes,
+    )
+
+
+def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
+    """Returns one seed's best controllers, ready to choose or to save."""
+    from .. import __version__
+
+    bundle, config = trainer.bundle, trainer.config
+    tables = bundle.tables
+    model = ModelIdentity(
+        tables.model_name or "unknown", tables.d_model, tables.n_blocks, tables.native_top_k, tables.model_fingerprint
+    )
+    made = Controllers.untrained(tables.space, model, tuple(tables.budgets_ms_M.tolist()), bundle.encoder)
+    made.stage1.language_basis.load_state_dict(bundle.language_basis.state_dict())
+    made.stage1.budget_basis.load_state_dict(bundle.budget_basis.state_dict())
+    made.stage2.token_basis.load_state_dict(bundle.token_basis.state_dict())
+    if config.train_budget_encoder:
+        made.stage1_budget_encoder = BudgetEncoder.from_seed(tables.d_model, 0)
+    trainer.write_best(
+        seed_index, made.stage1, made.stage2, made.stage1_budget_encoder if config.train_budget_encoder else None
+    )
+    allowed_J, allowed_JA = settings_seen(tables)
+    made.stage1.allowed_J.copy_(allowed_J)
+    # A pair that no sample has is never chosen by Stage1; an open mask there keeps its softmax defined.
+    made.stage2.allowed_JA.copy_(allowed_JA | ~allowed_J[:, None])
+    made.cache_fingerprint = tables.fingerprint
+    made.settings = {**config.to_dict(), "seed": config.seeds[seed_index], "best_epoch": int(trainer.best_epoch_N[seed_index])}
+    made.created_by = f"knobctl {__version__}"
+    return made
+
+
+def table_and_oracle(train: ReplayInputs, val: ReplayInputs, grid: ChoiceGrid) -> tuple[float, float]:
+    """Returns the mean rewards on `val` of the budget-only table fitted on `train`, and of the oracle.
+
+    A setting that some training sample lacks is scored over the others; where a `val` sample lacks the table's
+    setting, the best that it has of the table's order stands in.
+    """
+    exists_JA = grid.exists_JA
+    known_NJA = exists_JA.expand(len(train), -1, -1) if train.allowed_NJA is None else train.allowed_NJA & exists_JA
+    known_VJA = exists_JA.expand(len(val), -1, -1) if val.allowed_NJA is None else val.allowed_NJA & exists_JA
+    count_JA = known_NJA.sum(dim=0).clamp(min=1)
+    table, oracle = 0.0, 0.0
+    for budget in range(val.budgets):
+        mean_JA = torch.where(known_NJA, train.reward_NMJA[:, budget], 0.0).sum(dim=0) / count_JA
+        mean_JA = mean_JA.masked_fill(~known_NJA.any(dim=0), -torch.inf)
+        allowed_VJA = known_VJA
+        if val.allowed_NMJ is not None:
+            allowed_VJA = known_VJA & val.allowed_NMJ[:, budget, :, None]
+        choice_V1 = mean_JA.expand_as(allowed_VJA).masked_fill(~allowed_VJA, -torch.inf).flatten(1).argmax(1, keepdim=True)
+        reward_VJA = val.reward_NMJA[:, budget]
+        table += float(reward_VJA.flatten(1).gather(1, choice_V1).double().mean()) / val.budgets
+        oracle += float(best_reward(reward_VJA, allowed_VJA).double().mean()) / val.budgets
+    return table, oracle
+
+
+def _check_device(device: str) -> None:
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise KnobctlError(f"--device {device}: no CUDA device is available here; use --device cpu")
+
+
+def _check_out(out: Path) -> None:
+    """Refuses to write among files that are not a training run's."""
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file: name a directory for the controllers")
+    if not out.is_dir():
+        return
+    names = {path.name for path in out.iterdir()}
+    foreign = sorted(n for n in names - OWN_NAMES if not n.startswith((".tmp-", "seed-", "writer.lock")))
+    if foreign:
+        raise CheckpointError(f"{out} holds something else ({', '.join(foreign[:3])}): name an empty or new directory")
+
+
+def _remove_earlier_run(out: Path) -> None:
+    for name in (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME):
+        (out / name).unlink(missing_ok=True)
