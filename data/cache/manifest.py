@@ -237,7 +237,7 @@ def _numbers(values: list[Any], where: str) -> list[float]:
     for index, value in enumerate(values):
         if type(value) not in (int, float):
             raise CacheError(f"{where}: entry {index} must be a number, not {_short(value)}")
-        if abs(value) > np.finfo(np.float32).max:
+        if abs(value) > float(np.finfo(np.float32).max):
             raise CacheError(f"{where}: entry {index} is too large for float32: {_short(value)}")
     return [float(value) for value in values]
 

@@ -1,0 +1,147 @@
+"""Tokens are unpacked once, found again, and never taken from a store that does not belong to the parts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from knobctl.data.cache import derived, open_cache
+from knobctl.data.errors import CacheError
+from knobctl.tests.make_cache import make_cache
+
+
+def stores(root):
+    return sorted(path.parent for path in root.glob("*/store.json"))
+
+
+def test_opening_alone_unpacks_nothing(tmp_path):
+    cache = open_cache(make_cache(tmp_path / "cache"))
+    assert cache.tokens.present_STPM.all()
+    assert not (tmp_path / "cache" / "derived").exists()
+
+
+def test_the_second_opening_reads_no_token_part(tmp_path, monkeypatch):
+    path = make_cache(tmp_path / "cache")
+    first = np.array(open_cache(path).tokens.token_STPMD)
+    (store,) = stores(path / "derived")
+    stamp = (store / "token.float16").stat().st_mtime_ns
+
+    def read(*_args, **_kwargs):
+        raise AssertionError("read a token part")
+
+    monkeypatch.setattr("knobctl.data.cache.token_store._read_cells", read)
+    again = open_cache(path).tokens
+    assert isinstance(again.token_STPMD, np.memmap)
+    assert not again.token_STPMD.flags.writeable
+    assert again.present_STPM.all()
+    np.testing.assert_array_equal(again.token_STPMD, first)
+    assert (store / "token.float16").stat().st_mtime_ns == stamp
+
+
+def test_a_removed_store_is_made_again(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    open_cache(path).tokens.unpack()
+    for file in stores(path / "derived")[0].iterdir():
+        file.unlink()
+    assert open_cache(path).tokens.unpack().is_dir()
+
+
+def test_a_cut_off_store_is_not_used(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    token = np.array(open_cache(path).tokens.token_STPMD)
+    file = stores(path / "derived")[0] / "token.float16"
+    file.write_bytes(file.read_bytes()[:-2])
+    np.testing.assert_array_equal(open_cache(path).tokens.token_STPMD, token)
+
+
+def test_other_parts_mean_another_store(tmp_path):
+    one, two = make_cache(tmp_path / "one"), make_cache(tmp_path / "two", seed=1)
+    root = tmp_path / "shared"
+    left = open_cache(one, derived=root).tokens
+    right = open_cache(two, derived=root).tokens
+    assert (np.asarray(left.token_STPMD) != np.asarray(right.token_STPMD)).any()
+    assert len(stores(root)) == 2
+
+
+def test_a_changed_token_part_is_refused_with_and_without_a_store(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    part = sorted((path / "latency_tokens").iterdir())[1]
+    table = pq.read_table(part)
+    tokens = open_cache(path).tokens
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), part)  # valid, and of the same rows
+    with pytest.raises(CacheError, match=part.name):
+        tokens.unpack()
+    open_cache(make_cache(tmp_path / "other")).tokens.unpack()
+    part = sorted((tmp_path / "other" / "latency_tokens").iterdir())[1]
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), part)
+    with pytest.raises(CacheError, match=part.name):
+        open_cache(tmp_path / "other")
+
+
+def test_a_copied_cache_keeps_its_store(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    store = open_cache(path).tokens.unpack()
+    for part in (path / "latency_tokens").iterdir():
+        os.utime(part, (1, 1))  # as after a copy
+    assert open_cache(path).tokens.unpack() == store
+    stamps = [open_cache(path).tokens.unpack().joinpath(n).stat().st_mtime_ns for n in ("token.float16", "store.json")]
+    assert stamps[1] >= stamps[0]
+
+
+def test_a_cache_that_cannot_be_written_unpacks_elsewhere(tmp_path, monkeypatch):
+    path = make_cache(tmp_path / "cache")
+    (path / "derived").touch()  # a file: nothing can be made below it, whoever asks
+    monkeypatch.setattr(derived, "_NOT_WRITABLE", (*derived._NOT_WRITABLE, errno.EEXIST, errno.ENOTDIR))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    store = open_cache(path).tokens.unpack()
+    assert store.is_relative_to(tmp_path / "home" / "knobctl" / "tokens")
+    monkeypatch.setenv("KNOBCTL_DERIVED_DIR", str(tmp_path / "chosen"))
+    assert open_cache(path).tokens.unpack().is_relative_to(tmp_path / "chosen")
+
+
+def test_no_room_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    path = make_cache(tmp_path / "cache")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.posix_fallocate", full)
+        with pytest.raises(CacheError, match=r"no room .*KNOBCTL_DERIVED_DIR"):
+            open_cache(path).tokens.unpack()
+    assert [file for file in (path / "derived").iterdir() if not file.name.startswith(".lock")] == []
+    assert open_cache(path).tokens.unpack().is_dir()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from knobctl.data.cache import derived, open_cache
+derived._stats = lambda parts: os._exit(9)
+open_cache(Path(sys.argv[1])).tokens.unpack()
+"""
+
+
+def test_a_killed_unpacking_is_cleaned_up(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60).returncode == 9
+    assert [file.name[:5] for file in (path / "derived").iterdir() if file.is_dir()] == [".tmp-"]
+    store = open_cache(path).tokens.unpack()
+    assert [file for file in (path / "derived").iterdir() if file.is_dir()] == [store]
+
+
+def test_rows_in_any_order_land_in_their_cells(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    expected = np.array(open_cache(path).tokens.token_STPMD)
+    cells, tokens = zip(*open_cache(path, derived=tmp_path / "none").tokens.batches(), strict=True)
+    order = np.random.default_rng(0).permutation(sum(len(cell) for cell in cells))
+    shuffled = [(np.concatenate(cells)[order], np.concatenate(tokens)[order])]
+    shape = expected.shape
+    mapped = derived.build_store(path, "k" * 32, shape, tmp_path / "elsewhere", [], shuffled)
+    np.testing.assert_array_equal(mapped.token_STPMD, expected)
