@@ -20,7 +20,7 @@ from knobctl.data.importer.stream import BrokenJson, ObjectStream
 scalars = st.one_of(
     st.none(),
     st.booleans(),
-    st.integers(-(10**17), 10**17),
+    st.integers(-(10**16), 10**16),
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=12),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from ..errors import ResultsError
 from .names import MAX_KNOB, ResultFile
+from .progress import Progress, file_bar
 from .report import Finding, Tally, printable
 from .rows import RowReader
 from .stream import MAX_FILE_BYTES, BrokenJson, DuplicateKeys, ObjectStream
 
 ROWS_KEY = "per_sample_results"
 SERIAL_BYTES = 24 << 20  # below this a pool costs more than it gains
-Progress = Callable[[int, int], None]  # (files done, files in all)
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,17 @@ def read_result_file(file: ResultFile) -> FileReading:
 def read_files(files: Sequence[ResultFile], *, workers: int | None, progress: Progress | None) -> list[FileReading]:
     """Returns the readings in the order of `files`, read by up to `workers` processes (default: one per CPU).
 
-    Few bytes are read in this process. Raises ResultsError when a worker dies, of lack of memory for instance.
+    Few bytes are read in this process. progress: called after every file; None shows a bar on stderr if that is a
+    terminal. Raises ResultsError when a worker dies, of lack of memory for instance.
     """
+    if progress is None:
+        with file_bar(len(files)) as shown:
+            return _read_files(files, workers, shown)
+    return _read_files(files, workers, progress)
+
+
+def _read_files(files: Sequence[ResultFile], workers: int | None, report: Progress) -> list[FileReading]:
     workers = workers or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 16)
-    report = progress or _silent
     if workers == 1 or len(files) < 2 or sum(file.size_bytes for file in files) < SERIAL_BYTES:
         return list(_counted(map(read_result_file, files), len(files), report))
     # "spawn": polars and pyarrow have threads in this process, which a fork would copy half-alive.
@@ -109,10 +116,6 @@ def read_files(files: Sequence[ResultFile], *, workers: int | None, progress: Pr
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return [readings[index] for index in range(len(files))]
-
-
-def _silent(done: int, total: int) -> None:
-    """Shows nothing."""
 
 
 def _counted(readings: Iterable[FileReading], total: int, report: Progress) -> Iterable[FileReading]:

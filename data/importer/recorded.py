@@ -20,7 +20,8 @@ from .identity import (
     settle_questions,
 )
 from .names import list_results
-from .reading import FileReading, Progress, read_files
+from .progress import Progress
+from .reading import FileReading, read_files
 from .report import Finding, ImportReport, printable
 
 

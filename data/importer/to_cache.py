@@ -19,7 +19,7 @@ from ..splits import split_of
 from ..strict_json import dump_json
 from .coverage import tier_key
 from .identity import UNKNOWN_BLOCKS, choose_blocks
-from .reading import Progress
+from .progress import Progress
 from .recorded import RecordedOutcomes, recorded_outcomes
 from .report import Finding, ImportReport
 
