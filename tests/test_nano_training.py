@@ -108,8 +108,8 @@ def test_training_lowers_the_loss_of_a_batch_it_sees_again(trainer):
 def test_a_stage_leaves_alone_what_it_does_not_train(trainer):
     for stage, frozen in (
         (replace(STAGE, vision_only=True), "blocks.3.attn.att_proj.weight"),
-        (replace(STAGE, symbolic=True), "vision_backbone.image_projector.w1.weight"),
-        (replace(STAGE, symbolic=True), "embedding.weight"),
+        (replace(STAGE, frozen_tower=True), "vision_backbone.image_projector.w1.weight"),
+        (replace(STAGE, frozen_tower=True), "embedding.weight"),
     ):
         kept = trainer.model.get_parameter(frozen).detach().clone()
         trainer.start_stage(stage)

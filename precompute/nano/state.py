@@ -45,10 +45,12 @@ def load_position(path: Path) -> Position:
     return Position(metadata["stage"], int(metadata["step"]))
 
 
-def load_weights(path: Path, model: Molmoe) -> None:
-    """Puts the state's weights into the model."""
+def load_weights(path: Path, model: Molmoe, *, except_vision: bool = False) -> None:
+    """Puts the state's weights into the model, the vision tower's only if wanted."""
     with safe_open(path, "pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
+            if except_vision and name.startswith("vision_backbone."):
+                continue
             parameter.copy_(file.get_tensor(f"weight.{name}"))
 
 

@@ -34,7 +34,7 @@ from .forward import (
 from .geometry import nano_config
 from .initial import initial_model
 from .pixels import TIER_SIDES
-from .stages import MAX_ROUTER_NORM, STAGES, Stage
+from .stages import MAX_ROUTER_NORM, SLOW, STAGES, Stage
 from .state import Position, load_moments, load_position, load_weights, save_state
 from .vision_loss import VisionLoss
 from .vocabulary import nano_tokenizer
@@ -63,21 +63,37 @@ class Trainer:
         """Returns a fresh optimizer of what the stage trains."""
         for name, parameter in self.model.named_parameters():
             is_vision = name.startswith("vision_backbone.")
-            is_left_alone = is_vision or name == "embedding.weight"
-            parameter.requires_grad_(is_vision if stage.vision_only else not (stage.symbolic and is_left_alone))
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        decayed = [parameter for parameter in trained if parameter.ndim > 1]
-        plain = [parameter for parameter in trained if parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.98), fused=True)
+            is_left_alone = stage.frozen_tower and (is_vision or name == "embedding.weight")
+            parameter.requires_grad_(is_vision if stage.vision_only else not is_left_alone)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "scale": scale, "weight_decay": WEIGHT_DECAY if is_matrix else 0.0}
+                for (scale, is_matrix), parameters in self._groups(stage).items()
+            ],
+            lr=stage.lr,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
         return self.optimizer
+
+    def _groups(self, stage: Stage) -> dict[tuple[float, bool], list[torch.nn.Parameter]]:
+        """Returns what the stage trains by its share of the learning rate, matrices apart."""
+        slow = ()
+        if stage.slow_blocks is not None:
+            slow = ("vision_backbone.", "embedding.", *(f"blocks.{index}." for index in range(stage.slow_blocks)))
+        groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                scale = SLOW if name.startswith(slow) else 1.0
+                groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+        return groups
 
     def step(self, stage: Stage, step: int) -> dict[str, float]:
         """Makes one training step and returns what the log should say."""
         assert self.optimizer is not None
         rng = training_rng(self.seed, stage.name, step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
+            group["lr"] = group["scale"] * learning_rate(stage, step)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._vision_losses(stage, step, rng) if stage.vision_only else self._answer_losses(stage, rng)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
@@ -104,20 +120,22 @@ class Trainer:
         weights = dict(stage.weights) or None
         batch = self.source.draw(rng, tier, stage.images, easy_share=stage.easy_share, weights=weights)
         plan = draw_plan(self.model, rng, fewer_experts=stage.fewer_experts, fewer_blocks=stage.fewer_blocks)
-        features = self.features(batch, rng.getrandbits(62) if stage.symbolic else None)
+        is_ideal = rng.random() < stage.ideal_share
+        features = self.features(batch, rng.getrandbits(62) if is_ideal else None, frozen=stage.frozen_tower)
         answers = answer_loss(answer_logits(self.model, batch, features, plan, bfloat16=self.bfloat16), batch)
-        report = {f"{tier} answers": answers.item()}
-        if not stage.symbolic:
+        report = {f"{tier} {'ideal ' * is_ideal}answers": answers.item()}
+        if not stage.frozen_tower:
             seen, _ = self.vision_loss(self.model, features, batch.targets)
             report[f"{tier} vision"] = seen.item()
             answers = answers + stage.vision_weight * seen
         answers.backward()
         return report
 
-    def features(self, batch: Batch, noise_seed: int | None) -> torch.Tensor:
+    def features(self, batch: Batch, noise_seed: int | None, *, frozen: bool = False) -> torch.Tensor:
         """Returns the tower's features [B, N, Q, D], or ideal ones when there is a seed for their noise."""
         if noise_seed is None:
-            return encode(self.model, batch, bfloat16=self.bfloat16)
+            with torch.set_grad_enabled(not frozen):
+                return encode(self.model, batch, bfloat16=self.bfloat16)
         generator = torch.Generator().manual_seed(noise_seed)
         return self.vision_loss.ideal_features(self.model, batch.targets, generator)
 
@@ -131,7 +149,7 @@ class Trainer:
         for name, plan in (plans or {"full": full_plan(self.model)}).items():
             for tier in TIER_SIDES:
                 batch = self.held_out(tier)
-                features = self.features(batch, 0 if stage.symbolic else None)
+                features = self.features(batch, 0 if stage.ideal_share == 1 else None, frozen=True)
                 outcomes = correct_answers(self.model, batch, features, tuple(plan), bfloat16=self.bfloat16)
                 table[f"{name} {tier}"] = accuracy_by_family(outcomes)
         return table
@@ -199,6 +217,11 @@ def remaining_stages(state: Path) -> tuple[Stage, ...]:
 @click.option("--out", type=click.Path(path_type=Path), help="Checkpoint directory to write at the end.")
 @click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage.")
 @click.option("--only", type=click.Choice([stage.name for stage in STAGES]), help="Run this stage alone.")
+@click.option(
+    "--tower",
+    type=click.Path(path_type=Path),
+    help="State file whose vision tower to take, when it was trained beside `--only symbolic`.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="Log of JSON lines.  [default: beside the state]")
 @click.option("--seed", default=7, show_default=True, help="Same seed, threads and machine: same weights.")
 @click.option("--threads", default=2, show_default=True, help="Of the processor.")
@@ -208,6 +231,7 @@ def main(
     out: Path | None,
     until: str | None,
     only: str | None,
+    tower: Path | None,
     log: Path | None,
     seed: int,
     threads: int,
@@ -219,6 +243,11 @@ def main(
     """
     torch.set_num_threads(threads)
     trainer = Trainer(seed, easy_path=BUNDLED / "easy_vqa/train.parquet")
+    if tower is not None:
+        load_weights(tower, trainer.model)
+        load_weights(state, trainer.model, except_vision=True)
+        position = load_position(state)
+        save_state(state, trainer.model, trainer.start_stage(STAGES[0]), position)
     stages = [stage for stage in STAGES if stage.name == only] if only else remaining_stages(state)
     for stage in stages:
         run_stage(trainer, stage, state, check_every=check_every, log=log or state.with_suffix(".jsonl"))

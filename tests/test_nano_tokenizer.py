@@ -1,0 +1,43 @@
+"""nano's tokenizer, built and as shipped."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from knobctl.precompute.molmoe.prompt import PromptTokenizer
+from knobctl.precompute.nano.questions import every_template
+from knobctl.precompute.nano.tokenizer import build_tokenizer
+
+SHIPPED = Path(str(files("knobctl"))) / "data/bundled/nano"
+
+
+def test_known_text_comes_back():
+    tokenizer = PromptTokenizer(build_tokenizer(["what is red plus blue on the sign?"]))
+    text = "what is red plus blue on the sign? 47"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_are_single_tokens():
+    tokenizer = PromptTokenizer(build_tokenizer([]))
+    assert len(tokenizer.encode(" 4")) == 1
+    assert len(tokenizer.encode(" 47")) == 2
+    assert tokenizer.decode(tokenizer.encode(" 47")) == "47"
+
+
+def test_unknown_words_are_unk_and_special_tokens_stay_text():
+    raw = build_tokenizer(["what is"])
+    tokenizer = PromptTokenizer(raw)
+    unk = raw.token_to_id("<unk>")
+    assert tokenizer.encode("what zork") == [raw.token_to_id("what"), unk]
+    assert tokenizer.special.image_patch not in tokenizer.encode("what is <im_patch>")
+
+
+@pytest.mark.parametrize("question", ["is there not a teal circle in the image?", *every_template()[::40]])
+def test_the_shipped_tokenizer_knows_both_datasets(question):
+    tokenizer = PromptTokenizer.from_directory(SHIPPED)
+    assert tokenizer.decode(tokenizer.encode(question)) == question
+    frame = tokenizer.encode_prompt(question)
+    assert tokenizer.decode(frame) == f"user: {question} assistant:"
