@@ -10,6 +10,7 @@ import click
 from . import __version__
 from .cli_options import (
     PATH,
+    REWARD_WEIGHTS,
     KnobctlGroup,
     dataset_options,
     emit,
@@ -22,6 +23,8 @@ from .cli_options import (
     report_options,
     shard,
     token_limits,
+    training_options,
+    whole_numbers,
 )
 from .data.errors import KnobctlError
 
@@ -230,6 +233,53 @@ def merge(shards: tuple[Path, ...], out: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("cache", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Checkpoint directory to write; one per seed below it.")
+@click.option("--recipe", default="tuned", show_default=True, help="tuned, or classic: the original's values.")
+@click.option("--seed", type=int, help="Same cache and seed, same controllers.  [default: 42]")
+@click.option("--seeds", default="", help="Several seeds, trained side by side: 0,1,2")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never been stopped.")
+@training_options
+@click.option(
+    "--train-budget-encoder",
+    is_flag=True,
+    default=None,
+    help="Let Stage1's copy of the budget encoder learn; the copy behind the latency tokens stays as cached.",
+)
+@click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard (pip install 'knobctl[logging]').")
+@click.option("--wandb-project", help="Also log to this Weights & Biases project (knobctl[logging]).")
+@json_option
+def train(cache: Path, out: Path, recipe: str, as_json: bool, **options: Any) -> None:
+    """Train Stage1 and Stage2 with GRPO, by replay from CACHE.
+
+    \b
+    knobctl train runs/cache --out runs/controllers
+    knobctl train runs/cache --out runs/exact --estimator exact --seeds 0,1,2
+    """
+    from .data.render import render_sections
+    from .replay.recipes import recipe as make
+    from .replay.reward import RewardWeights
+    from .replay.train import train_controllers
+
+    weights = {name: options.pop(f"reward_{name}") for name in REWARD_WEIGHTS}
+    given = {name: value for name, value in weights.items() if value is not None}
+    seeds = whole_numbers("--seeds", options.pop("seeds"))
+    seed = options.pop("seed")
+    if seeds and seed is not None:
+        raise click.UsageError("give --seed or --seeds, not both.")
+    how = {name: options.pop(name) for name in ("resume", "tensorboard", "wandb_project")}
+    config = make(
+        recipe,
+        seeds=seeds or (None if seed is None else (seed,)),
+        reward_weights=RewardWeights(**given) if given else None,
+        **options,
+    )
+    with progress("epochs") as advance:
+        report = train_controllers(cache, out, config, **how, say=log, progress=advance)
+    emit(report.to_dict(), as_json, lambda record: render_sections(str(out), record))
+
+
+@main.command()
 @click.argument("controllers")
 @click.option("--cache", type=PATH, required=True, help="The cache to report on.")
 @report_options
@@ -304,3 +354,25 @@ def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options:
         seed=options["seed"],
     )
     emit(report.to_dict(), as_json, render_report)
+
+
+@main.command()
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Directory of all that is made.")
+@click.option("--samples", type=click.IntRange(20), default=100, show_default=True, help="Samples of each dataset.")
+@click.option("--seed", default=42, show_default=True, help="Of everything that is drawn.")
+@json_option
+def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
+    """Run the whole path on the bundled model, on the CPU: precompute, train, validate --live.
+
+    knobctl demo --samples 50 --out runs/small-demo
+    """
+    from .data.render import render_record
+    from .demo import run_demo
+    from .replay.evaluation.render import render_report
+
+    with progress("live") as advance:
+        record = run_demo(out, samples=samples, seed=seed, log=log, progress=advance)
+    emit(record, as_json, render_report)
+    if not as_json:
+        emit(record, False, lambda found: render_record("files", {**found["files"], "report": out / "report.json"}))
+        emit(record, False, lambda found: render_record("seconds", found["seconds"]))

@@ -103,6 +103,48 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+# Settings of training by the names of `replay/recipes.py`; without one, the recipe's value holds.
+TRAINING: tuple[tuple[str, Any, str], ...] = (
+    ("epochs", int, "Times that each training sample is taken, each with one budget drawn for it."),
+    ("batch_size", int, "Requests a step."),
+    ("lr", float, "Learning rate."),
+    ("stage1_lr_ratio", float, "Stage1 learns at lr times this."),
+    ("lr_schedule", click.Choice(["cosine", "constant"]), "Cosine has a linear warm-up."),
+    ("weight_decay", float, "Weight decay."),
+    ("max_grad_norm", float, "Clip the gradient's norm."),
+    ("estimator", click.Choice(["grpo", "exact"]), "Draws, or the expected reward summed over all settings."),
+    ("group_size", int, "Draws in a group."),
+    ("scale_rewards", click.Choice(["group", "batch", "none"]), "Whose standard deviation divides advantages."),
+    ("advantage_clip", float, "Bound of an advantage."),
+    ("epsilon", float, "Clip of the probability ratio."),
+    ("beta", float, "Weight of the KL divergence from the initial policy."),
+    ("num_iterations", int, "Updates per drawn batch."),
+    ("entropy_bonus", float, "Entropy bonus at the end of training."),
+    ("entropy_bonus_start", float, "Entropy bonus at its start."),
+    ("ema_decay", float, "Decay of the running mean of the weights that is selected and saved; 0: the weights."),
+    ("evaluations", int, "Greedy evaluations on val; the best is kept."),
+    ("patience", int, "Evaluations without a better one before a seed stops."),
+    ("log_interval", int, "Steps between lines of the log."),
+    ("device", str, "cpu or cuda."),
+)
+REWARD_WEIGHTS = {
+    "alpha": "accuracy",
+    "beta": "the soft miss of the budget",
+    "gamma": "the squared overrun",
+    "delta": "time left over",
+    "epsilon": "complexity",
+}
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Every setting of training and every weight of the reward."""
+    for name, what in reversed(REWARD_WEIGHTS.items()):
+        command = click.option(f"--reward-{name}", type=float, help=f"Weight of {what} in the reward.")(command)
+    for name, kind, what in reversed(TRAINING):
+        command = click.option(f"--{name.replace('_', '-')}", type=kind, help=what)(command)
+    return command
+
+
 def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that reports on policies."""
     for option in (
@@ -139,3 +181,11 @@ def token_limits(values: tuple[str, ...]) -> dict[str, int]:
         if not (limit.isdecimal() and int(limit) > 0):
             raise click.BadParameter(f"{name}={limit}: not a number of tokens", param_hint="--max-new-tokens")
     return {name: int(limit) for name, limit in limits.items()}
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Returns a comma-separated option as whole numbers."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not all(item.isascii() and item.isdecimal() for item in items):
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers, such as 0,1,2", param_hint=option)
+    return tuple(int(item) for item in items)
