@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.cache import Cache, open_cache
 from ..data.datasets.registry import DATASETS
-from ..data.datasets.sources import image_from_ref
+from ..data.datasets.sources import image_from_ref, images_root_of
 from ..data.errors import CacheError, CacheMismatch
 from ..data.samples import Sample
 from .encoder_file import read_encoder
@@ -93,6 +93,10 @@ def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> 
     missing = [name for name in ("question", "answers", "image_ref") if name not in table.columns]
     if missing:
         raise CacheError(f"{cache.path}/samples lacks {missing}, without which no sample can be run live.")
+    roots = {
+        name: images or images_root_of(str(record.get("source", "")))
+        for name, record in (cache.manifest.datasets or {}).items()
+    }
     samples: dict[str, Sample] = {}
     for sample_id in sample_ids:
         row: dict[str, Any] = table.row(cache.sample_index[sample_id], named=True)
@@ -105,7 +109,7 @@ def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> 
             row["question"],
             tuple(row["answers"]),
             row.get("image_id") or row["image_ref"],
-            image_from_ref(row["image_ref"], images),
+            image_from_ref(row["image_ref"], roots.get(row["dataset"], images)),
         )
     return samples
 

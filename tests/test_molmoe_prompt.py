@@ -8,8 +8,9 @@ import shutil
 import pytest
 from molmoe_fixtures import FIXTURES, TINY
 
+from knobctl.data.datasets import DATASETS
 from knobctl.data.errors import CheckpointError
-from knobctl.precompute.molmoe.prompt import PromptTokenizer, SpecialTokens, style_of
+from knobctl.precompute.molmoe.prompt import PromptTokenizer, SpecialTokens
 
 CASES = json.loads((FIXTURES / "tokenizer_cases.json").read_text())["cases"]
 
@@ -33,15 +34,15 @@ def test_special_tokens_of_both_kinds_of_directory():
 
 @pytest.mark.parametrize(
     ("dataset", "style"),
-    [("text_vqa", "text_vqa"), ("coco_2014_vqa", "vqa2"), ("okvqa", "okvqa"), ("easy_vqa", None), ("mine", None)],
+    [("text_vqa", "text_vqa"), ("coco_2014_vqa", "vqa2"), ("okvqa", "okvqa"), ("easy_vqa", None)],
 )
 def test_style_of_a_dataset(dataset, style):
-    assert style_of(dataset) == style
+    assert DATASETS[dataset].style == style
 
 
 def test_the_style_stands_before_the_question(tokenizer):
     question = "What is on the table?"
-    plain, styled = tokenizer.encode_prompt(question), tokenizer.encode_prompt(question, style_of("coco_2014_vqa"))
+    plain, styled = tokenizer.encode_prompt(question), tokenizer.encode_prompt(question("coco_2014_vqa"))
     assert styled == tokenizer.encode(" User: vqa2: What is on the table? Assistant:")
     assert styled[:2] == plain[:2]
     assert styled[6:] == plain[2:]

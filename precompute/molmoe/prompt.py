@@ -17,9 +17,6 @@ from .fields import read_json_object
 
 _MAX_TOKENIZER_BYTES = 64 << 20
 
-# The style that a training sample of each dataset carried in front of its question. Other datasets carry none.
-_STYLES = {"text_vqa": "text_vqa", "coco_2014_vqa": "vqa2", "okvqa": "okvqa"}
-
 _TOKEN_NAMES = {
     "begin": "<|endoftext|>",  # the tokenizer declares no begin token: the end token opens every sequence
     "end": "<|endoftext|>",
@@ -38,11 +35,6 @@ _TOKEN_ID_FIELDS = {
     "image_patch": "im_patch",
     "image_column": "im_col",
 }
-
-
-def style_of(dataset: str) -> str | None:
-    """Returns the style that questions of `dataset` carry, or None for a dataset that the model was not trained on."""
-    return _STYLES.get(dataset)
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class PromptTokenizer:
         """Returns the ids of `" User: [style: ]question Assistant:"`, without the begin token.
 
         Args:
-            style: from `style_of(dataset)`. Short answers depend on it.
+            style: the dataset's, from `data/datasets/registry.py`. Short answers depend on it.
         """
         text = question if style is None else f"{style}: {question}"
         return self.encode(f" User: {text} Assistant:")
