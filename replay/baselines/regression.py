@@ -27,6 +27,7 @@ ALPHAS = (1e-3, 1e-1, 10.0)  # strength of the L2 penalty, chosen on `val`
 HIDDEN_WIDTH = 64
 INPUT_COMPONENTS = 128  # wider inputs are cut to this many principal components
 TARGET_COMPONENTS = 32  # rewards over all (budget, setting) lie close to a space this small
+FEWEST_TO_STOP_ON = 1000
 FIT_SAMPLES = 8000
 TOKEN_FIT_SAMPLES = 2000
 TUNING_SAMPLES = 1000
@@ -55,14 +56,17 @@ def perceptron(input_NF: NDArray[np.floating], alpha: float, seed: int) -> Pipel
     components = min(INPUT_COMPONENTS, rows - 1)
     if width > components >= 1:
         steps += [PCA(components, svd_solver="randomized", whiten=True, random_state=seed)]
-    early = rows >= 50  # below that the tenth held out to stop on says nothing
     steps += [
         MLPRegressor(
             hidden_layer_sizes=(HIDDEN_WIDTH,),
             alpha=alpha,
-            early_stopping=early,
-            n_iter_no_change=5,
-            max_iter=100,
+            # Adam needs a thousand steps or so: with few rows an epoch of whole batches would be one.
+            batch_size=int(np.clip(rows // 40, 1, 200)),
+            learning_rate_init=3e-3,
+            # A tenth is held out to stop on; where that is a handful of rows, the penalty alone must do.
+            early_stopping=rows >= FEWEST_TO_STOP_ON,
+            n_iter_no_change=8,
+            max_iter=60,
             random_state=seed,
         )
     ]
@@ -73,7 +77,8 @@ def fit_quietly(model: Pipeline, input_NF: NDArray[np.floating], target_NO: NDAr
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are the limit chosen here
+        warnings.simplefilter("ignore", RuntimeWarning)  # its score divides by a target's variance, which may be 0
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the limit chosen here
         return model.fit(input_NF, target_NO)
 
 

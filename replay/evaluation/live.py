@@ -166,7 +166,13 @@ def _figures(
     budget_ms_B = np.array([run.budget_ms for run in timed], dtype=np.float32)
     accuracy_B = np.array([run.outcome.accuracy for run in timed], dtype=np.float32)
     complexity_B = table.complexity_X[[run.setting_index for run in timed]]
-    reward_B = reward(*map(torch.from_numpy, (accuracy_B, latency_ms_B, budget_ms_B, complexity_B)), table.weights)
+    reward_B = reward(
+        torch.from_numpy(accuracy_B),
+        torch.from_numpy(latency_ms_B),
+        torch.from_numpy(budget_ms_B),
+        torch.from_numpy(complexity_B),
+        table.weights,
+    )
     columns = {
         "accuracy": accuracy_B,
         "reward": reward_B.numpy(),

@@ -77,7 +77,7 @@ def latency_runs(cache: Cache, sample_N: NDArray[np.int64]) -> NDArray[np.float3
     rows = every_SXR[sample_N]
     if not np.isfinite(rows).any():
         return None
-    without_NX = ~np.isfinite(rows).any(axis=2)
+    without_NX = np.asarray(~np.isfinite(rows).any(axis=2))
     return np.where(without_NX[:, :, None], np.asarray(cache.latency_ms_SX)[sample_N][:, :, None], rows)
 
 

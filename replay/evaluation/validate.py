@@ -133,11 +133,12 @@ def validate_live(
         for row, sample in enumerate(found.sample_N)
         for column, budget in enumerate(found.budget_M)
     }
-    options = {"resamples": report.resamples, "seed": report.seed, "confidence": report.confidence}
     return {
         "n_samples": len(sample_N),
         "budgets_ms": budgets_ms,
-        "policies": live_figures(runs, table, **options),
+        "policies": live_figures(
+            runs, table, resamples=report.resamples, seed=report.seed, confidence=report.confidence
+        ),
         "overhead": {policies[0].name: controller_overhead(runs, policies[0].name)},
         "agreement": agreement(runs, {policy.name: policy for policy in policies}, replayed, cache, table),
     }

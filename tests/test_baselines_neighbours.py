@@ -1,0 +1,169 @@
+"""Nearest neighbours and regressions: they find what there is to find, and claim nothing where there is nothing."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_cases import generated_cache, write_array_cache
+
+from knobctl.data.cache import open_cache
+from knobctl.data.errors import CacheError, KnobctlError
+from knobctl.replay.baselines.neighbours import LanguageNeighbours, NeighbourIndex
+from knobctl.replay.baselines.registry import build_baselines
+from knobctl.replay.baselines.reward_table import RewardTable
+from knobctl.replay.evaluation.decide import decide
+
+LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
+SPLITS = ["train"] * 120 + ["val"] * 40 + ["test"] * 40
+
+
+def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[RewardTable, np.ndarray]:
+    """Half the samples need the high tier; features and tokens show which, or nothing. Returns the kind of each."""
+    rng = np.random.default_rng(0)
+    kind_S = rng.integers(0, 2, 200)
+    accuracy = np.where(kind_S[:, None] == 1, [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
+    noise_SD = rng.standard_normal((200, 6))
+    noise_SD[:, 0] *= 50.0  # a loud column that says nothing: unscaled distances would follow it
+    feature_SD = noise_SD.copy()
+    if reveals:
+        feature_SD[:, 1] += 6.0 * kind_S
+    token = np.repeat(feature_SD[:, None, None, None], 2, axis=1) if tokens else None
+    write_array_cache(
+        path,
+        accuracy,
+        np.tile(LATENCY_MS, (200, 1)),
+        splits=SPLITS,
+        feature_SD=np.zeros((200, 6)) if tokens else feature_SD,
+        token_STPMD=token,
+    )
+    return RewardTable.from_cache(open_cache(path)), kind_S
+
+
+@pytest.mark.parametrize("metric", ["cosine", "standardised"])
+def test_the_index_finds_the_nearest_rows(metric: str):
+    rng = np.random.default_rng(0)
+    row_ND, query_QD = 3.0 + rng.standard_normal((50, 4)), 3.0 + rng.standard_normal((7, 4))
+    found_QK = NeighbourIndex(row_ND, metric).nearest(query_QD, 5)
+    for query_D, found_K in zip(query_QD, found_QK, strict=True):
+        row, query = row_ND - row_ND.mean(axis=0), query_D - row_ND.mean(axis=0)
+        if metric == "cosine":
+            distance_N = -(row @ query) / np.linalg.norm(row, axis=1)
+        else:
+            distance_N = np.linalg.norm((row - query) / row_ND.std(axis=0), axis=1)
+        assert found_K.tolist() == np.argsort(distance_N)[:5].tolist()
+
+
+def test_a_column_that_never_varies_in_training_is_ignored():
+    row_ND = np.array([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0]])
+    index = NeighbourIndex(row_ND, "standardised")
+    assert index.nearest(np.array([[2.1, -900.0]]), 1).tolist() == [[2]]
+
+
+def test_neighbours_find_what_the_language_feature_reveals(tmp_path: Path):
+    table, kind_S = two_kinds(tmp_path / "c", reveals=True)
+    (policy,) = build_baselines(["neighbours"], table)
+    rows = table.indices("test")
+    setting_N = decide(policy, table, rows, (0,))[:, 0]
+    wanted_N = np.where(kind_S[rows] == 1, 2, 0)  # the cheapest setting that answers
+    assert (setting_N == wanted_N).mean() > 0.9
+
+
+def test_with_nothing_to_find_neighbours_are_the_table(tmp_path: Path):
+    table, _ = two_kinds(tmp_path / "c", reveals=False)
+    neighbours, lookup = build_baselines(["table", "neighbours"], table)[::-1]
+    rows = table.indices("test")
+    agree = (decide(neighbours, table, rows, (0,)) == decide(lookup, table, rows, (0,))).mean()
+    assert agree > 0.8
+
+
+def test_hyperparameters_come_from_val_and_not_from_test(tmp_path: Path):
+    table, _ = two_kinds(tmp_path / "c", reveals=True)
+    before = LanguageNeighbours(table)
+    table.tables.accuracy_SX[table.indices("test")] = 0.5
+    after = LanguageNeighbours(table)
+    assert (before.k, before.metric, before.tuning) == (after.k, after.metric, after.tuning)
+    table.tables.accuracy_SX[table.indices("val")] = 0.5
+    assert LanguageNeighbours(table).tuning != before.tuning
+
+
+def test_neighbours_with_all_training_samples_score_as_the_table_does(tmp_path: Path):
+    table = RewardTable.from_cache(generated_cache(tmp_path / "c", holes=0.2))
+    policy = LanguageNeighbours(table)
+    policy.k = len(table.train_rows())
+    (lookup,) = build_baselines(["table"], table)
+    rows = table.indices("test")
+    assert (decide(policy, table, rows, (0, 1, 2)) == decide(lookup, table, rows, (0, 1, 2))).all()
+
+
+@pytest.mark.parametrize("name", ["neighbours_token", "mlp_token"])
+def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str):
+    """The need shows in the token only, and only (top-k, num_blocks) can still be chosen from it."""
+    rng = np.random.default_rng(0)
+    kind_S = rng.integers(0, 2, 200)
+    accuracy = np.where(kind_S[:, None] == 1, [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0])  # the deep setting answers
+    token = rng.standard_normal((200, 2, 1, 1, 6))
+    token[..., 1] += 6.0 * kind_S[:, None, None, None]
+    path = write_array_cache(
+        tmp_path / "c",
+        accuracy,
+        np.tile([10.0, 80.0, 300.0, 300.0], (200, 1)),
+        splits=SPLITS,
+        feature_SD=rng.standard_normal((200, 6)),
+        token_STPMD=token,
+    )
+    table = RewardTable.from_cache(open_cache(path))
+    (policy,) = build_baselines([name], table)
+    rows = table.indices("test")
+    setting_N = decide(policy, table, rows, (0,))[:, 0]
+    assert (setting_N == np.where(kind_S[rows] == 1, 1, 0)).mean() > 0.9
+
+
+def test_the_language_regression_finds_what_the_feature_reveals(tmp_path: Path):
+    table, kind_S = two_kinds(tmp_path / "c", reveals=True)
+    (policy,) = build_baselines(["mlp_language"], table)
+    rows = table.indices("test")
+    setting_N = decide(policy, table, rows, (0,))[:, 0]
+    high_N = table.axes.axis_KX[0, setting_N] == 1
+    assert (high_N == (kind_S[rows] == 1)).mean() > 0.85
+
+
+def test_missing_tokens_are_left_out_and_none_at_all_is_an_error(tmp_path: Path):
+    table = RewardTable.from_cache(generated_cache(tmp_path / "c"))
+    rows = table.indices("test")
+    table.tables.token_present_STPM[table.train_rows()[::2]] = False
+    table.tables.token_present_STPM[rows, 0] = False
+    (policy,) = build_baselines(["neighbours_token"], table)
+    setting_NM = decide(policy, table, rows, (0, 1))
+    assert (table.axes.axis_KX[0, setting_NM] > 0).all()  # the low tier's tokens are missing: it cannot be chosen
+    table.tables.token_present_STPM[...] = False
+    with pytest.raises(CacheError, match="no training sample has a latency token at tier"):
+        build_baselines(["neighbours_token"], table)
+
+
+def test_the_same_seed_gives_the_same_choices(tmp_path: Path):
+    table = RewardTable.from_cache(generated_cache(tmp_path / "c", train=80, val=30, test=30))
+    rows = table.indices("test")
+    names = ["neighbours", "neighbours_token", "mlp_language", "mlp_token"]
+    first, second = (
+        [decide(policy, table, rows, (0, 2)) for policy in build_baselines(names, table, seed=3)] for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert (one == other).all()
+
+
+def test_without_scikit_learn_regressions_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    table, _ = two_kinds(tmp_path / "c", reveals=True)
+    real = builtins.__import__
+
+    def absent(name: str, *rest: object) -> object:
+        if name.split(".")[0] == "sklearn":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(KnobctlError, match=r"need scikit-learn: pip install 'knobctl\[baselines\]'"):
+        build_baselines(["mlp_language"], table)
+    assert build_baselines(["neighbours"], table)[0].name == "neighbours"  # the bar is always there
