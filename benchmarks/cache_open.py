@@ -136,8 +136,8 @@ def main(samples: int, d_model: int, budgets: int, samples_per_part: int, direct
         for name in ("first opening", "second opening", "third opening"):
             figures = measure(root / "cache")
             click.echo(
-                f"{name:15}: open {figures['open_s']:6.2f} s ({figures['open_cpu_s']:.2f} s of CPU), tokens ready after "
-                f"{figures['unpack_s']:6.2f} s more, private memory {figures['private_mb']:.0f} MB "
+                f"{name:15}: open {figures['open_s']:6.2f} s ({figures['open_cpu_s']:.2f} s of CPU), ready after "
+                f"{figures['unpack_s']:6.2f} s more (tokens), private memory {figures['private_mb']:.0f} MB "
                 f"({figures['grown_mb']:+.0f} by opening and touching all)"
             )
     finally:

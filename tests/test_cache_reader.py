@@ -69,6 +69,10 @@ FORMS = {
     "int64 knobs": {"outcomes": cast("top_k", pa.int64()), "latency_tokens": cast("insertion_position", pa.int64())},
     "unsigned knobs": {"outcomes": cast("num_blocks", pa.uint64())},
     "whole floats as knobs": {"outcomes": cast("insertion_position", pa.float64())},
+    "decimals": {
+        "outcomes": cast("accuracy", pa.decimal128(4, 1)),
+        "latency_tokens": cast("budget_ms", pa.decimal128(6, 2)),
+    },
     "integer accuracy": {"outcomes": cast("accuracy", pa.int64())},
     "float64 numbers": {
         "outcomes": cast("latency_ms", pa.float64()),

@@ -78,11 +78,9 @@ def mismatch(found: pa.DataType, wanted: pa.DataType) -> str | None:
     if pa.types.is_string(wanted):
         return None if _is_string(found) else f"is {found}, not a string"
     if pa.types.is_integer(wanted):
-        readable = pa.types.is_integer(found) or pa.types.is_floating(found)
-        return None if readable else f"is {found}, not a whole number"
+        return None if _is_number(found) else f"is {found}, not a whole number"
     if pa.types.is_floating(wanted):
-        readable = pa.types.is_floating(found) or pa.types.is_integer(found)
-        return None if readable else f"is {found}, not a number"
+        return None if _is_number(found) else f"is {found}, not a number"
     if not _is_list(found):
         return f"is {found}, not a list"
     inner = mismatch(found.value_type, wanted.value_type)
@@ -95,6 +93,11 @@ def mismatch(found: pa.DataType, wanted: pa.DataType) -> str | None:
     ):
         return f"holds vectors of {found.list_size}, but the model's width (d_model) is {wanted.list_size}"
     return None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    """SQL programs write a literal such as 0.5 as a decimal."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -180,6 +183,8 @@ def _numpy(values: pa.ChunkedArray) -> NDArray[Any]:
     """Numbers as numpy, whatever stands at nulls; dictionaries are unpacked."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
     array = values.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)

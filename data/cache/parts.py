@@ -16,11 +16,15 @@ SAMPLES = "samples"
 OUTCOMES = "outcomes"
 TOKENS = "latency_tokens"
 TABLES = (TOKENS, OUTCOMES, SAMPLES)  # in the order in which a part is committed
+COMPANION_KEY = b"knobctl.sha256."  # + table: in a samples file's metadata, the digest of the part's file there
 ENCODER_NAME = "budget_encoder.safetensors"
 
 # Bounds on what Thrift may allocate while reading a footer of unknown origin.
 MAX_FOOTER_STRING = 64 * 2**20
 MAX_FOOTER_ITEMS = 4 * 2**20
+# A column chunk that claims to unpack to more than this, and to so many times its size, is a bomb and no data.
+UNPACKED_BYTES = 2**30
+UNPACKED_RATIO = 1000
 
 
 def part_paths(cache: Path, table: str) -> list[Path]:
@@ -55,7 +59,7 @@ def open_part(cache: Path, path: Path, read_dictionary: Sequence[str] = (), buff
     """
     check_inside(cache, path)
     with parquet_errors(path):
-        return pq.ParquetFile(
+        file = pq.ParquetFile(
             path,
             page_checksum_verification=True,
             read_dictionary=list(read_dictionary),
@@ -64,6 +68,12 @@ def open_part(cache: Path, path: Path, read_dictionary: Sequence[str] = (), buff
             thrift_string_size_limit=MAX_FOOTER_STRING,
             thrift_container_size_limit=MAX_FOOTER_ITEMS,
         )
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                size = chunk.total_uncompressed_size
+                if size > UNPACKED_BYTES and size > UNPACKED_RATIO * chunk.total_compressed_size:
+                    raise CacheError(f"{path}: column {chunk.path_in_schema!r} unpacks to {size:,} bytes: not data")
+        return file
 
 
 def read_part(cache: Path, path: Path, columns: Sequence[str]) -> pa.Table:
@@ -74,6 +84,14 @@ def read_part(cache: Path, path: Path, columns: Sequence[str]) -> pa.Table:
         if missing:
             raise CacheError(f"{path}: column {missing[0]!r} is missing")
         return file.read(columns=list(columns))
+
+
+def companion_digests(cache: Path, samples_part: Path) -> dict[str, str]:
+    """Returns the digests of a part's other files, as its `samples` file recorded them: path in the cache -> sha256."""
+    with open_part(cache, samples_part) as file:
+        metadata = file.schema_arrow.metadata or {}
+    found = {table: metadata.get(COMPANION_KEY + table.encode()) for table in (TOKENS, OUTCOMES)}
+    return {f"{table}/{samples_part.name}": digest.decode() for table, digest in found.items() if digest is not None}
 
 
 def sha256_file(path: Path) -> str:

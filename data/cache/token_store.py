@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import CacheError
 from ..schema import latency_tokens_schema
-from .columns import PartColumn, check_schema, codes, mismatch, real_numbers, vectors
+from .columns import PartColumn, check_schema, codes, real_numbers, vectors
 from .derived import MappedTokens, build_store, find_store
 from .files import CHANGED, REMEDY
 from .manifest import Manifest
@@ -121,11 +121,13 @@ def open_token_store(
     listed = {record.path: record.sha256 for record in manifest.files or ()}
     digests = {path.name: listed[f"{TOKENS}/{path.name}"] for path in paths if f"{TOKENS}/{path.name}" in listed}
     key = _key(paths, digests, manifest, sample_ids)
+    rounded = 0
     for path in paths:
         with open_part(cache, path) as file:
             check_schema(path, file.schema_arrow, *latency_tokens_schema(manifest.d_model))
-            if mismatch(file.schema_arrow.field("token").type, pa.list_(pa.float16())) is None and not _is_half(file):
-                warnings.append(f"{path}: tokens are not float16; they are rounded to it, as live tokens are")
+            rounded += not _is_half(file)
+    if rounded:
+        warnings.append(f"{cache / TOKENS}: tokens are not float16; they are rounded to it, as live tokens are")
     mapped = find_store(cache, key, shape, derived, paths, digests)
     store = TokenStore(cache, paths, shape, key, digests, derived, mapped)
     if mapped is None:
@@ -135,7 +137,8 @@ def open_token_store(
 
 
 def _is_half(file: pq.ParquetFile) -> bool:
-    return bool(pa.types.is_float16(file.schema_arrow.field("token").type.value_type))
+    kind = file.schema_arrow.field("token").type
+    return bool(pa.types.is_null(kind) or pa.types.is_float16(getattr(kind, "value_type", kind)))
 
 
 def _key(paths: Sequence[Path], digests: dict[str, str], manifest: Manifest, sample_ids: pa.Array) -> str:

@@ -9,7 +9,7 @@ from ..errors import CacheError
 from .derived import verify_stores
 from .files import CHANGED
 from .manifest import MANIFEST_NAME, Manifest, manifest_changed
-from .parts import TABLES, part_paths, sha256_file
+from .parts import SAMPLES, TABLES, companion_digests, part_paths, sha256_file
 from .reader import open_cache
 
 
@@ -55,6 +55,25 @@ def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
             cache.outcome_column(name)
     except CacheError as cause:
         problems.append(Problem(path, str(cause)))
+    return problems
+
+
+def verify_parts(path: Path) -> list[Problem]:
+    """Returns what is wrong with the committed parts of a cache that need not be complete.
+
+    A part is committed when its `samples` file is there; the digests that it holds of its other files must be theirs.
+    """
+    problems = []
+    for part in part_paths(path, SAMPLES):
+        try:
+            digests = companion_digests(path, part)
+        except CacheError as cause:
+            problems.append(Problem(part, str(cause)))
+            continue
+        for relative, digest in digests.items():
+            file = path / relative
+            if not file.is_file() or sha256_file(file) != digest:
+                problems.append(Problem(file, "is not what was committed with its samples"))
     return problems
 
 

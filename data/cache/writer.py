@@ -24,10 +24,21 @@ from ..schema import latency_tokens_schema, outcomes_schema, samples_schema
 from .disk import Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
 from .lock import DirectoryLock
 from .manifest import MANIFEST_NAME, RUN_NAME, FileRecord, Manifest
-from .parts import ENCODER_NAME, OUTCOMES, SAMPLES, TABLES, TOKENS, open_part, part_paths, read_part, sha256_file
+from .parts import (
+    COMPANION_KEY,
+    ENCODER_NAME,
+    OUTCOMES,
+    SAMPLES,
+    TABLES,
+    TOKENS,
+    companion_digests,
+    open_part,
+    part_paths,
+    read_part,
+    sha256_file,
+)
 from .run_record import Shard, begin_run
 
-COMPANIONS = b"knobctl.sha256."  # + table: in the samples file's metadata, the digest of the part's other files
 ZSTD_LEVEL = 3
 
 
@@ -94,7 +105,7 @@ class CacheWriter:
             if table is not None:
                 columns = latency_tokens_schema(d_model) if name == TOKENS else outcomes_schema()
                 blobs[name] = _parquet(_conform(table, columns, name), name)
-        digests = {COMPANIONS + name.encode(): hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
+        digests = {COMPANION_KEY + name.encode(): hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
         conformed = _conform(samples, samples_schema(d_model), SAMPLES)
         blobs[SAMPLES] = _parquet(conformed.replace_schema_metadata(digests), SAMPLES)
         part = self._next_part()
@@ -146,15 +157,12 @@ class CacheWriter:
 
     def _check_companions(self, digests: Mapping[str, str]) -> None:
         for path in part_paths(self.out, SAMPLES):
-            metadata = open_part(self.out, path).schema_arrow.metadata or {}
-            for name in (TOKENS, OUTCOMES):
-                wanted = metadata.get(COMPANIONS + name.encode())
-                relative = f"{name}/{path.name}"
-                if wanted is not None and digests.get(relative) != wanted.decode():
+            for relative, digest in companion_digests(self.out, path).items():
+                if digests.get(relative) != digest:
                     state = "changed" if relative in digests else "gone"
                     raise CacheError(
-                        f"{self.out / relative} is not what was written, but {state} since: damaged, or edited."
-                        f" Remove {path} and run the same command again; its samples are then made anew."
+                        f"{self.out / relative} is not what was written, but {state} since: damaged, or edited. "
+                        f"Remove {path} and run the same command again; its samples are then made anew."
                     )
 
     def _commit(self, part: str, blobs: Mapping[str, memoryview]) -> None:

@@ -1,0 +1,38 @@
+"""Kills at random moments; `make soak` deals hundreds of them, this a few."""
+
+from __future__ import annotations
+
+import pytest
+
+from knobctl.benchmarks.soak import OWN_WRITER, cache_problems, soak
+from knobctl.data.cache.verify import verify_parts
+from knobctl.tests.make_cache import make_cache
+
+
+def test_kills_at_random_moments_lose_nothing(tmp_path):
+    report = soak(OWN_WRITER, tmp_path, kills=4, seed=1)
+    assert report.problems == []
+    assert report.kills == 4
+    assert report.finished >= 1
+
+
+def test_the_soak_stops_at_what_is_torn(tmp_path):
+    def torn(out):
+        parts = sorted(out.glob("outcomes/part-*"))
+        if parts:
+            parts[0].write_bytes(parts[0].read_bytes()[:-1])  # as a writer without rename and sync might leave it
+        return cache_problems(out)
+
+    report = soak(OWN_WRITER, tmp_path, kills=50, check=torn)
+    assert any("outcomes/part-0000-000000.parquet" in problem for problem in report.problems)
+    assert (tmp_path / "killed").exists()
+
+
+@pytest.mark.parametrize("table", ["outcomes", "latency_tokens"])
+def test_a_torn_part_is_seen_in_a_half_written_cache(tmp_path, table):
+    path = make_cache(tmp_path / "cache")
+    (path / "cache.json").unlink()
+    assert verify_parts(path) == []
+    part = sorted((path / table).iterdir())[1]
+    part.write_bytes(part.read_bytes()[:-1])
+    assert [problem.path for problem in verify_parts(path)] == [part]
