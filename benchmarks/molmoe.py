@@ -4,22 +4,24 @@
     python benchmarks/molmoe.py --config tiny --device cpu        # the small config of the tests, anywhere
     python benchmarks/molmoe.py --out benchmarks/results          # also writes the table, named after the device
 
-A speed is the median of `--runs` timed runs after a warm-up, by CUDA events on a GPU. The peaks that shares refer to
-are measured in the same run: a large product of matrices, and a copy (bytes read and written). Random weights route
-tokens evenly, a trained router less so.
+A speed is the median of `--runs` timed runs after a warm-up: by CUDA events on a GPU; on one thread of a CPU by the
+process's own processor time, which is what would pass if nothing else ran. The peaks that shares refer to are measured
+in the same run: a large product of matrices, and a copy (bytes read and written). Random weights route tokens evenly,
+a trained router less so.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -34,6 +36,10 @@ from knobctl.precompute.molmoe.step_decoder import StepDecoder
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "molmoe"
 CONFIGS = {"full": FIXTURES / "config.MolmoE-1B-0924.json", "tiny": FIXTURES / "tiny" / "config.json"}
+Key = TypeVar("Key", bound=Hashable)
+
+TextTimes = dict[tuple[int, int, int], float]  # by prompt tokens, k and blocks
+
 CROPS = (1, 3, 8, 15)  # beside the global one: the ends of the tiers
 STEPS = 16  # decoding steps of one timed run
 
@@ -46,15 +52,21 @@ class Timer:
     runs: int
 
     def median_ms(self, run: Callable[[], object]) -> float:
-        for _ in range(2):
+        return self.medians_ms({None: run})[None]
+
+    def medians_ms(self, candidates: dict[Key, Callable[[], object]]) -> dict[Key, float]:
+        """Times what is to be compared in turn, so that whatever else the machine does falls on all alike."""
+        for run in (*candidates.values(), *candidates.values()):
             run()
-        return statistics.median(self._one(run) for _ in range(self.runs))
+        rounds = [{key: self._one(run) for key, run in candidates.items()} for _ in range(self.runs)]
+        return {key: statistics.median(times[key] for times in rounds) for key in candidates}
 
     def _one(self, run: Callable[[], object]) -> float:
         if self.device.type != "cuda":
-            start = time.perf_counter()
+            clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+            start = clock()
             run()
-            return 1e3 * (time.perf_counter() - start)
+            return 1e3 * (clock() - start)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         run()
@@ -109,6 +121,22 @@ def prefill(model: Molmoe, hidden: torch.Tensor, plan: BlockTopK, cache: Dynamic
     return model.logits(hidden[:, -1:])
 
 
+def prompt_of(model: Molmoe, tokens: int) -> torch.Tensor:
+    return model.word_embeddings(torch.arange(tokens, device=model.device)[None] % model.config.vocab_size)
+
+
+def decode_steps(decoder: StepDecoder, plan: BlockTopK, length: int) -> None:
+    decoder.start(length, 0)
+    for _ in range(STEPS):
+        decoder.step(plan)
+
+
+def encode_black_crops(model: Molmoe, num_crops: int) -> torch.Tensor:
+    vision, device = model.config.vision, model.device
+    pixels = torch.zeros(1, num_crops, vision.num_patches, vision.patch_width, device=device)
+    return model.encode_images(pixels, torch.ones(1, num_crops, vision.num_patches, device=device))
+
+
 def pass_flops(config: MolmoeConfig, plan: BlockTopK, tokens: int) -> float:
     """Multiplications and additions of a prefill: weights used per token, causal attention, one row of logits."""
     used = [top_k for top_k in plan if top_k is not None]
@@ -137,81 +165,109 @@ def rises(name: str, values: list[float]) -> str:
     return f"| {name} | {listed} | {'yes' if yes else 'NO'} |"
 
 
+def corners_of(config: MolmoeConfig) -> list[tuple[int, int]]:
+    """The corners of the knob grid: half and all of the native k, three quarters and all of the blocks."""
+    blocks = config.num_blocks
+    return [
+        (k, n) for n in (blocks - blocks // 4, blocks) for k in (max(config.native_top_k // 2, 1), config.native_top_k)
+    ]
+
+
+def measure_text(timer: Timer, model: Molmoe, lengths: list[int]) -> tuple[TextTimes, TextTimes, int]:
+    """Returns medians in ms of prefill and of one decoding step, and the number of CUDA graphs that it took."""
+    config, prefill_ms, step_ms = model.config, {}, {}
+    decoder = StepDecoder(model, max(lengths) + STEPS)
+    for tokens in lengths:
+        hidden = prompt_of(model, tokens)
+        plans = {(tokens, k, n): make_plan(config, 1, k, n) for k, n in corners_of(config)}
+        cache = DynamicCache()
+        prefill(model, hidden, make_plan(config, 1, config.native_top_k, config.num_blocks), cache)
+        decoder.load_prompt(
+            {block: layer.keys for block, layer in enumerate(cache.layers)},
+            {block: layer.values for block, layer in enumerate(cache.layers)},
+        )
+        prefill_ms |= timer.medians_ms(
+            {key: partial(prefill, model, hidden, plan, None) for key, plan in plans.items()}
+        )
+        steps_ms = timer.medians_ms({key: partial(decode_steps, decoder, plan, tokens) for key, plan in plans.items()})
+        step_ms |= {key: time_ms / STEPS for key, time_ms in steps_ms.items()}
+    return prefill_ms, step_ms, decoder.num_graphs
+
+
+def text_table(
+    config: MolmoeConfig, prefill_ms: TextTimes, step_ms: TextTimes, peaks: Peaks, element: int
+) -> list[str]:
+    lines = [
+        "| prompt tokens | k | blocks | prefill ms | of matrix peak | decode ms/token | of bandwidth peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (tokens, k, n), time_ms in prefill_ms.items():
+        plan, one_ms = make_plan(config, 1, k, n), step_ms[tokens, k, n]
+        flops_s = 1e3 * pass_flops(config, plan, tokens) / time_ms
+        bytes_s = 1e3 * step_bytes(config, plan, tokens, element) / one_ms
+        lines.append(
+            f"| {tokens} | {k} | {n} | {time_ms:.2f} | {share(flops_s, peaks.flops)} "
+            f"| {one_ms:.3f} | {share(bytes_s, peaks.bytes)} |"
+        )
+    return lines
+
+
+def rise_table(
+    model: Molmoe, timer: Timer, prefill_ms: TextTimes, step_ms: TextTimes, vision_ms: dict[int, float]
+) -> list[str]:
+    """Does every knob act on the clock, other knobs at their highest?"""
+    config = model.config
+    lengths = sorted({tokens for tokens, _, _ in prefill_ms})
+    (low_k, low_n), (native, blocks) = corners_of(config)[0], corners_of(config)[-1]
+    longest = prompt_of(model, lengths[-1])
+    by_position = timer.medians_ms(
+        {
+            position: partial(prefill, model, longest, make_plan(config, position, low_k, blocks), None)
+            for position in (1, min(5, blocks - 1))
+        }
+    )
+    lines = ["| does latency rise with | from low to high, ms | |", "|---|---|---|"]
+    lines.append(rises("tier, as prompt tokens: prefill", [prefill_ms[tokens, native, blocks] for tokens in lengths]))
+    lines.append(rises("tier, as crops: vision", list(vision_ms.values())))
+    lines.append(rises(f"insertion position (k {low_k}): prefill at {lengths[-1]}", list(by_position.values())))
+    for name, times_ms in (("prefill", prefill_ms), ("decode", step_ms)):
+        for tokens in lengths:
+            lines.append(rises(f"k: {name} at {tokens}", [times_ms[tokens, k, blocks] for k in (low_k, native)]))
+            lines.append(rises(f"blocks: {name} at {tokens}", [times_ms[tokens, native, n] for n in (low_n, blocks)]))
+    return lines
+
+
 @torch.inference_mode()
 def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[str]:
     timer = Timer(device, options.runs)
     config = MolmoeConfig.from_json(CONFIGS.get(options.config, options.config))
     model = random_model(config, dtype, device, options.experts)
+    element, parameters = model.lm_head.weight.element_size(), sum(p.numel() for p in model.parameters())
     peaks = measure_peaks(timer, dtype)
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    element = model.lm_head.weight.element_size()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    native, blocks = config.native_top_k, config.num_blocks
-    low_k, low_n = max(native // 2, 1), blocks - blocks // 4
-    corners = [(k, n) for n in (low_n, blocks) for k in (low_k, native)]
-    lines = [
-        f"{parameters:,} parameters, {dtype}, experts `{options.experts}`, medians of {options.runs} runs.",
-        f"Measured peaks: {peaks.flops / 1e12:.2f} TFLOP/s (product of matrices), {peaks.bytes / 1e9:.0f} GB/s (copy).",
-        "",
-        "| prompt tokens | k | blocks | prefill ms | of matrix peak | decode ms/token | of bandwidth peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    decoder = StepDecoder(model, max(options.prompt_tokens) + (options.runs + 4) * STEPS)
-    prefill_ms: dict[tuple[int, int, int], float] = {}
-    decode_ms: dict[tuple[int, int, int], float] = {}
-    for tokens in options.prompt_tokens:
-        hidden = model.word_embeddings(torch.arange(tokens, device=device)[None] % config.vocab_size)
-        for k, n in corners:
-            key, plan = (tokens, k, n), make_plan(config, 1, k, n)
-            prefill_ms[key] = timer.median_ms(lambda h=hidden, p=plan: prefill(model, h, p, DynamicCache()))
-            cache = DynamicCache()
-            prefill(model, hidden, plan, cache)
-            kept = [block for block, top_k in enumerate(plan) if top_k is not None]
-            decoder.load_prompt(
-                {block: cache.layers[block].keys for block in kept},
-                {block: cache.layers[block].values for block in kept},
-            )
-            decoder.start(tokens, 0)
-            steps_ms = timer.median_ms(lambda p=plan: [decoder.step(p) for _ in range(STEPS)])
-            decode_ms[key] = steps_ms / STEPS
-            flops_s = 1e3 * pass_flops(config, plan, tokens) / prefill_ms[key]
-            bytes_s = 1e3 * step_bytes(config, plan, tokens, element) / decode_ms[key]
-            lines.append(
-                f"| {tokens} | {k} | {n} | {prefill_ms[key]:.2f} | {share(flops_s, peaks.flops)} "
-                f"| {decode_ms[key]:.3f} | {share(bytes_s, peaks.bytes)} |"
-            )
-    vision_ms = {}
-    lines += ["", "| crops with the global one | vision ms | ms per crop |", "|---|---|---|"]
-    for crops in CROPS:
-        vision = config.vision
-        pixels = torch.randn(1, 1 + crops, vision.num_patches, vision.patch_width, device=device)
-        masks = torch.ones(1, 1 + crops, vision.num_patches, device=device)
-        vision_ms[crops] = timer.median_ms(lambda p=pixels, m=masks: model.encode_images(p, m))
-        lines.append(f"| {1 + crops} | {vision_ms[crops]:.2f} | {vision_ms[crops] / (1 + crops):.3f} |")
-    shortest, longest = min(options.prompt_tokens), max(options.prompt_tokens)
-    lines += ["", "| does latency rise with | from low to high, ms | |", "|---|---|---|"]
-    lines.append(
-        rises("tier, as prompt tokens: prefill", [prefill_ms[t, native, blocks] for t in options.prompt_tokens])
-    )
-    lines.append(rises("tier, as crops: vision", list(vision_ms.values())))
-    for tokens in sorted({shortest, longest}):
-        lines.append(rises(f"k: prefill at {tokens}", [prefill_ms[tokens, k, blocks] for k in (low_k, native)]))
-        lines.append(rises(f"k: decode at {tokens}", [decode_ms[tokens, k, blocks] for k in (low_k, native)]))
-        lines.append(rises(f"blocks: prefill at {tokens}", [prefill_ms[tokens, native, n] for n in (low_n, blocks)]))
-        lines.append(rises(f"blocks: decode at {tokens}", [decode_ms[tokens, native, n] for n in (low_n, blocks)]))
-    plans = [make_plan(config, position, low_k, blocks) for position in (1, min(5, blocks - 1))]
-    early, late = (timer.median_ms(lambda h=hidden, p=plan: prefill(model, h, p, None)) for plan in plans)
-    lines.append(rises(f"insertion position (k {low_k}): prefill at {longest}", [early, late]))
+    prefill_ms, step_ms, num_graphs = measure_text(timer, model, options.prompt_tokens)
+    vision_ms = timer.medians_ms({crops: partial(encode_black_crops, model, 1 + crops) for crops in CROPS})
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        lines += ["", f"Memory: {peak:.1f} GiB at the most, {parameters * element / 2**30:.1f} GiB of it weights; "]
-        lines[-1] += f"{decoder.num_graphs} CUDA graphs captured."
+        peak_gib = torch.cuda.max_memory_allocated() / 2**30
+        memory = f"{peak_gib:.1f} GiB at the most, {parameters * element / 2**30:.1f} GiB of it weights; "
+        memory += f"{num_graphs} CUDA graphs captured."
     else:
-        lines += ["", f"Memory: {psutil.Process().memory_info().rss / 2**30:.2f} GiB resident, Python and all."]
-    return lines
+        memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB resident, Python and all."
+    return [
+        f"{parameters:,} parameters, {dtype}, experts `{options.experts}`, medians of {options.runs} runs.",
+        f"Measured peaks: {peaks.flops / 1e12:.3g} TFLOP/s (product of matrices), {peaks.bytes / 1e9:.3g} GB/s (copy).",
+        f"Memory: {memory}",
+        "",
+        *text_table(config, prefill_ms, step_ms, peaks, element),
+        "",
+        "| crops with the global one | vision ms | ms per crop |",
+        "|---|---|---|",
+        *(f"| {1 + crops} | {time_ms:.2f} | {time_ms / (1 + crops):.3f} |" for crops, time_ms in vision_ms.items()),
+        "",
+        *rise_table(model, timer, prefill_ms, step_ms, vision_ms),
+    ]
 
 
 def device_name(device: torch.device) -> str:

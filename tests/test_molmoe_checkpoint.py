@@ -181,6 +181,16 @@ def test_pickles_are_not_read(copy):
         load_molmoe(copy)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_mean", [0.5, 0.5, 0.5]), ("overlap_margins", [4, 4]), ("do_normalize", False)]
+)
+def test_images_that_would_be_prepared_otherwise_are_refused(copy, field, value):
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=repr(field)):
+        load_molmoe(copy)
+
+
 def test_a_name_that_is_neither_directory_nor_hub_id():
     with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
         load_molmoe("no/such/place/at all")

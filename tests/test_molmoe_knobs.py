@@ -9,6 +9,7 @@ import torch
 from molmoe_fixtures import CASES, TINY, case_inputs, plan_of, tiny_model
 from transformers import DynamicCache
 
+from knobctl.precompute.molmoe.checkpoint import load_molmoe
 from knobctl.precompute.molmoe.config import MolmoeConfig
 from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
 from knobctl.precompute.molmoe.generate import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
@@ -137,6 +138,21 @@ def test_fewer_key_heads_than_query_heads_act_as_if_repeated():
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_half_precision_runs_and_sees_the_same_image(dtype):
+    model, inputs = load_molmoe(TINY, dtype=dtype), case_inputs("one_tile")
+    features = model.encode_images(inputs.crops, inputs.masks)
+    wanted = tiny_model().encode_images(inputs.crops, inputs.masks)
+    assert features.dtype == dtype
+    assert torch.cosine_similarity(features.float(), wanted, dim=-1).min() > 0.99
+    logits = forward_logits(model, inputs, plan_of("one_tile", "base"))
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+    tokens = generate(model, inputs, plan_of("one_tile", "base"), max_new_tokens=3, end_id=None, pad_id=1)
+    assert tokens.shape == (1, 3)
+
+
 def prefilled(case: str, variant: str, model: Molmoe, capacity: int = 120) -> tuple[StepDecoder, int, int]:
     """A decoder that holds a case's prompt, the prompt's length, and the answer's first token."""
     inputs, cache = case_inputs(case), DynamicCache()
@@ -194,8 +210,6 @@ def test_one_decoder_serves_plan_after_plan():
 @pytest.mark.parametrize("variant", ["base", "kmix", "skip2", "k2_skip1"])
 @torch.inference_mode()
 def test_graphs_replay_what_the_blocks_compute(variant):
-    from knobctl.precompute.molmoe.checkpoint import load_molmoe
-
     model = load_molmoe(TINY, device="cuda")
     decoder, length, first = prefilled("text_only", variant, model)
     assert decoder.use_graphs
@@ -210,8 +224,6 @@ def test_graphs_replay_what_the_blocks_compute(variant):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("case", CASES)
 def test_reference_tokens_on_the_gpu(case):
-    from knobctl.precompute.molmoe.checkpoint import load_molmoe
-
     inputs = case_inputs(case)
     parts = (inputs.input_ids, inputs.crops, inputs.masks, inputs.image_input_idx)
     on_gpu = ModelInputs(*(None if part is None else part.cuda() for part in parts))

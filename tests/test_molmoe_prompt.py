@@ -42,7 +42,10 @@ def test_style_of_a_dataset(dataset, style):
 
 def test_the_style_stands_before_the_question(tokenizer):
     question = "What is on the table?"
-    plain, styled = tokenizer.encode_prompt(question), tokenizer.encode_prompt(question("coco_2014_vqa"))
+    plain, styled = (
+        tokenizer.encode_prompt(question),
+        tokenizer.encode_prompt(question, DATASETS["coco_2014_vqa"].style),
+    )
     assert styled == tokenizer.encode(" User: vqa2: What is on the table? Assistant:")
     assert styled[:2] == plain[:2]
     assert styled[6:] == plain[2:]

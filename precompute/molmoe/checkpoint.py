@@ -23,6 +23,7 @@ from ...data.errors import CheckpointError
 from .config import MolmoeConfig
 from .fields import read_json_object
 from .model import Molmoe
+from .preprocess import IMAGE_MEAN, IMAGE_STD
 from .tensor_names import Target, published_tensors
 
 SINGLE_FILE = "model.safetensors"
@@ -80,6 +81,7 @@ def load_molmoe(
     """
     directory = checkpoint_directory(path_or_hub_id, revision=revision)
     config = MolmoeConfig.from_json(directory / "config.json")
+    check_processor(directory, config)
     with torch.device("meta"):
         model = Molmoe(config, experts_implementation=experts_implementation)
     shards = _shard_tensors(directory)
@@ -108,6 +110,33 @@ def save_molmoe(model: Molmoe, directory: Path | str, *, dtype: torch.dtype | No
     }
     (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
     save_file(tensors, directory / SINGLE_FILE, metadata={"format": "pt"})
+
+
+def check_processor(directory: Path, config: MolmoeConfig) -> None:
+    """Compares `preprocessor_config.json`, where there is one, with what the preprocessing does.
+
+    Raises:
+        CheckpointError: names the field by which images would be prepared otherwise.
+    """
+    path = directory / "preprocessor_config.json"
+    if not path.exists():
+        return
+    vision, (rows, columns) = config.vision, config.pooled_grid
+    ours: dict[str, object] = {
+        "base_image_input_size": [vision.image_height, vision.image_width],
+        "image_patch_size": vision.patch_size,
+        "image_token_length_h": rows,
+        "image_token_length_w": columns,
+        "overlap_margins": list(config.overlap_margins),
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+        "image_padding_mask": True,
+        "do_normalize": True,
+    }
+    theirs = read_json_object(path)
+    for name, value in ours.items():
+        if name in theirs and theirs[name] != value:
+            raise CheckpointError(f"{path}: field {name!r} is {theirs[name]!r}, and only {value!r} is supported here.")
 
 
 def _shard_tensors(directory: Path) -> dict[Path, list[str]]:

@@ -17,6 +17,9 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered", "segmented")
 
+# Entries of one expert's matrix up to which copying it costs less than launching its products: 256 KiB in float32.
+_SMALL_EXPERT = 1 << 16
+
 
 def dense_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
     """Runs every expert on every token as one wide MLP and weighs those not chosen with zero.
@@ -56,7 +59,7 @@ def segmented_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor
     """
     width = experts.down_proj.shape[2]
     expert_of_pair = index_Nk.flatten()
-    order = expert_of_pair.argsort()  # of the pairs, by expert
+    order = expert_of_pair.argsort(stable=True)  # of the pairs, by expert
     token_of_row = order // index_Nk.shape[1]
     counts = expert_of_pair.bincount(minlength=experts.num_experts).tolist()
     rows = hidden_ND.index_select(0, token_of_row)
@@ -79,10 +82,10 @@ def _multiply_segments(rows: Tensor, weights: Tensor, counts: list[int], out: Te
 
 
 def automatic_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
-    """The quickest that rises with k: grouped products on a GPU or for gradients, else by the number of tokens."""
+    """The quickest whose cost rises with k: grouped products on a GPU or for gradients, else by size."""
     if hidden_ND.is_cuda or torch.is_grad_enabled():
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_ND, index_Nk, weight_Nk)
-    if hidden_ND.shape[0] == 1:
+    if hidden_ND.shape[0] == 1 and experts.down_proj[0].numel() <= _SMALL_EXPERT:
         return gathered_experts(experts, hidden_ND, index_Nk, weight_Nk)
     return segmented_experts(experts, hidden_ND, index_Nk, weight_Nk)
 
