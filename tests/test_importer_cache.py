@@ -168,6 +168,17 @@ def test_missing_values_stay_missing_in_the_cache(tmp_path):
     assert cache.present_SX[:, 0].tolist() == [True, False, True, True]
 
 
+def test_odd_headers_still_give_a_cache(tmp_path):
+    ranges = {"tier_range": {"min_crops": 0, "max_crops": 3}}
+    put(tmp_path / "results", num_total_blocks=12, active_block_indices=None, **ranges)
+    for top_k in (4, 6):
+        put(tmp_path / "results", top_k=top_k)
+    report = import_results(tmp_path / "results", tmp_path / "cache")
+    manifest = open_cache(tmp_path / "cache").manifest
+    assert (manifest.n_blocks, manifest.space.tier_crops) == (16, ((1, 3),))
+    assert next(f.what for f in report.findings if f.code == "total_blocks_differ").endswith("12, 16")
+
+
 def test_untimed_results_have_no_budgets(tmp_path):
     def edit(rows):
         for row in rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import multimode
 from typing import Any
 
 import polars as pl
@@ -14,6 +15,7 @@ from .reading import FileReading
 from .report import Finding
 
 Configuration = tuple[str, str, int, int]
+_MOST_RANKS = 1_000  # a file may call itself rank 999999999
 
 
 def file_findings(readings: Sequence[FileReading]) -> list[Finding]:
@@ -21,10 +23,11 @@ def file_findings(readings: Sequence[FileReading]) -> list[Finding]:
     by_configuration: dict[Configuration, list[FileReading]] = defaultdict(list)
     for reading in readings:
         by_configuration[reading.file.configuration].append(reading)
-    ranks_of_dataset: dict[str, int] = defaultdict(int)
+    usual_ranks = _usual_ranks(_merged_ranks(readings))
+    highest_rank: dict[str, int] = defaultdict(int)
     for reading in readings:
-        shown = reading.ranks if reading.file.rank is None else reading.file.rank + 1
-        ranks_of_dataset[reading.file.dataset] = max(ranks_of_dataset[reading.file.dataset], shown)
+        if reading.file.rank is not None:
+            highest_rank[reading.file.dataset] = max(highest_rank[reading.file.dataset], reading.file.rank)
     findings = []
     for configuration, parts in by_configuration.items():
         label = configuration_label(*configuration)
@@ -34,7 +37,7 @@ def file_findings(readings: Sequence[FileReading]) -> list[Finding]:
             findings.append(Finding("split_files", "", 0, f"{label}, {len(merged)} files"))
         if ranks and not merged:
             findings.append(Finding("rank_files", "", 0, f"{label}, {len(ranks)} rank files"))
-        expected = ranks_of_dataset[configuration[0]]
+        expected = min(max(highest_rank[configuration[0]] + 1, usual_ranks.get(configuration[0], 0)), _MOST_RANKS)
         if not merged and (absent := sorted(set(range(expected)) - ranks)) and ranks:
             findings.append(Finding("missing_ranks", "", 0, f"{label}, rank {', '.join(map(str, absent))}"))
     return findings
@@ -44,13 +47,8 @@ def question_findings(rows: pl.DataFrame, readings: Sequence[FileReading]) -> li
     """Returns the configurations that lack questions, and the values of num_blocks that mean several block sets."""
     findings = []
     totals = dict(rows.group_by("dataset").agg(pl.col("example_id").n_unique()).iter_rows())
-    merged_ranks: dict[Configuration, int] = defaultdict(int)
-    for reading in readings:
-        if reading.file.rank is None:
-            merged_ranks[reading.file.configuration] += reading.ranks
-    most_ranks = {
-        dataset: max((n for c, n in merged_ranks.items() if c[0] == dataset), default=0) for dataset in totals
-    }
+    merged_ranks = _merged_ranks(readings)
+    usual_ranks = _usual_ranks(merged_ranks)
     counts = rows.group_by(CONFIGURATION).agg(pl.len().alias("questions"))
     for dataset, tier, top_k, num_blocks, block_set, questions in counts.iter_rows():
         lacking = totals[dataset] - questions
@@ -58,8 +56,8 @@ def question_findings(rows: pl.DataFrame, readings: Sequence[FileReading]) -> li
             continue
         detail = f"{configuration_label(dataset, tier, top_k, num_blocks)}, {questions} of {totals[dataset]} questions"
         ranks = merged_ranks.get((dataset, tier, top_k, num_blocks), 0)
-        if 0 < ranks < most_ranks[dataset]:
-            detail += f"; rows of {ranks} ranks, other configurations have {most_ranks[dataset]}"
+        if 0 < ranks < usual_ranks.get(dataset, 0):
+            detail += f"; rows of {ranks} ranks, other configurations have {usual_ranks[dataset]}"
         findings.append(Finding("missing_questions", "", lacking, detail + _named(block_set)))
     by_count: dict[int, set[str]] = defaultdict(set)
     for num_blocks, block_set in counts.select("num_blocks", "block_set").iter_rows():
@@ -69,6 +67,23 @@ def question_findings(rows: pl.DataFrame, readings: Sequence[FileReading]) -> li
             listed = " or ".join(f"[{text}]" for text in sorted(block_sets))
             findings.append(Finding("mixed_blocks", "", 0, f"num_blocks {num_blocks}: {listed}"))
     return findings
+
+
+def _merged_ranks(readings: Sequence[FileReading]) -> dict[Configuration, int]:
+    """How many ranks' rows the merged files of each configuration join, as far as `sample_id` shows."""
+    ranks: dict[Configuration, int] = defaultdict(int)
+    for reading in readings:
+        if reading.file.rank is None and reading.ranks:
+            ranks[reading.file.configuration] += reading.ranks
+    return ranks
+
+
+def _usual_ranks(merged_ranks: Mapping[Configuration, int]) -> dict[str, int]:
+    """The number of ranks that most configurations of a dataset have; of equally many the larger."""
+    by_dataset: dict[str, list[int]] = defaultdict(list)
+    for configuration, ranks in merged_ranks.items():
+        by_dataset[configuration[0]].append(ranks)
+    return {dataset: max(multimode(counts)) for dataset, counts in by_dataset.items()}
 
 
 def configurations(rows: pl.DataFrame) -> list[dict[str, Any]]:

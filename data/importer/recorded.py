@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import multimode
 
 import polars as pl
 
@@ -143,9 +144,10 @@ def _recompute(rows: pl.DataFrame, questions: pl.DataFrame, metric: str) -> tupl
 
 
 def _total_blocks(readings: Sequence[FileReading]) -> tuple[int | None, list[Finding]]:
-    totals = sorted({reading.total_blocks for reading in readings if reading.total_blocks is not None})
-    if len(totals) > 1:
-        return totals[-1], [Finding("total_blocks_differ", "", 0, ", ".join(map(str, totals)))]
+    totals = [reading.total_blocks for reading in readings if reading.total_blocks is not None]
+    if len(set(totals)) > 1:
+        shown = ", ".join(map(str, sorted(set(totals))))
+        return max(multimode(totals)), [Finding("total_blocks_differ", "", 0, shown)]
     return (totals[0] if totals else None), []
 
 

@@ -86,7 +86,7 @@ CODES: dict[str, tuple[str, str, str]] = {
     "differing_answers": ("warning", "reference answers differ between rows of one question", "the first kept"),
     "no_image_id": ("warning", "questions without image_id", "split by question: an image may be in two splits"),
     "cannot_recompute": ("warning", "metric needs a prediction and answers that are not stored", "accuracy missing"),
-    "total_blocks_differ": ("warning", "num_total_blocks differs between files", "the largest stands in the manifest"),
+    "total_blocks_differ": ("warning", "num_total_blocks differs between files", "that of most files is taken"),
     "repeats": ("info", "question measured twice in one configuration (padding of the last ranks)", "counted once"),
     "leftover_rows": ("info", "rows that another file of the configuration also holds", "counted once"),
     "rank_files": ("info", "configuration read from rank files, without a merged file", "rows joined"),

@@ -64,7 +64,7 @@ def import_results(
     samples, findings = _with_splits(samples.sort("sample_id"), seed)
     report.extend(findings)
     top_k = native_top_k or max(MODEL_TOP_K, *table["top_k"].to_list())
-    n_blocks = recorded.n_blocks or max(MODEL_BLOCKS, *table["num_blocks"].to_list())
+    n_blocks = max(recorded.n_blocks or MODEL_BLOCKS, *table["num_blocks"].to_list())
     assumed = [] if native_top_k else [f"native top-k {top_k}"]
     assumed += [] if recorded.n_blocks else [f"{n_blocks} blocks"]
     assumed += [] if model_name != UNKNOWN_MODEL else [f"name {UNKNOWN_MODEL!r}"]
