@@ -1,0 +1,147 @@
+"""The command line: bad input gives one clear line and exit code 1, malformed options exit 2, and nothing is harmed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from make_cache import make_cache
+
+from knobctl.cli import main
+
+RESULTS = Path(__file__).parent / "fixtures" / "import"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    assert result.exit_code == 1, (result.output, result.exception)
+    *notes, error = result.stderr.strip().splitlines()
+    assert error.startswith("Error: "), result.stderr
+    assert not any(note.startswith(("Error", "Traceback")) for note in notes), result.stderr
+    for word in words:
+        assert word in error
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return make_cache(tmp_path / "cache", samples=40)
+
+
+PRECOMPUTE = ("precompute", "--device", "cpu", "--samples", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "no-such-model", "--dataset", "easy_vqa"), ("no-such-model",)),
+        (("--model", "nano", "--dataset", "no_such_dataset"), ("no_such_dataset", "easy_vqa")),
+        (("--model", "nano", "--dataset", "easy_vqa", "--tiers", "huge"), ("huge", "low")),
+        (("--model", "nano", "--dataset", "easy_vqa", "--top-k", "99"), ("99",)),
+        (("--model", "nano", "--dataset", "easy_vqa", "--num-blocks", "99"), ("99",)),
+        (("--model", "nano"), ("--dataset",)),
+        (("--model", "nano", "--dataset", "mine=/no/such/file.parquet"), ("/no/such/file.parquet",)),
+        (("--model", "nano", "--dataset", "easy_vqa", "--latency-mode", "guess"), ("guess", "blockwise")),
+        (("--model", "nano", "--dataset", "easy_vqa", "--importance", "/no/such.json"), ("/no/such.json",)),
+        (("--model", "nano", "--dataset", "easy_vqa", "--shard", "3/2"), ("3/2",)),
+    ],
+)
+def test_what_precompute_cannot_run_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]):
+    assert_one_line(run(*PRECOMPUTE, *arguments, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out" / "cache.json").exists()
+
+
+def test_without_a_gpu_the_device_is_named(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    result = run("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", tmp_path / "out")
+    assert_one_line(result, "--device cpu")
+
+
+def test_importance_for_another_number_of_blocks_is_refused(tmp_path: Path):
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({str(block): 0.1 for block in range(12)}))
+    arguments = ("--model", "nano", "--dataset", "easy_vqa", "--importance", scores, "--out", tmp_path / "out")
+    assert_one_line(run(*PRECOMPUTE, *arguments), "scores.json")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("precompute", "--out", "x"),
+        ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--shard", "a/b"),
+        ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--metric", "vqa_simple"),
+        ("train", "x"),
+        ("train", "x", "--out", "y", "--seed", "1", "--seeds", "1,2"),
+        ("validate", "x", "--cache", "y", "--budgets", "soon"),
+        ("no-such-command",),
+    ],
+)
+def test_malformed_options_exit_with_2(arguments: tuple[str, ...]):
+    assert run(*arguments).exit_code == 2
+
+
+def test_a_cache_that_cannot_be_read_is_one_line(cache: Path, tmp_path: Path):
+    assert_one_line(run("inspect", tmp_path / "nowhere"), "nowhere")
+    half = tmp_path / "half"
+    shutil.copytree(cache, half)
+    (half / "cache.json").unlink()
+    assert_one_line(run("train", half, "--out", tmp_path / "controllers"), "half")
+    newer = tmp_path / "newer"
+    shutil.copytree(cache, newer)
+    manifest = json.loads((newer / "cache.json").read_text())
+    (newer / "cache.json").write_text(json.dumps({**manifest, "version": 2}))
+    assert_one_line(run("inspect", newer), "cache.json", "2")
+    lacking = tmp_path / "lacking"
+    shutil.copytree(cache, lacking)
+    next((lacking / "outcomes").glob("*.parquet")).unlink()
+    assert_one_line(run("inspect", lacking), "outcomes")
+
+
+def test_a_changed_byte_is_named(cache: Path):
+    assert run("inspect", cache, "--verify").exit_code == 0
+    part = next((cache / "outcomes").glob("*.parquet"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    assert_one_line(run("inspect", cache, "--verify"), part.name)
+
+
+def test_train_then_validate_and_compare(cache: Path, tmp_path: Path):
+    controllers = tmp_path / "controllers"
+    trained = run("train", cache, "--out", controllers, "--epochs", 2, "--json")
+    assert trained.exit_code == 0, trained.output
+    assert json.loads(trained.stdout)["recipe"] == "tuned"
+    choices = tmp_path / "choices.parquet"
+    validated = run("validate", controllers, "--cache", cache, "--choices", choices, "--resamples", 50, "--json")
+    assert validated.exit_code == 0, validated.output
+    assert json.loads(validated.stdout)["budgets_ms"]
+    assert choices.is_file()
+    shown = run("compare", cache, controllers, "--resamples", 50)
+    assert shown.exit_code == 0, shown.output
+    assert "oracle" in shown.stdout
+    budget = run("validate", controllers, "--cache", cache, "--budgets", "12345")
+    assert_one_line(budget, "12345")
+
+
+def test_controllers_go_only_into_their_own_directory(cache: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    assert_one_line(run("train", cache, "--out", other, "--epochs", 1), "other")
+    assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_results_are_imported_without_a_model(tmp_path: Path):
+    sample = next(path for path in RESULTS.iterdir() if (path / "text-vqa").is_dir())
+    result = run("precompute", "--from-results", sample, "--out", tmp_path / "imported", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["outcomes"] > 0
+    assert run("compare", tmp_path / "imported", "--resamples", 20).exit_code == 0
+    assert_one_line(run("train", tmp_path / "imported", "--out", tmp_path / "controllers"), "latency tokens")
