@@ -376,3 +376,7 @@ def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
     if not as_json:
         emit(record, False, lambda found: render_record("files", {**found["files"], "report": out / "report.json"}))
         emit(record, False, lambda found: render_record("seconds", found["seconds"]))
+
+
+if __name__ == "__main__":  # `torchrun ... -m knobctl.cli precompute ...`
+    main()
