@@ -4,7 +4,8 @@ For run r, latency_r = vision_r + head_r + sum over active blocks of prefill_r[b
 + (output_tokens - 1) * (step_overhead_r + sum over active blocks of decode_r[b, k_b]).
 
 The passes of one run (one for each top-k) stand side by side in time, in an order drawn anew for every run, so that
-what slows the machine for a while slows them all. A random share of settings is run end to end in between.
+what slows the machine for a while slows them all. Vision knows no top-k: of each run the native pass alone begins with
+it. A random share of settings is run end to end in between.
 
 Axes: R runs, B blocks, K values of top-k.
 """
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..data.plans import BlockPlan
 from .knob_model import KnobModel, PreparedPrompt
@@ -104,13 +106,16 @@ def measure_blocks(
     passes = [_whole_model(knobs, top_k) for top_k in top_ks]
     requests = [*passes, *end_to_end]
     times: list[list[RequestTimes]] = [[] for _ in requests]  # [request][run]
+    prompt_1SD = knobs.embed(prepared)
     with quiet():
         _run(knobs, prepared, passes[top_ks.index(native)], blocks=True)  # warm-up
         for _ in range(runs):
             order = list(range(len(requests)))
             draw.shuffle(order)
             for index in order:
-                times[index].append(_run(knobs, prepared, requests[index], blocks=index < len(passes)))
+                is_pass = index < len(passes)
+                ready = prompt_1SD if is_pass and top_ks[index] != native else None
+                times[index].append(_run(knobs, prepared, requests[index], blocks=is_pass, prompt_1SD=ready))
     block_times = _block_times(top_ks, times[: len(passes)], native, knobs.model.config.num_blocks)
     checks = [
         _check(block_times.latency(whole.plan, whole.output_tokens), runs_of)
@@ -147,7 +152,14 @@ def _whole_model(knobs: KnobModel, top_k: int) -> TimedPlan:
     return TimedPlan((top_k,) * knobs.model.config.num_blocks, position, FORCED_STEPS + 1)
 
 
-def _run(knobs: KnobModel, prepared: PreparedPrompt, request: TimedPlan, *, blocks: bool) -> RequestTimes:
+def _run(
+    knobs: KnobModel,
+    prepared: PreparedPrompt,
+    request: TimedPlan,
+    *,
+    blocks: bool,
+    prompt_1SD: Tensor | None = None,
+) -> RequestTimes:
     return timed(
         knobs.model.device,
         lambda mark: run_request(
@@ -158,6 +170,7 @@ def _run(knobs: KnobModel, prepared: PreparedPrompt, request: TimedPlan, *, bloc
             knobs.probe_MD[0],
             num_tokens=request.output_tokens,
             mark=mark,
+            prompt_1SD=prompt_1SD,
         ),
         blocks=blocks,
     )
@@ -168,13 +181,13 @@ def _block_times(
 ) -> BlockTimes:
     """Axes of `times`: top-k, run. What does not depend on k is the median over the passes of its run."""
     by_run = list(zip(*times, strict=True))
-    read_R = [passes[top_ks.index(native)].read_ms for passes in by_run]
+    native_R = [passes[top_ks.index(native)] for passes in by_run]
     head_R = [median(one.head_ms for one in passes) for passes in by_run]
     blocks = range(num_blocks)
     return BlockTimes(
         top_ks,
-        np.array([median(one.vision_ms for one in passes) for passes in by_run]),
-        np.array(head_R) + np.array(read_R),
+        np.array([one.vision_ms for one in native_R]),
+        np.array(head_R) + np.array([one.read_ms for one in native_R]),
         np.array([median(ms for one in passes for ms in one.step_overhead_ms) for passes in by_run]),
         np.array([[[one.prefill_block_ms[block] for one in passes] for block in blocks] for passes in by_run]),
         np.array([[[median(one.decode_block_ms[block]) for one in passes] for block in blocks] for passes in by_run]),

@@ -10,6 +10,7 @@ import torch
 
 from ..data.errors import CheckpointError, KnobctlError
 from .molmoe.checkpoint import checkpoint_directory, load_molmoe
+from .molmoe.fingerprint import model_fingerprint
 from .molmoe.model import Molmoe
 from .molmoe.prompt import PromptTokenizer
 
@@ -17,8 +18,6 @@ BUNDLED_ROOT = Path(__file__).resolve().parent.parent / "data" / "bundled"
 BUNDLED_MODELS = ("nano",)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What a model's outcomes depend on. Other files of its directory (README, preprocessor config) do not count.
-_FINGERPRINT_FILES = ("config.json", "tokenizer.json", "model*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class LoadedModel:
     directory: Path
     model: Molmoe
     tokenizer: PromptTokenizer
-    fingerprint: str  # sha256 of the files that outcomes depend on
+    fingerprint: str
 
     @property
     def is_bundled(self) -> bool:
@@ -49,9 +48,8 @@ def load_model(name: str, *, revision: str | None = None, device: str = "cuda", 
     where = find_device(device)
     directory = model_directory(name, revision)
     model = load_molmoe(directory, dtype=find_dtype(dtype, where), device=where)
-    return LoadedModel(
-        name, directory, model, PromptTokenizer.from_directory(directory), directory_fingerprint(directory)
-    )
+    tokenizer = PromptTokenizer.from_directory(directory)
+    return LoadedModel(name, directory, model, tokenizer, fingerprint(model, directory))
 
 
 def model_directory(name: str, revision: str | None = None) -> Path:
@@ -100,15 +98,10 @@ def device_record(device: torch.device) -> dict[str, object]:
     return {"type": "cpu", "name": _processor_name(), "threads": 1, "torch": torch.__version__}
 
 
-def directory_fingerprint(directory: Path) -> str:
-    """Returns the sha256 over names and contents of the files that outcomes depend on."""
-    digest = hashlib.sha256()
-    for pattern in _FINGERPRINT_FILES:
-        for path in sorted(directory.glob(pattern)):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+def fingerprint(model: Molmoe, directory: Path) -> str:
+    """Returns the sha256 of what answers depend on: config, weights and dtype as loaded, and the tokenizer's file."""
+    tokenizer = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
+    return hashlib.sha256(f"{model_fingerprint(model)} {tokenizer}".encode()).hexdigest()
 
 
 def _processor_name() -> str:

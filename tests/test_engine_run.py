@@ -185,7 +185,7 @@ def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
         ({"model": "nowhere"}, CheckpointError, "nowhere"),
         ({"device": "abacus"}, KnobctlError, "abacus"),
         ({"dtype": "float8"}, KnobctlError, "float8"),
-        ({"datasets": ("nonsense",)}, DatasetError, "nonsense"),
+        ({"datasets": ("nonsense",), "max_new_tokens": {}}, DatasetError, "nonsense"),
         ({"datasets": ("easy_vqa", "easy_vqa=x")}, KnobctlError, "twice"),
         ({"space": KnobSpace()}, UnknownSetting, "6 blocks"),
         ({"samples": 4}, ImportanceError, "training samples"),

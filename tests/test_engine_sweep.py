@@ -84,7 +84,7 @@ def test_the_sweep_answers_as_each_plan_alone(model, plans, length, positions):
     end_id = common_token(model, state, tree)
     swept = sweep_answers(model, state, tree, BatchLimit(positions), max_new_tokens=6, end_id=end_id)
     assert len({len(one.token_ids) for one in swept}) > 1  # some rows end before others
-    assert len({one.token_ids for one in swept}) > 10
+    assert len({one.token_ids for one in swept}) > 4
     for plan, one in zip(tree.plans, swept, strict=True):
         if not one.is_near_tie and not one.is_router_tie:
             assert one.token_ids == answer_alone(model, state, plan, max_new_tokens=6, end_id=end_id), plan
