@@ -113,7 +113,7 @@ class Controllers:
             made.stage1_budget_encoder = BudgetEncoder.from_seed(model.d_model, 0)
         _load_weights(made._modules(), weights_path, record.get("weights_sha256"))
         made.cache_fingerprint = record.get("cache_fingerprint")
-        made.settings = record.get("settings") or {}
+        made.settings = dict(record.get("settings") or {})
         made.created_by = record.get("created_by")
         return made
 
@@ -227,6 +227,8 @@ def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, 
     for name, limit in (("d_model", MAX_D_MODEL), ("n_blocks", 1 << 12), ("native_top_k", 1 << 12)):
         if type(model.get(name)) is not int or not 1 <= model[name] <= limit:
             raise CheckpointError(f"{where}: model.{name} must be a whole number in 1..{limit}, not {model.get(name)!r}")
+    if not isinstance(record.get("settings", {}), Mapping | None):
+        raise CheckpointError(f"{where}: settings must be an object")
     fingerprint = model.get("fingerprint")
     if not isinstance(model.get("name"), str) or not (fingerprint is None or isinstance(fingerprint, str)):
         raise CheckpointError(f"{where}: model.name and model.fingerprint must be text")

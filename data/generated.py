@@ -11,12 +11,12 @@ A setting answers right when what the tier, the blocks and the experts give cove
 also carries the budget, the position and the tier (large), anisotropic noise, and a few dimensions of massive
 activation, as tokens of language models do (Sun et al., 2024, "Massive Activations in Large Language Models").
 
-Knows nothing of policies or training. `python -m knobctl.data.generated OUT` writes one as a cache of format 1.
+Knows nothing of policies or training. `python -m knobctl.data.generated_cache OUT` writes one to disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from .knobs import KnobSpace
 LATENTS = ("detail", "depth", "width", "hardness")
 N_BLOCKS = 16
 NATIVE_TOP_K = 8
+TOKENS_PER_CROP = 36
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class GeneratedCache:
     latency_ms_SX: NDArray[np.float32]
     language_feature_SD: NDArray[np.float32]
     token_STPMD: NDArray[np.float16]
+    crops_ST: NDArray[np.int64]
+    text_tokens_S: NDArray[np.int64]
+    output_tokens_S: NDArray[np.int64]
     need_SL: NDArray[np.float32]  # what each sample needs, all of it: the structure behind the outcomes
     shown_SL: NDArray[np.float32]  # the part of it that language and token together reveal
 
@@ -94,6 +98,9 @@ def generate(config: GeneratedConfig) -> GeneratedCache:
         latency_ms_SX=latency_ms_SX,
         language_feature_SD=feature_SD,
         token_STPMD=token_STPMD,
+        crops_ST=crops_ST,
+        text_tokens_S=text_tokens_S,
+        output_tokens_S=output_tokens_S,
         need_SL=need_SL,
         shown_SL=shown_SL,
     )
@@ -163,7 +170,7 @@ def _latency(
     head_X = np.array([s.insertion_position or 0 for s in settings])
     tail_X = np.array([s.num_blocks for s in settings]) - head_X
     work_X = head_X * (1.0 + 0.35 * NATIVE_TOP_K) + tail_X * (1.0 + 0.35 * k_X)
-    prefill_SX = (36 * crops_SX + text_tokens_S[:, None]) * work_X * 0.012
+    prefill_SX = (TOKENS_PER_CROP * crops_SX + text_tokens_S[:, None]) * work_X * 0.012
     decode_SX = (output_tokens_S[:, None] - 1) * (1.0 + work_X * 0.16)
     total_SX = 9.0 * crops_SX + prefill_SX + decode_SX
     return (total_SX * np.exp(0.02 * rng.standard_normal(total_SX.shape))).astype(np.float32)
@@ -216,8 +223,3 @@ def _standard(value_SL: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the columns at mean 0 and variance 1."""
     spread_L = value_SL.std(axis=0)
     return ((value_SL - value_SL.mean(axis=0)) / np.where(spread_L > 0, spread_L, 1.0)).astype(np.float32)
-
-
-def without_tokens(cache: GeneratedCache) -> GeneratedCache:
-    """Returns the cache with zero-width tokens, for callers that only need outcomes."""
-    return replace(cache, token_STPMD=cache.token_STPMD[..., :0])

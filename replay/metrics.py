@@ -148,7 +148,7 @@ def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
             break
         if not isinstance(record, dict) or record.get("step", step + 1) > step:
             continue
-        lines.append({name: record[name] for name in COLUMNS if name in record})
+        lines.append({name: value for name, value in record.items() if name in COLUMNS})
     return lines
 
 

@@ -133,7 +133,7 @@ def train_tables(
         if not resume:
             _remove_earlier_run(out)
         identity = {
-            "config": config.to_dict(),
+            **{f"config.{name}": value for name, value in config.to_dict().items()},
             "cache": tables.fingerprint,
             "data": data_digest(tables),
             "threads": torch.get_num_threads(),

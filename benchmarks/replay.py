@@ -1,0 +1,122 @@
+"""Times replay training on a generated cache: `python benchmarks/replay.py` (--help lists the sizes).
+
+What a step touches is projected once, so its time depends on budgets and samples, and not on d_model; d_model shows in
+the first line, the fit of the bases and the projection. Times suffer on a busy machine, so the load is printed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import replace
+
+import click
+import numpy as np
+import torch
+
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.generated import GeneratedConfig, generate
+from knobctl.replay.bundle import TrainingBundle, make_bundle
+from knobctl.replay.recipes import TUNED, TrainConfig
+from knobctl.replay.tables import ReplayTables
+from knobctl.replay.trainer import Trainer
+
+SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
+LARGE = replace(TUNED, epochs=100, min_steps=0, batch_size=2048, lr=1e-2)
+TARGET_STEPS, TARGET_SAMPLES = 187_500, 15_000  # the system this replaces: 25 to 30 s a step
+
+
+def bundle_of(samples: int, d_model: int, budgets: int) -> TrainingBundle:
+    """Returns the projected inputs of a generated cache."""
+    generated = generate(GeneratedConfig(samples, 1000, 0, d_model, budgets, seed=1))
+    tables = ReplayTables(
+        space=generated.config.space,
+        n_blocks=16,
+        native_top_k=8,
+        sample_ids=generated.sample_ids,
+        cluster_S=np.arange(len(generated.sample_ids)),
+        split_indices={split: np.flatnonzero(generated.split_S == split) for split in ("train", "val")},
+        budgets_ms_M=torch.from_numpy(generated.budgets_ms_M),
+        accuracy_SX=torch.from_numpy(generated.accuracy_SX),
+        latency_ms_SX=torch.from_numpy(generated.latency_ms_SX),
+        language_feature_SD=torch.from_numpy(generated.language_feature_SD),
+        token_STPMD=generated.token_STPMD,
+        token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
+    )
+    start = time.perf_counter()
+    bundle = make_bundle(tables, BudgetEncoder.from_seed(d_model, 0), TUNED, "the generated cache")
+    report("bases fitted and inputs projected, once a run", time.perf_counter() - start)
+    return bundle
+
+
+def report(what: str, seconds: float, more: str = "") -> None:
+    click.echo(f"{what:<52} {seconds:9.2f} s   {more:<52} load {os.getloadavg()[0]:.1f}")
+
+
+def first_samples(bundle: TrainingBundle, count: int) -> TrainingBundle:
+    """Returns the bundle with fewer training samples: an epoch of them is a stretch of steps to time."""
+    train = bundle.inputs["train"]
+    fewer = replace(
+        train,
+        language_NF=train.language_NF[:count],
+        token_NJMF=train.token_NJMF[:count],
+        reward_NMJA=train.reward_NMJA[:count],
+    )
+    return replace(bundle, inputs={**bundle.inputs, "train": fewer})
+
+
+def time_epoch(bundle: TrainingBundle, config: TrainConfig) -> tuple[float, int]:
+    """Returns the seconds and steps of one epoch, after one that warms up."""
+    trainer = Trainer(bundle, config)
+    trainer.run_epoch()
+    before, start = trainer.step, time.perf_counter()
+    trainer.run_epoch()
+    return time.perf_counter() - start, trainer.step - before
+
+
+def train_for(bundle: TrainingBundle, config: TrainConfig, goal: float = math.inf) -> tuple[float, float, int]:
+    """Returns (seconds in training alone, best reward on val, epochs), stopping at the goal."""
+    trainer, spent = Trainer(bundle, config), 0.0
+    while not trainer.done and float(trainer.best_reward_N.min()) < goal:
+        start = time.perf_counter()
+        trainer.run_epoch()
+        spent += time.perf_counter() - start
+        if trainer.epoch % trainer.eval_every == 0:
+            trainer.evaluate()
+    return spent, float(trainer.best_reward_N.min()), trainer.epoch
+
+
+@click.command()
+@click.option("--samples", default=TARGET_SAMPLES, show_default=True, help="Training samples.")
+@click.option("--d-model", default=2048, show_default=True, help="Tokens take 1 MB a sample at 2048 and 16 budgets.")
+@click.option("--budgets", default=16, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--full", is_flag=True, help="Also run all 100 epochs of batch 8, and batch 2048 to the same reward.")
+def main(samples: int, d_model: int, budgets: int, threads: int, full: bool) -> None:
+    """Time small steps, large batches, an epoch, and several seeds at once."""
+    torch.set_num_threads(threads)
+    click.echo(f"{samples:,} samples, d_model {d_model}, {budgets} budgets, {threads} threads, torch {torch.__version__}")
+    bundle = bundle_of(samples, d_model, budgets)
+    short = first_samples(bundle, min(samples, 4000))
+    seconds, steps = time_epoch(short, SMALL)
+    per_step = seconds / steps
+    projected = f"{1e3 * per_step:.3f} ms a step, {TARGET_STEPS:,} steps in {per_step * TARGET_STEPS / 60:.1f} min"
+    report(f"batch 8, group 5: {steps} steps", seconds, projected)
+    seconds, steps = time_epoch(short, replace(SMALL, seeds=(0, 1, 2)))
+    report(f"the same, 3 seeds side by side: {steps} steps", seconds, f"{seconds / steps / per_step:.2f} x one seed's step")
+    seconds, steps = time_epoch(bundle, TUNED)
+    report(f"one epoch of {samples:,}, batch {TUNED.batch_size}", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
+    seconds, steps = time_epoch(bundle, LARGE)
+    report(f"one epoch of {samples:,}, batch 2048", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
+    seconds, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
+    report(f"one epoch of {samples:,}, exact, batch {TUNED.batch_size}", seconds)
+    if full:
+        seconds, goal, epochs = train_for(bundle, SMALL)
+        report(f"batch 8, {epochs} epochs", seconds, f"reward on val {goal:.4f}")
+        seconds, reward, epochs = train_for(bundle, LARGE, goal)
+        report(f"batch 2048, {epochs} epochs", seconds, f"reward on val {reward:.4f}, goal {goal:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The controllers' sizes, their checkpoint, and what it refuses."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load, save, save_file
+
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, read_budget_encoder
+from knobctl.data.errors import CacheMismatch, CheckpointError
+from knobctl.data.knobs import KnobSpace
+
+SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4))
+MODEL = ModelIdentity("toy", d_model=8, n_blocks=4, native_top_k=4, fingerprint="f" * 64)
+
+
+@pytest.fixture
+def controllers():
+    made = Controllers.untrained(SPACE, MODEL, (10.0, 20.0), BudgetEncoder.from_seed(8, 1))
+    generator = torch.Generator().manual_seed(0)
+    for module in (made.stage1, made.stage2):
+        module.head.reset(generator, head_gain=1.0)
+    made.settings, made.cache_fingerprint = {"lr": 0.5}, "c" * 64
+    return made
+
+
+def test_parameter_counts_at_the_full_models_width():
+    made = Controllers.untrained(
+        KnobSpace(), ModelIdentity("full", 2048, 16, 8), (100.0,), BudgetEncoder.from_seed(2048, 0)
+    )
+    counts = made.parameter_counts()
+    assert 50_000 <= counts["stage1"] <= 100_000
+    assert 10_000 <= counts["stage2"] <= 30_000
+    assert 4_000_000 <= counts["budget_encoder"] <= 8_000_000
+    assert counts["frozen_buffers"] > 0
+
+
+def test_what_is_saved_is_loaded(controllers, tmp_path):
+    controllers.save_pretrained(tmp_path)
+    loaded = Controllers.from_pretrained(tmp_path)
+    for name, tensor in controllers._tensors().items():
+        assert torch.equal(tensor, loaded._tensors()[name]), name
+    assert (loaded.space, loaded.model, loaded.budgets_ms) == (SPACE, MODEL, (10.0, 20.0))
+    assert (loaded.settings, loaded.cache_fingerprint) == ({"lr": 0.5}, "c" * 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_a_trained_budget_encoder_is_saved_beside_the_cached_one(controllers, tmp_path):
+    controllers.stage1_budget_encoder = BudgetEncoder.from_seed(8, 2)
+    controllers.save_pretrained(tmp_path)
+    loaded = Controllers.from_pretrained(tmp_path)
+    budget = torch.tensor([15.0])
+    torch.testing.assert_close(loaded.budget_encoder(budget), BudgetEncoder.from_seed(8, 1)(budget))
+    torch.testing.assert_close(loaded.stage1_budget_encoder(budget), BudgetEncoder.from_seed(8, 2)(budget))
+
+
+def fits(controllers, **changes):
+    kind = {
+        "space": SPACE,
+        "d_model": 8,
+        "model_name": "other",
+        "model_fingerprint": "f" * 64,
+        "encoder": BudgetEncoder.from_seed(8, 1),
+    }
+    controllers.check_fits("cache X", **{**kind, **changes})
+
+
+def test_they_fit_caches_of_their_kind(controllers):
+    fits(controllers)
+    fits(controllers, model_fingerprint=None)
+    fits(controllers, encoder=None)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"space": KnobSpace(("low", "high"), (1, 2), (2, 4), (2, 4))}, r"\[3, 4\].*cache X.*\[2, 4\]"),
+        ({"d_model": 9}, "8 wide.*cache X.*9"),
+        ({"model_fingerprint": "e" * 64}, "ffff.*cache X.*eeee"),
+        ({"encoder": BudgetEncoder.from_seed(8, 2)}, "budget encoder .*cache X"),
+    ],
+)
+def test_what_does_not_fit_is_refused_naming_both(controllers, change, named):
+    with pytest.raises(CacheMismatch, match=named):
+        fits(controllers, **change)
+
+
+def rewrite(directory, change):
+    """Changes the JSON, as a stranger might."""
+    path = directory / CONFIG_NAME
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def replace_weights(directory, tensors):
+    """Writes other weights and the digest that goes with them."""
+    (directory / WEIGHTS_NAME).write_bytes(save(tensors))
+    digest = hashlib.sha256((directory / WEIGHTS_NAME).read_bytes()).hexdigest()
+    rewrite(directory, lambda record: record.update(weights_sha256=digest))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: r.update(format="pickle"), "no controllers' checkpoint"),
+        (lambda r: r.update(version=2), "version 2"),
+        (lambda r: r["model"].update(d_model=10**9), "d_model"),
+        (lambda r: r["model"].update(d_model=True), "d_model"),
+        (lambda r: r["model"].update(d_model=16), "shape"),
+        (lambda r: r["knobs"].update(top_k=list(range(1, 60_000))), "combinations"),
+        (lambda r: r["knobs"].update(tiers=[]), "tiers"),
+        (lambda r: r.pop("knobs"), "knobs"),
+        (lambda r: r.update(budgets_ms=[-1]), "budgets_ms"),
+        (lambda r: r.update(settings=[1]), "settings"),
+        (lambda r: r.update(weights_sha256="0" * 64), "sha256"),
+    ],
+)
+def test_a_strangers_json_is_refused(controllers, tmp_path, change, message):
+    controllers.save_pretrained(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(CheckpointError, match=message):
+        Controllers.from_pretrained(tmp_path)
+
+
+def test_strangers_weights_are_refused(controllers, tmp_path):
+    controllers.save_pretrained(tmp_path)
+    good = load((tmp_path / WEIGHTS_NAME).read_bytes())
+    name = "stage1.head.weights.0"
+    for tensors, message in (
+        ({k: v for k, v in good.items() if k != name}, name),
+        ({**good, "extra": torch.zeros(1)}, "extra"),
+        ({**good, name: torch.zeros(3, 3)}, "shape"),
+        ({**good, name: torch.full_like(good[name], torch.nan)}, "not finite"),
+        ({**good, name: good[name].long()}, "int64"),
+    ):
+        replace_weights(tmp_path, tensors)
+        with pytest.raises(CheckpointError, match=message):
+            Controllers.from_pretrained(tmp_path)
+    (tmp_path / WEIGHTS_NAME).write_bytes(b"\x80\x04cposix\nsystem\n")
+    rewrite(tmp_path, lambda record: record.pop("weights_sha256"))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Controllers.from_pretrained(tmp_path)
+
+
+def test_a_half_written_checkpoint_and_no_checkpoint_are_refused(controllers, tmp_path):
+    controllers.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / CONFIG_NAME).unlink()
+    with pytest.raises(CheckpointError, match="half-written"):
+        Controllers.from_pretrained(tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="no directory"):
+        Controllers.from_pretrained(tmp_path / "absent")
+
+
+def test_a_caches_encoder_is_read_or_refused(tmp_path):
+    path = tmp_path / "budget_encoder.safetensors"
+    save_file(BudgetEncoder.from_seed(8, 3).state_dict(), path)
+    budget = torch.tensor([15.0])
+    assert torch.equal(read_budget_encoder(path, 8)(budget), BudgetEncoder.from_seed(8, 3)(budget))
+    with pytest.raises(CheckpointError, match="shape"):
+        read_budget_encoder(path, 9)

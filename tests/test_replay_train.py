@@ -1,0 +1,275 @@
+"""Training end to end on small generated tables: repeat, resume, seeds, logs, holes, unusual caches, refusals."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from make_cache import make_cache
+from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+
+from knobctl.controllers.checkpoint import WEIGHTS_NAME, Controllers
+from knobctl.controllers.two_stage import TwoStagePolicy
+from knobctl.data.errors import CacheError, CheckpointError, KnobctlError
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.policy import Requests
+from knobctl.replay import train
+from knobctl.replay.inputs import settings_seen
+from knobctl.replay.recipes import CLASSIC, TUNED, TrainConfig, recipe
+from knobctl.replay.train import train_controllers, train_tables
+
+QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 32, "evaluations": 4, "log_interval": 2, "basis_rows": 1}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return tables_of(small_generated(space=SMALL_SPACE))
+
+
+def quick(**changes):
+    return recipe("tuned", **{**QUICK, **changes})
+
+
+def run(tables, out, config=None, **options):
+    return train_tables(tables, encoder_for(tables), out, config or quick(), where="the test's tables", **options)
+
+
+def weights(path):
+    return (path / WEIGHTS_NAME).read_bytes()
+
+
+def test_same_cache_and_seed_give_bit_equal_controllers(tables, tmp_path):
+    run(tables, tmp_path / "a")
+    run(tables, tmp_path / "b")
+    run(tables, tmp_path / "c", quick(seeds=(7,)))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("changes", [{}, {"seeds": (1, 2)}, {"train_budget_encoder": True}, {"estimator": "exact"}])
+def test_resuming_after_a_kill_is_bit_equal(tables, tmp_path, monkeypatch, changes):
+    config = quick(**changes)
+    run(tables, tmp_path / "whole", config)
+
+    class Killed(BaseException):
+        pass
+
+    def stop(done, _total):
+        if done == 2:
+            raise Killed
+
+    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+    with pytest.raises(Killed):
+        run(tables, tmp_path / "cut", config, progress=stop)
+    assert not list((tmp_path / "cut").rglob(WEIGHTS_NAME))
+    seen = []
+    run(tables, tmp_path / "cut", config, resume=True, progress=lambda done, _total: seen.append(done))
+    assert seen == [3, 4]
+    for path in (tmp_path / "whole").rglob(WEIGHTS_NAME):
+        other = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
+        assert path.read_bytes() == other.read_bytes()
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_resuming_another_run_names_what_differs(tables, tmp_path):
+    run(tables, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"config\.lr \(there 0\.005, now 0\.001\)"):
+        run(tables, tmp_path / "out", quick(lr=1e-3), resume=True)
+    with pytest.raises(CheckpointError, match="data"):
+        run(replace(tables, latency_ms_SX=tables.latency_ms_SX * 2), tmp_path / "out", resume=True)
+
+
+def test_a_half_written_state_is_refused(tables, tmp_path):
+    run(tables, tmp_path / "out")
+    state = tmp_path / "out" / "training_state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run(tables, tmp_path / "out", resume=True)
+
+
+def test_several_seeds_make_a_checkpoint_each_and_differ(tables, tmp_path):
+    report = run(tables, tmp_path / "out", quick(seeds=(0, 1, 2)))
+    assert [seed.path for seed in report.seeds] == [str(tmp_path / "out" / f"seed-{s}") for s in (0, 1, 2)]
+    found = {weights(tmp_path / "out" / f"seed-{s}") for s in (0, 1, 2)}
+    assert len(found) == 3
+    json.loads(report.to_json())
+
+
+def test_the_log_has_the_fields_usual_names(tables, tmp_path):
+    run(tables, tmp_path / "out", quick(num_iterations=2, beta=0.1, lr=0.05))
+    with (tmp_path / "out" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [row for row in rows if row["reward"]]
+    assert [int(row["step"]) for row in steps] == list(range(2, 17, 2))
+    for name in ("reward_std", "frac_reward_zero_std", "entropy", "kl", "clip_ratio", "grad_norm", "lr"):
+        values = [float(row[name]) for row in steps]
+        assert np.isfinite(values).all() and any(value != 0 for value in values) or name == "frac_reward_zero_std", name
+    evaluated = [row for row in rows if row["val_reward"]]
+    assert len(evaluated) == 4
+    for row in evaluated:
+        terms = [float(value) for name, value in row.items() if name.startswith("val_") and name.endswith("_term")]
+        assert sum(terms) == pytest.approx(float(row["val_reward"]), abs=1e-4)
+
+
+def test_training_learns(tables, tmp_path):
+    before = run(tables, tmp_path / "a", quick(epochs=1, lr=1e-6))
+    after = run(tables, tmp_path / "b", quick(epochs=60))
+    assert after.seeds[0].val_reward > before.seeds[0].val_reward + 0.05
+
+
+def test_the_classic_recipe_is_the_originals():
+    assert (CLASSIC.batch_size, CLASSIC.epochs, CLASSIC.lr, CLASSIC.stage1_lr_ratio) == (8, 100, 1e-4, 1.0)
+    assert (CLASSIC.weight_decay, CLASSIC.group_size, CLASSIC.scale_rewards) == (1e-5, 5, "group")
+    assert (CLASSIC.seeds, CLASSIC.estimator, CLASSIC.entropy_bonus_start, CLASSIC.ema_decay) == ((42,), "grpo", 0, 0)
+    assert CLASSIC.epochs_for(15_000) * 15_000 // CLASSIC.batch_size == 187_500
+
+
+def test_a_config_survives_its_record_and_refuses_nonsense():
+    assert TrainConfig.from_dict(json.loads(json.dumps(TUNED.to_dict()))) == TUNED
+    for change in ({"epochs": 0}, {"lr": 0.0}, {"estimator": "magic"}, {"seeds": ()}, {"seeds": (1, 1)}):
+        with pytest.raises(KnobctlError, match="training settings"):
+            replace(TUNED, **change)
+    with pytest.raises(KnobctlError, match="recipe"):
+        recipe("nonesuch")
+
+
+def choices(controllers, tables, sample_ids, available=None):
+    """Every sample under every budget, as (tier, position, top-k, num_blocks) indices and the setting."""
+    policy, space = TwoStagePolicy(controllers), tables.space
+    budgets = tables.budgets_ms_M.numpy()
+    rows = np.repeat(sample_ids, len(budgets))
+    requests = Requests(
+        tuple(tables.sample_ids[row] for row in rows),
+        ("generated",) * len(rows),
+        tables.language_feature_SD.numpy()[rows],
+        np.tile(budgets, len(sample_ids)),
+        None if available is None else available[rows],
+    )
+    tier, position = policy.choose_image(requests)
+    budget = np.tile(np.arange(len(budgets)), len(sample_ids))
+    token = tables.token_STPMD[rows, tier, position, budget]
+    top_k, blocks = policy.choose_compute(requests, tier, position, token)
+    values = zip(tier, position, top_k, blocks, strict=True)
+    axes = (space.tiers, space.insertion_positions, space.top_k, space.num_blocks)
+    return [tuple(axis[i] for axis, i in zip(axes, value, strict=True)) for value in values]
+
+
+def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tables, tmp_path):
+    accuracy = tables.accuracy_SX.clone()
+    gone = [x for x, s in enumerate(tables.space.settings) if s.tier == "high" or s.num_blocks == 4]
+    accuracy[:, gone] = torch.nan  # no sample has these
+    accuracy[::2, 0] = torch.nan  # every other sample lacks this one
+    holed = replace(tables, accuracy_SX=accuracy)
+    notes = []
+    run(holed, tmp_path / "out", say=notes.append)
+    assert any("holes" in note for note in notes)
+    controllers = Controllers.from_pretrained(tmp_path / "out")
+    allowed_J, allowed_JA = settings_seen(holed)
+    assert allowed_J.tolist() == [True, True, False, False]
+    assert torch.equal(controllers.stage2.allowed_JA[allowed_J], allowed_JA[allowed_J])
+    test = holed.indices("test")
+    features = holed.language_feature_SD[torch.from_numpy(test)]
+    log_prob = controllers.stage1(features, torch.zeros(len(test), holed.d_model))
+    assert not log_prob.exp()[:, ~allowed_J].any()
+    for tier, _position, _top_k, num_blocks in choices(controllers, holed, test):
+        assert (tier, num_blocks) == ("low", 3)
+    available = np.isfinite(accuracy.numpy())
+    rows = np.repeat(test, len(holed.budgets_ms_M))
+    for row, chosen in zip(rows, choices(controllers, holed, test, available), strict=True):
+        index = [i for i, s in enumerate(tables.space.settings) if (s.tier, s.insertion_position, s.top_k, s.num_blocks) == chosen]
+        assert available[row, index[0]]
+
+
+def test_a_sample_with_nothing_left_is_an_error(tables, tmp_path):
+    accuracy = tables.accuracy_SX.clone()
+    accuracy[3] = torch.nan
+    with pytest.raises(CacheError, match="generated/000003.*no setting left"):
+        run(replace(tables, accuracy_SX=accuracy), tmp_path / "out")
+
+
+def test_a_choice_is_the_same_alone_and_among_many(tables, tmp_path):
+    run(tables, tmp_path / "out")
+    controllers = Controllers.from_pretrained(tmp_path / "out")
+    test = tables.indices("test")[:8]
+    together = choices(controllers, tables, test)
+    alone = [choice for sample in test for choice in choices(controllers, tables, np.array([sample]))]
+    assert together == alone
+
+
+def test_replay_sees_what_the_saved_controllers_choose(tables, tmp_path):
+    """The greedy reward that selected the checkpoint is what the loaded policy earns on `val`."""
+    report = run(tables, tmp_path / "out", quick(epochs=20))
+    controllers = Controllers.from_pretrained(tmp_path / "out")
+    val = tables.indices("val")
+    lookup = {(s.tier, s.insertion_position, s.top_k, s.num_blocks): x for x, s in enumerate(tables.space.settings)}
+    setting = torch.tensor([lookup[choice] for choice in choices(controllers, tables, val)]).view(len(val), -1)
+    reward = tables.reward_NMX(val, TUNED.reward_weights).gather(2, setting[..., None])
+    assert float(reward.mean()) == pytest.approx(report.seeds[0].val_reward, abs=1e-5)
+
+
+ODD_SPACES = {
+    "seven tiers": KnobSpace(tuple(f"t{i}" for i in range(7)), (1, 2, 3), (1, 4, 16), (8, 16)),
+    "one of each": KnobSpace(("only",), (1,), (2,), (3,)),
+    "blocks fewer than the position": KnobSpace(("low", "high"), (1, 3), (2, 4), (2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_SPACES)
+def test_other_knob_values_train(tmp_path, name):
+    tables = tables_of(small_generated(train=40, val=12, test=12, d_model=12, space=ODD_SPACES[name]))
+    run(tables, tmp_path / "out", quick(epochs=2))
+    for choice in choices(Controllers.from_pretrained(tmp_path / "out"), tables, tables.indices("test")):
+        settings = [(s.tier, s.insertion_position, s.top_k, s.num_blocks) for s in tables.space.settings]
+        assert choice in settings
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"train": 7, "val": 1, "test": 2}, {"train": 1, "val": 0, "test": 0}, {"n_budgets": 1}, {"val": 0}]
+)
+def test_small_and_lopsided_caches_train(tmp_path, sizes):
+    tables = tables_of(small_generated(**{"space": SMALL_SPACE, "d_model": 12, **sizes}))
+    report = run(tables, tmp_path / "out", quick(epochs=2))
+    assert np.isfinite(report.seeds[0].val_reward)
+    assert bool(report.notes) == (sizes.get("val", 1) == 0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"token_STPMD": None}, "no latency tokens"),
+        ({"language_feature_SD": torch.zeros(200, 0)}, "no language features"),
+        ({"latency_ms_SX": torch.full((200, 16), torch.nan)}, "no latency_ms"),
+        ({"split_indices": {}}, "no samples in split `train`"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_with_the_reason(tables, tmp_path, change, message):
+    with pytest.raises(CacheError, match=message):
+        run(replace(tables, **change), tmp_path / "out")
+
+
+def test_a_cache_on_disk_trains(tmp_path):
+    cache = make_cache(tmp_path / "cache", samples=40, d_model=8)
+    report = train_controllers(cache, tmp_path / "out", quick(epochs=2))
+    assert report.training_samples > 0
+    assert Controllers.from_pretrained(tmp_path / "out").cache_fingerprint is not None
+
+
+def test_a_cache_on_disk_without_tokens_is_refused(tmp_path):
+    cache = make_cache(tmp_path / "cache", samples=20, d_model=8, tokens=False)
+    with pytest.raises(CacheError, match="no latency tokens"):
+        train_controllers(cache, tmp_path / "out", quick())
+
+
+def test_an_output_directory_with_something_else_is_left_alone(tables, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"thesis\.tex"):
+        run(tables, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_cuda_is_said(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(KnobctlError, match="--device cpu"):
+        run(tables, tmp_path / "out", quick(device="cuda"))
