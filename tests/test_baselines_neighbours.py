@@ -118,7 +118,7 @@ def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str):
     (policy,) = build_baselines([name], table)
     rows = table.indices("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
-    assert (setting_N == np.where(kind_S[rows] == 1, 1, 0)).mean() > 0.9
+    assert (setting_N == np.where(kind_S[rows] == 1, 1, 0)).mean() > 0.85
 
 
 def test_the_language_regression_finds_what_the_feature_reveals(tmp_path: Path):

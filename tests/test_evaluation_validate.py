@@ -30,7 +30,7 @@ WEIGHTS = {"alpha": 2.0, "beta": 0.5, "gamma": 10.0, "delta": 0.1, "epsilon": 0.
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     path = tmp_path_factory.mktemp("validate") / "cache"
     cache = open_cache(make_cache(path, samples=60))
-    random_controllers(cache, path.parent / "a", settings={"reward": WEIGHTS})
+    random_controllers(cache, path.parent / "a", settings={"reward_weights": WEIGHTS})
     random_controllers(cache, path.parent / "b", seed=1)
     return cache
 
@@ -97,8 +97,8 @@ def test_controllers_that_do_not_fit_are_refused_naming_both(cache: Cache, tmp_p
     other = write_array_cache(tmp_path / "other", [[1] * 4] * 4, [[1.0] * 4] * 4, splits=["train"] * 2 + ["test"] * 2)
     with pytest.raises(CacheMismatch, match=r"choose among .*but cache .*other has"):
         validate_controllers(cache.path.parent / "a", other)
-    random_controllers(cache, tmp_path / "odd", settings={"reward": {**WEIGHTS, "beta": "much"}})
-    with pytest.raises(CheckpointError, match=r"settings.reward.beta must be a finite number, not 'much'"):
+    random_controllers(cache, tmp_path / "odd", settings={"reward_weights": {**WEIGHTS, "beta": "much"}})
+    with pytest.raises(CheckpointError, match=r"settings.reward_weights.beta must be a finite number, not 'much'"):
         validate_controllers(tmp_path / "odd", cache.path)
     assert len(FOUR.settings) == 4
 
@@ -128,6 +128,7 @@ def test_names_of_controllers_are_as_short_as_tells_them_apart():
     assert short_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert short_names([Path("one/seed0"), Path("two/seed0")]) == ["one/seed0", "two/seed0"]
     assert len(set(short_names([Path("a"), Path("a")]))) == 2
+    assert short_names([Path("runs/table"), Path("runs/b")]) == ["table (controllers)", "b"]
 
 
 def text_of(report: object) -> str:

@@ -9,11 +9,12 @@ from ...data.cache import open_cache
 from ...data.policy import Policy
 from ..baselines.ablations import ablations
 from ..baselines.lookup import BudgetTable
+from ..baselines.registry import BASELINES
 from ..baselines.reward_table import RewardTable
 from ..reward import RewardWeights
 from .bootstrap import DEFAULT_RESAMPLES
 from .evaluate import evaluate, split_samples
-from .load import load_controllers
+from .load import LoadedControllers, load_controllers
 from .report import EvaluationReport
 from .validate import baseline_policies
 
@@ -33,23 +34,20 @@ def compare(
     """Returns the report of several controllers and the baselines on one split of a cache.
 
     Without controllers it is a report of the baselines, which any cache supports, imported results among them. All are
-    measured with one reward: `weights`, else the default's, whatever each was trained with.
+    measured with one reward: `weights`, else those that all controllers were trained with, else the default.
     """
-    cache = open_cache(Path(cache_path), tokens=True)
-    table = RewardTable.from_cache(cache, weights)
+    cache = open_cache(Path(cache_path))
+    names = short_names([Path(path) for path in controllers_paths])
+    loaded = [load_controllers(path, cache, name=name) for name, path in zip(names, controllers_paths, strict=True)]
+    table = RewardTable.from_cache(cache, weights or _common_weights(loaded))
     split_samples(table, split)
-    table.budget_rows(table.budgets_ms_M if budgets_ms is None else budgets_ms)
+    table.budget_rows(budgets_ms or table.budgets_ms_M)
     warnings = list(cache.warnings)
-    policies: list[Policy] = []
-    described = {}
-    for name, path in zip(short_names([Path(path) for path in controllers_paths]), controllers_paths, strict=True):
-        loaded = load_controllers(path, cache, name=name)
-        policies.append(loaded.policy)
-        described[name] = loaded.describe()
-        if loaded.weights is not None and loaded.weights != table.weights:
-            warnings.append(
-                f"{name} was trained with other reward weights ({loaded.weights.to_dict()}) than reported here"
-            )
+    for name, one in zip(names, loaded, strict=True):
+        if one.weights is not None and one.weights != table.weights:
+            trained = one.weights.to_dict()
+            warnings.append(f"{name} was trained with other reward weights ({trained}) than this report's")
+    policies: list[Policy] = [one.policy for one in loaded]
     subjects = [policy.name for policy in policies]
     if with_ablations:
         policies += [part for policy in list(policies) for part in ablations(policy, BudgetTable(table))]
@@ -65,14 +63,23 @@ def compare(
         seed=seed,
     )
     report.warnings[:0] = warnings
-    report.controllers = described
+    report.controllers = {name: one.describe() for name, one in zip(names, loaded, strict=True)}
     return report
 
 
+def _common_weights(loaded: Sequence[LoadedControllers]) -> RewardWeights | None:
+    """Returns the reward weights that all controllers were trained with; None where they differ or do not say."""
+    found = {one.weights for one in loaded}
+    return found.pop() if len(found) == 1 else None
+
+
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Returns the last part of each path, with as many parts before it as tell all of them apart."""
+    """Returns the last part of each path, with as many parts before it as tell all of them apart.
+
+    A directory that is called like a baseline is said to hold controllers.
+    """
     for length in range(1, max((len(path.parts) for path in paths), default=1) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names):
-            return names
+            return [f"{name} (controllers)" if name in BASELINES else name for name in names]
     return [f"{path}#{place}" for place, path in enumerate(paths)]  # the same one twice

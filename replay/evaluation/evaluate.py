@@ -56,7 +56,7 @@ def evaluate(
     """
     table = table or RewardTable.from_cache(cache, weights)
     sample_N = split_samples(table, split)
-    budget_M = tuple(sorted(set(table.budget_rows(table.budgets_ms_M if budgets_ms is None else budgets_ms).tolist())))
+    budget_M = tuple(sorted(set(table.budget_rows(budgets_ms or table.budgets_ms_M).tolist())))
     problem = Problem.of(table, sample_N, budget_M, latency_runs(cache, sample_N))
     chosen = {policy.name: decide(policy, table, sample_N, budget_M) for policy in policies}
     assert len(chosen) == len(policies), f"two policies share a name: {[policy.name for policy in policies]}"

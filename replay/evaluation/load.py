@@ -26,17 +26,19 @@ class LoadedControllers:
     @property
     def weights(self) -> RewardWeights | None:
         """The reward's weights that they were trained with; None where the checkpoint does not say."""
-        recorded = self.controllers.settings.get("reward")
+        recorded = self.controllers.settings.get("reward_weights")
         if recorded is None:
             return None
         names = {field.name for field in fields(RewardWeights)}
         if not isinstance(recorded, dict) or set(recorded) != names:
             raise CheckpointError(
-                f"{self.path}: settings.reward must give the weights {sorted(names)}, not {recorded!r}"
+                f"{self.path}: settings.reward_weights must give the weights {sorted(names)}, not {recorded!r}"
             )
         for name, value in recorded.items():
             if type(value) not in (int, float) or not math.isfinite(value):
-                raise CheckpointError(f"{self.path}: settings.reward.{name} must be a finite number, not {value!r}")
+                raise CheckpointError(
+                    f"{self.path}: settings.reward_weights.{name} must be a finite number, not {value!r}"
+                )
         return RewardWeights(**recorded)
 
     def describe(self) -> dict[str, Any]:

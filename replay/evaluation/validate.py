@@ -154,7 +154,7 @@ def baseline_policies(names: Sequence[str] | None, table: RewardTable, seed: int
 def _check_request(table: RewardTable, split: str, budgets_ms: Sequence[float] | None) -> None:
     """Finds what the user mistook before anything is fitted."""
     split_samples(table, split)
-    table.budget_rows(table.budgets_ms_M if budgets_ms is None else budgets_ms)
+    table.budget_rows(budgets_ms or table.budgets_ms_M)
 
 
 def _policies(
