@@ -17,6 +17,9 @@ class Requests:
     datasets: tuple[str, ...]
     language_feature_BD: NDArray[np.float32]
     budget_ms_B: NDArray[np.float32]
+    available_BX: NDArray[np.bool_] | None = None
+    """Settings that may be chosen, in the order of `KnobSpace.settings`: in replay those with a recorded outcome, so
+    that a hole in the cache is never chosen; None, as when the model runs, means all of them."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
