@@ -96,7 +96,9 @@ def train_for(bundle: TrainingBundle, config: TrainConfig, goal: float = math.in
 def main(samples: int, d_model: int, budgets: int, threads: int, full: bool) -> None:
     """Time small steps, large batches, an epoch, and several seeds at once."""
     torch.set_num_threads(threads)
-    click.echo(f"{samples:,} samples, d_model {d_model}, {budgets} budgets, {threads} threads, torch {torch.__version__}")
+    click.echo(
+        f"{samples:,} samples, d_model {d_model}, {budgets} budgets, {threads} threads, torch {torch.__version__}"
+    )
     bundle = bundle_of(samples, d_model, budgets)
     short = first_samples(bundle, min(samples, 4000))
     seconds, steps = time_epoch(short, SMALL)
@@ -104,7 +106,9 @@ def main(samples: int, d_model: int, budgets: int, threads: int, full: bool) -> 
     projected = f"{1e3 * per_step:.3f} ms a step, {TARGET_STEPS:,} steps in {per_step * TARGET_STEPS / 60:.1f} min"
     report(f"batch 8, group 5: {steps} steps", seconds, projected)
     seconds, steps = time_epoch(short, replace(SMALL, seeds=(0, 1, 2)))
-    report(f"the same, 3 seeds side by side: {steps} steps", seconds, f"{seconds / steps / per_step:.2f} x one seed's step")
+    report(
+        f"the same, 3 seeds side by side: {steps} steps", seconds, f"{seconds / steps / per_step:.2f} x one seed's step"
+    )
     seconds, steps = time_epoch(bundle, TUNED)
     report(f"one epoch of {samples:,}, batch {TUNED.batch_size}", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
     seconds, steps = time_epoch(bundle, LARGE)

@@ -1,4 +1,4 @@
-"""Frozen input bases: fixed projections, fitted in closed form on the training split, that the controllers read through.
+"""Frozen input bases: fixed projections, fitted in closed form on the training split, which the controllers read.
 
 They are buffers, not parameters: nothing trains them. Fitting lives in `replay/fit_bases.py`; this file only applies
 them, at training and at deployment alike. Shapes: D = d_model, F features, T tiers, P insertion positions.

@@ -102,7 +102,7 @@ class Controllers:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: Path | str, *, revision: str | None = None) -> Controllers:
-        """Reads a checkpoint from a directory or from the Hugging Face hub. Raises CheckpointError for what is wrong."""
+        """Reads a checkpoint from a directory or the Hugging Face hub. Raises CheckpointError for what is wrong."""
         directory = _locate(path_or_hub_id, revision)
         config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
         record = read_json(config_path, error=CheckpointError)
@@ -139,7 +139,9 @@ class Controllers:
             self.space.top_k,
             self.space.num_blocks,
         ):
-            raise CacheMismatch(f"{mine} choose among {self.space}, but {what} has {space}: train on it, or use its own")
+            raise CacheMismatch(
+                f"{mine} choose among {self.space}, but {what} has {space}: train on it, or use its own"
+            )
         if d_model != self.model.d_model:
             raise CacheMismatch(
                 f"{mine} read features {self.model.d_model} wide, but {what} (model {model_name}) has d_model {d_model}"
@@ -202,7 +204,9 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
         return path
     name = str(path_or_hub_id)
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{path} is no directory with a controllers' checkpoint, and no hub id (owner/name) either")
+        raise CheckpointError(
+            f"{path} is no directory with a controllers' checkpoint, and no hub id (owner/name) either"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -226,7 +230,9 @@ def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, 
         raise CheckpointError(f"{where} lacks `model`, `knobs` or `budgets_ms`")
     for name, limit in (("d_model", MAX_D_MODEL), ("n_blocks", 1 << 12), ("native_top_k", 1 << 12)):
         if type(model.get(name)) is not int or not 1 <= model[name] <= limit:
-            raise CheckpointError(f"{where}: model.{name} must be a whole number in 1..{limit}, not {model.get(name)!r}")
+            raise CheckpointError(
+                f"{where}: model.{name} must be a whole number in 1..{limit}, not {model.get(name)!r}"
+            )
     if not isinstance(record.get("settings", {}), Mapping | None):
         raise CheckpointError(f"{where}: settings must be an object")
     fingerprint = model.get("fingerprint")
@@ -263,7 +269,9 @@ def _load_weights(modules: Mapping[str, nn.Module], path: Path, digest: object) 
             names = set(file.keys())
             if names != set(wanted):
                 odd = sorted(names ^ set(wanted))[:4]
-                raise CheckpointError(f"{path} does not hold exactly the tensors expected: {odd} are missing or unknown")
+                raise CheckpointError(
+                    f"{path} does not hold exactly the tensors expected: {odd} are missing or unknown"
+                )
             for name, target in wanted.items():
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(target.shape):
@@ -275,5 +283,3 @@ def _load_weights(modules: Mapping[str, nn.Module], path: Path, digest: object) 
                     target.copy_(source)
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{path} cannot be read: {cause}") from cause
-
-

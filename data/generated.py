@@ -38,7 +38,9 @@ class GeneratedConfig:
     test: int = 2000
     d_model: int = 256
     n_budgets: int = 4
-    structure: str = "linear"  # linear, nonlinear (latents are folded before they show) or faint (a fifth of the signal)
+    structure: str = (
+        "linear"  # linear, nonlinear (latents are folded before they show) or faint (a fifth of the signal)
+    )
     signal: float = 0.5  # how far a latent moves the token, where the noise of one dimension is about 1 (d_model 256)
     hole_share: float = 0.0  # share of outcomes left out
     seed: int = 0
@@ -138,9 +140,7 @@ def _sizes(
     return crops_ST, text_tokens_S, output_tokens_S
 
 
-def _accuracy(
-    config: GeneratedConfig, need_SL: NDArray[np.float32], rng: np.random.Generator
-) -> NDArray[np.float32]:
+def _accuracy(config: GeneratedConfig, need_SL: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Returns the accuracy of every setting [S, X]: 1 where it gives what the sample needs, a third where nearly."""
     settings, space = config.space.settings, config.space
     tier_X = np.linspace(-0.9, 1.5, len(space.tiers))[[space.tiers.index(s.tier) for s in settings]]
@@ -197,7 +197,12 @@ def _tokens(
     if config.structure == "nonlinear":
         mix_LH = rng.standard_normal((shown_SL.shape[1], 24), dtype=np.float32) / np.float32(1.5)
         shown_SL = np.tanh(shown_SL @ mix_LH + rng.standard_normal(24, dtype=np.float32))
-    strength = (0.3 if config.structure == "faint" else 1.0) * config.signal * np.sqrt(256 / D) / np.sqrt(shown_SL.shape[1] / 8)
+    strength = (
+        (0.3 if config.structure == "faint" else 1.0)
+        * config.signal
+        * np.sqrt(256 / D)
+        / np.sqrt(shown_SL.shape[1] / 8)
+    )
     signal_PLD = np.stack([strength * (0.6 + 0.2 * p) * directions(shown_SL.shape[1]) for p in range(P)])
     factors = 48
     factor_FD = directions(factors) * (0.8 / np.sqrt(np.arange(1, factors + 1)))[:, None].astype(np.float32)

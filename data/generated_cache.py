@@ -1,4 +1,4 @@
-"""Writes a generated cache to disk, as any other: `python -m knobctl.data.generated_cache OUT --structure nonlinear`."""
+"""Writes a generated cache to disk: `python -m knobctl.data.generated_cache OUT --structure nonlinear`."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Leaves:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch's joint draws and what they earned: choices [N, B, G] of both stages, advantages, old log-probabilities."""
+    """A batch's joint draws: choices of both stages, advantages, log-probabilities when drawn; all [N, B, G]."""
 
     choice1_NBG: Tensor
     choice2_NBG: Tensor

@@ -41,7 +41,9 @@ class TrainingBundle:
 def require_trainable(tables: ReplayTables, where: str) -> None:
     """Raises CacheError, with the reason, for a cache that cannot train both controllers."""
     if tables.d_model == 0:
-        raise CacheError(f"{where} has no language features: Stage1 has no input, so controllers cannot be trained on it")
+        raise CacheError(
+            f"{where} has no language features: Stage1 has no input, so controllers cannot be trained on it"
+        )
     if tables.token_STPMD is None or tables.token_present_STPM is None:
         raise CacheError(
             f"{where} has no latency tokens: Stage2 has no input, so controllers cannot be trained on it "
@@ -91,7 +93,8 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
             tables, train_S, config.reward_weights, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF
         )
     }
-    assert isinstance(language.whole, VectorBasis) and isinstance(token.whole, TokenBasis)
+    assert isinstance(language.whole, VectorBasis)
+    assert isinstance(token.whole, TokenBasis)
     val_S = tables.indices("val")
     inputs["val"] = replay_inputs(
         tables,
@@ -105,9 +108,7 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
         if made.holes:
             notes.append(f"split {split}: {made.holes:,} (sample, setting) pairs are holes, masked for their samples")
     explained = {"language": language.explained_F.tolist(), "token": token.explained_F.tolist()}
-    return TrainingBundle(
-        tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes)
-    )
+    return TrainingBundle(tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes))
 
 
 def _cross_fitted(
@@ -117,12 +118,13 @@ def _cross_fitted(
     language: FittedBasis,
     token: FittedBasis,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the training split's features, [N, F] and [N, J, M, F], each sample's from the fits of the other folds."""
+    """Returns the training split's features, [N, F] and [N, J, M, F], each sample's from fits of other folds."""
     language_NF = torch.empty(len(train_S), LANGUAGE_FEATURES)
     shape = (len(train_S), tables.stage1_choices, len(tables.budgets_ms_M), TOKEN_FEATURES)
     token_NJMF = torch.empty(shape)
     for fold, (vector_basis, token_basis) in enumerate(zip(language.by_fold, token.by_fold, strict=True)):
-        assert isinstance(vector_basis, VectorBasis) and isinstance(token_basis, TokenBasis)
+        assert isinstance(vector_basis, VectorBasis)
+        assert isinstance(token_basis, TokenBasis)
         mine_N = np.flatnonzero(fold_S == fold)
         language_NF[mine_N] = project_language(tables, train_S[mine_N], vector_basis)
         token_NJMF[mine_N] = project_tokens(tables, train_S[mine_N], token_basis)

@@ -24,7 +24,7 @@ from .ridge import FoldSums, RidgeFit, fit_ridge
 from .tables import ChoiceGrid, ReplayTables
 
 FOLDS = 5
-ROWS_AT_ONCE = 4096
+SAMPLES_AT_ONCE = 128
 MOMENT_SAMPLES = 1024
 BUDGET_WAVES = 8
 POSITION_PENALTIES = (1e-2, 1e-1, 1.0, 10.0, 1000.0)  # the last all but keeps to the fit of all positions
@@ -110,7 +110,7 @@ def fit_language_basis(tables: ReplayTables, fold_S: NDArray[np.int64], features
         mine = torch.from_numpy(np.flatnonzero(fold_S == fold))
         sums.add(fold, (x_SD[mine] - mean_D) / spread_D, y_SQ[mine])
     fit = fit_ridge(sums)
-    gain_Q = _gains(fit, sums)
+    gain_Q = _gains(fit, sums, y_SQ.shape[1])
 
     def basis(weight_DQ: Tensor) -> VectorBasis:
         made = VectorBasis(x_SD.shape[1], features)
@@ -134,15 +134,10 @@ def fit_token_basis(
     width = targets_TP.shape[-1] + wave_MQ.shape[1]
     folds = int(fold_S.max()) + 1
     by_position = [FoldSums.zeros(folds, tables.d_model, width) for _ in range(positions)]
-    generator = np.random.default_rng(seed)
-    for tier in range(tiers):
-        for position in range(positions):
-            for fold, mine_N, budget_N, token_ND in _token_rows(
-                tables, fold_S, tier, position, rows_per_place, generator
-            ):
-                x_ND = (token_ND - mean_TPD[tier, position]) / spread_PD[position]
-                y_NQ = torch.cat([targets_TP[tier, position][mine_N], wave_MQ[budget_N]], dim=1)
-                by_position[position].add(fold, x_ND, y_NQ)
+    for rows in _token_rows(tables, fold_S, rows_per_place, np.random.default_rng(seed)):
+        x_ND = (rows.token_ND - mean_TPD[rows.tier, rows.position]) / spread_PD[rows.position]
+        y_NQ = torch.cat([targets_TP[rows.tier, rows.position][rows.sample_N], wave_MQ[rows.budget_N]], dim=1)
+        by_position[rows.position].add(rows.fold, x_ND, y_NQ)
     # One scale for all positions, or weights of one would mean another thing at the next.
     spread_D = spread_PD.square().mean(dim=0).sqrt()
     for sums, own_D in zip(by_position, spread_PD, strict=True):
@@ -154,7 +149,7 @@ def fit_token_basis(
         pooled_sums = pooled_sums.plus(sums)
     pooled = fit_ridge(pooled_sums)
     fits = [fit_ridge(sums, pooled, POSITION_PENALTIES) for sums in by_position] if positions > 1 else [pooled]
-    gain_Q = _gains(pooled, pooled_sums)
+    gain_Q = _gains(pooled, pooled_sums, targets_TP.shape[-1])
 
     def basis(weights: list[Tensor]) -> TokenBasis:
         made = TokenBasis(tables.d_model, features, tiers, positions)
@@ -186,7 +181,7 @@ def _token_targets(tables: ReplayTables, count: int) -> Tensor:
 
 
 def _token_moments(tables: ReplayTables) -> tuple[Tensor, Tensor]:
-    """Returns the mean token of each place [T, P, D] and the spread around it by position [P, D], on the training split."""
+    """Returns each place's mean token [T, P, D] and the spread around it by position [P, D], on `train`."""
     train_S = tables.indices("train")
     train_S = train_S[np.linspace(0, len(train_S) - 1, min(len(train_S), MOMENT_SAMPLES)).astype(np.int64)]
     tiers, positions = len(tables.space.tiers), len(tables.space.insertion_positions)
@@ -203,26 +198,41 @@ def _token_moments(tables: ReplayTables) -> tuple[Tensor, Tensor]:
     return mean_TPD, square_PD.sqrt().clamp(min=1e-6)
 
 
+@dataclass(frozen=True)
+class _TokenRows:
+    """Tokens of one fold, tier and position: rows of the training split [N], budget indices [N], tokens [N, D]."""
+
+    fold: int
+    tier: int
+    position: int
+    sample_N: Tensor
+    budget_N: Tensor
+    token_ND: Tensor
+
+
 def _token_rows(
-    tables: ReplayTables,
-    fold_S: NDArray[np.int64],
-    tier: int,
-    position: int,
-    rows_per_place: int,
-    generator: np.random.Generator,
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Yields (fold, row in the training split [N], budget index [N], token [N, D]): a few budgets of each sample."""
+    tables: ReplayTables, fold_S: NDArray[np.int64], rows_per_place: int, generator: np.random.Generator
+) -> Iterator[_TokenRows]:
+    """Yields a few budgets of every sample and place. Samples are read whole, once: tokens may be many GB on disk."""
     train_S = tables.indices("train")
-    budgets = len(tables.budgets_ms_M)
+    assert tables.token_STPMD is not None
+    assert tables.token_present_STPM is not None
+    tiers, positions, budgets = tables.token_STPMD.shape[1:4]
     for fold in range(int(fold_S.max()) + 1):
-        mine_N = np.flatnonzero(fold_S == fold)
-        for start in range(0, len(mine_N), ROWS_AT_ONCE):
-            part_N = np.repeat(mine_N[start : start + ROWS_AT_ONCE], min(rows_per_place, budgets))
-            budget_N = generator.integers(0, budgets, len(part_N))
-            present_N = tables.token_present_STPM[train_S[part_N], tier, position, budget_N]
-            part_N, budget_N = part_N[present_N], budget_N[present_N]
-            token_ND = tables.token_STPMD[train_S[part_N], tier, position, budget_N].astype(np.float32)
-            yield fold, torch.from_numpy(part_N), torch.from_numpy(budget_N), torch.from_numpy(token_ND)
+        mine = np.flatnonzero(fold_S == fold)
+        for start in range(0, len(mine), SAMPLES_AT_ONCE):
+            part = mine[start : start + SAMPLES_AT_ONCE]
+            token_STPMD = np.asarray(tables.token_STPMD[train_S[part]])
+            present_STPM = tables.token_present_STPM[train_S[part]]
+            row_N = np.repeat(np.arange(len(part)), min(rows_per_place, budgets))
+            for tier, position in np.ndindex(tiers, positions):
+                budget_N = generator.integers(0, budgets, len(row_N))
+                keep_N = present_STPM[row_N, tier, position, budget_N]
+                row, budget = row_N[keep_N], budget_N[keep_N]
+                token_ND = token_STPMD[row, tier, position, budget].astype(np.float32)
+                yield _TokenRows(
+                    fold, tier, position, *(torch.from_numpy(array) for array in (part[row], budget, token_ND))
+                )
 
 
 def _spread(x_SD: Tensor) -> Tensor:
@@ -231,13 +241,14 @@ def _spread(x_SD: Tensor) -> Tensor:
     return torch.where(spread_D > 1e-6, spread_D, torch.ones(()))
 
 
-def _gains(fit: RidgeFit, sums: FoldSums) -> Tensor:
+def _gains(fit: RidgeFit, sums: FoldSums, first: int) -> Tensor:
     """Returns what each feature is multiplied by, [Q].
 
     A feature comes to have the standard deviation sqrt(explained / best explained): what predicts nothing on held-out
-    folds fades, instead of being blown up to the size of what does.
+    folds fades, instead of being blown up to the size of what does. The best is that of the group, the `first` targets
+    or the rest, for a budget can always be read off a token, and an answer never.
     """
-    xx_DD = sums.xx_KDD.sum(dim=0)
-    variance_Q = (fit.weight_DQ * (xx_DD @ fit.weight_DQ)).sum(dim=0) / max(1, sums.rows)
-    share_Q = fit.explained_Q / fit.explained_Q.max().clamp(min=1e-12)
+    variance_Q = (fit.weight_DQ * (sums.xx_KDD.sum(dim=0) @ fit.weight_DQ)).sum(dim=0) / max(1, sums.rows)
+    groups = (fit.explained_Q[:first], fit.explained_Q[first:])
+    share_Q = torch.cat([group / group.max().clamp(min=1e-12) for group in groups if len(group)])
     return share_Q.sqrt() / variance_Q.sqrt().clamp(min=1e-12)

@@ -24,7 +24,9 @@ def group_advantages(
     """
     advantage_BG = reward_BG - reward_BG.mean(dim=-1, keepdim=True)
     if scale_rewards == "group":
-        advantage_BG = advantage_BG / (reward_BG.std(dim=-1, keepdim=True, correction=_correction(reward_BG, 1)) + floor)
+        advantage_BG = advantage_BG / (
+            reward_BG.std(dim=-1, keepdim=True, correction=_correction(reward_BG, 1)) + floor
+        )
     elif scale_rewards == "batch":
         correction = _correction(reward_BG, 2)
         advantage_BG = advantage_BG / (reward_BG.std(dim=(-2, -1), keepdim=True, correction=correction) + floor)

@@ -61,7 +61,9 @@ def project_tokens(tables: ReplayTables, sample_N: NDArray[np.int64], basis: Tok
         part_N = sample_N[start : start + SAMPLES_AT_ONCE]
         token_NTPMD = torch.from_numpy(np.ascontiguousarray(tables.token_STPMD[part_N])).float()
         for position in range(positions):
-            feature_NTPMF[start : start + len(part_N), :, position] = basis.project(token_NTPMD[:, :, position], position)
+            feature_NTPMF[start : start + len(part_N), :, position] = basis.project(
+                token_NTPMD[:, :, position], position
+            )
     return feature_NTPMF.nan_to_num_(nan=0.0).flatten(1, 2)  # a missing token is NaN, and masked
 
 

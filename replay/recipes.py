@@ -57,7 +57,15 @@ class TrainConfig:
     reward_weights: RewardWeights = field(default_factory=RewardWeights)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "group_size", "num_iterations", "evaluations", "basis_rows", "log_interval"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "group_size",
+            "num_iterations",
+            "evaluations",
+            "basis_rows",
+            "log_interval",
+        ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "stage1_lr_ratio", "epsilon"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, not {getattr(self, name)}")
@@ -67,7 +75,9 @@ class TrainConfig:
         _require(self.estimator in ESTIMATORS, f"estimator is one of {list(ESTIMATORS)}, not {self.estimator!r}")
         _require(self.scale_rewards in SCALE_REWARDS, f"scale_rewards is one of {list(SCALE_REWARDS)}")
         _require(self.lr_schedule in ("cosine", "constant"), "lr_schedule is cosine or constant")
-        _require(len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds must be distinct, at least one")
+        _require(
+            len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds), "seeds must be distinct, at least one"
+        )
         _require(all(0 <= seed < 2**63 for seed in self.seeds), "seeds must be whole numbers, not negative")
         _require(self.advantage_clip is None or self.advantage_clip > 0, "advantage_clip must be above 0")
         single = len(self.seeds) == 1 or not self.train_budget_encoder
@@ -129,4 +139,3 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     """Returns a recipe with some settings changed; None leaves a setting as the recipe has it."""
     _require(name in RECIPES, f"recipe {name!r} is none of {list(RECIPES)}")
     return replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})
-

@@ -52,9 +52,7 @@ class RidgeFit:
     explained_Q: Tensor
 
 
-def fit_ridge(
-    sums: FoldSums, start: RidgeFit | None = None, penalties: tuple[float, ...] = PENALTIES
-) -> RidgeFit:
+def fit_ridge(sums: FoldSums, start: RidgeFit | None = None, penalties: tuple[float, ...] = PENALTIES) -> RidgeFit:
     """Fits each target with the penalty that predicts held-out folds best.
 
     `start` is what weights are shrunk towards (instead of 0): a fit to more rows of a related kind. With one fold

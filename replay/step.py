@@ -183,4 +183,6 @@ def greedy_choices(
         reward = _gather_reward(inputs, batch.sample_NB, batch.budget_NB, choice1, choice2)
         parts.append((choice1 * logit2.shape[-1] + choice2, reward))
     shape = (seeds, len(inputs), budgets)
-    return torch.cat([part[0] for part in parts], dim=1).view(shape), torch.cat([p[1] for p in parts], dim=1).view(shape)
+    return torch.cat([part[0] for part in parts], dim=1).view(shape), torch.cat([p[1] for p in parts], dim=1).view(
+        shape
+    )

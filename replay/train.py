@@ -16,7 +16,7 @@ from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, Mod
 from ..data.cache import open_cache
 from ..data.cache.lock import DirectoryLock
 from ..data.errors import CheckpointError, KnobctlError
-from .bundle import TrainingBundle, make_bundle, require_trainable
+from .bundle import make_bundle, require_trainable
 from .exact import best_reward
 from .inputs import ReplayInputs, settings_seen
 from .metrics import MetricsWriter, StepLog
@@ -250,7 +250,11 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
     # A pair that no sample has is never chosen by Stage1; an open mask there keeps its softmax defined.
     made.stage2.allowed_JA.copy_(allowed_JA | ~allowed_J[:, None])
     made.cache_fingerprint = tables.fingerprint
-    made.settings = {**config.to_dict(), "seed": config.seeds[seed_index], "best_epoch": int(trainer.best_epoch_N[seed_index])}
+    made.settings = {
+        **config.to_dict(),
+        "seed": config.seeds[seed_index],
+        "best_epoch": int(trainer.best_epoch_N[seed_index]),
+    }
     made.created_by = f"knobctl {__version__}"
     return made
 
@@ -272,7 +276,9 @@ def table_and_oracle(train: ReplayInputs, val: ReplayInputs, grid: ChoiceGrid) -
         allowed_VJA = known_VJA
         if val.allowed_NMJ is not None:
             allowed_VJA = known_VJA & val.allowed_NMJ[:, budget, :, None]
-        choice_V1 = mean_JA.expand_as(allowed_VJA).masked_fill(~allowed_VJA, -torch.inf).flatten(1).argmax(1, keepdim=True)
+        choice_V1 = (
+            mean_JA.expand_as(allowed_VJA).masked_fill(~allowed_VJA, -torch.inf).flatten(1).argmax(1, keepdim=True)
+        )
         reward_VJA = val.reward_NMJA[:, budget]
         table += float(reward_VJA.flatten(1).gather(1, choice_V1).double().mean()) / val.budgets
         oracle += float(best_reward(reward_VJA, allowed_VJA).double().mean()) / val.budgets

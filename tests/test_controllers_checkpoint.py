@@ -74,7 +74,7 @@ def test_they_fit_caches_of_their_kind(controllers):
 
 
 @pytest.mark.parametrize(
-    "change, named",
+    ("change", "named"),
     [
         ({"space": KnobSpace(("low", "high"), (1, 2), (2, 4), (2, 4))}, r"\[3, 4\].*cache X.*\[2, 4\]"),
         ({"d_model": 9}, "8 wide.*cache X.*9"),
@@ -103,7 +103,7 @@ def replace_weights(directory, tensors):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (lambda r: r.update(format="pickle"), "no controllers' checkpoint"),
         (lambda r: r.update(version=2), "version 2"),

@@ -95,7 +95,7 @@ def test_draws_come_as_often_as_they_are_likely():
 
 
 @pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize("scale_rewards, clip", [("none", None), ("group", None), ("batch", 0.5)])
+@pytest.mark.parametrize(("scale_rewards", "clip"), [("none", None), ("group", None), ("batch", 0.5)])
 def test_the_grpo_step_is_autograds(holes, scale_rewards, clip):
     inputs, (stage1, stage2) = small_inputs(holes=holes), small_networks(seeds=2)
     batch = batch_of(inputs, seeds=2)
@@ -105,7 +105,10 @@ def test_the_grpo_step_is_autograds(holes, scale_rewards, clip):
     choice1, choice2 = result.choice_NBG // 3, result.choice_NBG % 3
     leaves = Leaves.of(stage1, stage2)
     with torch.no_grad():
-        log_prob1, log_prob2 = log_probs1(leaves.stage1, inputs, batch), log_probs2(leaves.stage2, inputs, batch, choice1)
+        log_prob1, log_prob2 = (
+            log_probs1(leaves.stage1, inputs, batch),
+            log_probs2(leaves.stage2, inputs, batch, choice1),
+        )
         old = joint_log_prob(log_prob1, log_prob2, choice1, choice2)
     drawn = Drawn(choice1, choice2, group_advantages(result.reward_NBG, scale_rewards, clip), old)
     loss, _ = grpo_loss(
@@ -114,7 +117,8 @@ def test_the_grpo_step_is_autograds(holes, scale_rewards, clip):
     gradients = torch.autograd.grad(loss, leaves.flats)
     torch.testing.assert_close(stage1.grad, gradients[0])
     torch.testing.assert_close(stage2.grad, gradients[1])
-    assert stage1.grad.any() and stage2.grad.any()
+    assert stage1.grad.any()
+    assert stage2.grad.any()
 
 
 @pytest.mark.parametrize("holes", [False, True])

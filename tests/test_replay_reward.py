@@ -28,7 +28,9 @@ def test_the_budget_met_to_the_millisecond():
     assert worth(0, 100, 100, 0.0) == pytest.approx(-0.25, abs=1e-7)
 
 
-@pytest.mark.parametrize("name, change", [("alpha", 0.5), ("beta", -0.25), ("gamma", -0.04), ("delta", 0), ("epsilon", -0.3)])
+@pytest.mark.parametrize(
+    ("name", "change"), [("alpha", 0.5), ("beta", -0.25), ("gamma", -0.04), ("delta", 0), ("epsilon", -0.3)]
+)
 def test_each_weight_moves_its_own_term(name, change):
     base = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0, "epsilon": 0.0}
     # accuracy 0.5, latency 20 % over: sigmoid(2) = 0.8808; 0.2^2 = 0.04; complexity 0.3

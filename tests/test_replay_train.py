@@ -105,7 +105,9 @@ def test_the_log_has_the_fields_usual_names(tables, tmp_path):
     assert [int(row["step"]) for row in steps] == list(range(2, 17, 2))
     for name in ("reward_std", "frac_reward_zero_std", "entropy", "kl", "clip_ratio", "grad_norm", "lr"):
         values = [float(row[name]) for row in steps]
-        assert np.isfinite(values).all() and any(value != 0 for value in values) or name == "frac_reward_zero_std", name
+        assert (np.isfinite(values).all() and any(value != 0 for value in values)) or name == "frac_reward_zero_std", (
+            name
+        )
     evaluated = [row for row in rows if row["val_reward"]]
     assert len(evaluated) == 4
     for row in evaluated:
@@ -133,6 +135,10 @@ def test_a_config_survives_its_record_and_refuses_nonsense():
             replace(TUNED, **change)
     with pytest.raises(KnobctlError, match="recipe"):
         recipe("nonesuch")
+
+
+def setting_index(tables):
+    return {(s.tier, s.insertion_position, s.top_k, s.num_blocks): x for x, s in enumerate(tables.space.settings)}
 
 
 def choices(controllers, tables, sample_ids, available=None):
@@ -178,14 +184,18 @@ def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tabl
     available = np.isfinite(accuracy.numpy())
     rows = np.repeat(test, len(holed.budgets_ms_M))
     for row, chosen in zip(rows, choices(controllers, holed, test, available), strict=True):
-        index = [i for i, s in enumerate(tables.space.settings) if (s.tier, s.insertion_position, s.top_k, s.num_blocks) == chosen]
+        index = [
+            i
+            for i, s in enumerate(tables.space.settings)
+            if (s.tier, s.insertion_position, s.top_k, s.num_blocks) == chosen
+        ]
         assert available[row, index[0]]
 
 
 def test_a_sample_with_nothing_left_is_an_error(tables, tmp_path):
     accuracy = tables.accuracy_SX.clone()
     accuracy[3] = torch.nan
-    with pytest.raises(CacheError, match="generated/000003.*no setting left"):
+    with pytest.raises(CacheError, match=r"generated/000003.*no setting left"):
         run(replace(tables, accuracy_SX=accuracy), tmp_path / "out")
 
 
@@ -203,8 +213,8 @@ def test_replay_sees_what_the_saved_controllers_choose(tables, tmp_path):
     report = run(tables, tmp_path / "out", quick(epochs=20))
     controllers = Controllers.from_pretrained(tmp_path / "out")
     val = tables.indices("val")
-    lookup = {(s.tier, s.insertion_position, s.top_k, s.num_blocks): x for x, s in enumerate(tables.space.settings)}
-    setting = torch.tensor([lookup[choice] for choice in choices(controllers, tables, val)]).view(len(val), -1)
+    chosen = [setting_index(tables)[choice] for choice in choices(controllers, tables, val)]
+    setting = torch.tensor(chosen).view(len(val), -1)
     reward = tables.reward_NMX(val, TUNED.reward_weights).gather(2, setting[..., None])
     assert float(reward.mean()) == pytest.approx(report.seeds[0].val_reward, abs=1e-5)
 
@@ -221,8 +231,7 @@ def test_other_knob_values_train(tmp_path, name):
     tables = tables_of(small_generated(train=40, val=12, test=12, d_model=12, space=ODD_SPACES[name]))
     run(tables, tmp_path / "out", quick(epochs=2))
     for choice in choices(Controllers.from_pretrained(tmp_path / "out"), tables, tables.indices("test")):
-        settings = [(s.tier, s.insertion_position, s.top_k, s.num_blocks) for s in tables.space.settings]
-        assert choice in settings
+        assert choice in setting_index(tables)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +245,7 @@ def test_small_and_lopsided_caches_train(tmp_path, sizes):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"token_STPMD": None}, "no latency tokens"),
         ({"language_feature_SD": torch.zeros(200, 0)}, "no language features"),
