@@ -12,7 +12,7 @@ from pathlib import Path
 from knobctl.data.cache import CacheWriter
 from knobctl.tests.make_cache import BUDGETS_MS, TINY_SPACE, outcome_table, sample_table, tiny_manifest, token_table
 
-SAMPLES = 12
+SAMPLES = 8
 PAUSE_S = 0.02
 
 

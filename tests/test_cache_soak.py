@@ -10,9 +10,9 @@ from knobctl.tests.make_cache import make_cache
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path):
-    report = soak(OWN_WRITER, tmp_path, kills=4, seed=1)
+    report = soak(OWN_WRITER, tmp_path, kills=3, seed=1)
     assert report.problems == []
-    assert report.kills == 4
+    assert report.kills == 3
     assert report.finished >= 1
 
 

@@ -35,7 +35,7 @@ def test_the_second_opening_reads_no_token_part(tmp_path, monkeypatch):
     def read(*_args, **_kwargs):
         raise AssertionError("read a token part")
 
-    monkeypatch.setattr("knobctl.data.cache.token_store._read_cells", read)
+    monkeypatch.setattr("knobctl.data.cache.token_store._read_rows", read)
     again = open_cache(path).tokens
     assert isinstance(again.token_STPMD, np.memmap)
     assert not again.token_STPMD.flags.writeable

@@ -16,7 +16,8 @@ from ..errors import CacheError
 from ..knobs import KnobSetting, KnobSpace
 from ..schema import outcomes_schema
 from .columns import PartColumn, check_schema, codes, concatenate, real_numbers, typed, whole_numbers
-from .parts import open_part, parquet_errors
+from .files import Listing
+from .parts import open_part, parquet_errors, read_columns
 
 
 @dataclass(eq=False)
@@ -110,11 +111,14 @@ def _checked(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
     return typed(column, wanted)
 
 
-def read_outcomes(cache: Path, paths: Sequence[Path], space: KnobSpace, sample_ids: pa.Array) -> OutcomeRows:
+def read_outcomes(
+    cache: Path, paths: Sequence[Path], space: KnobSpace, sample_ids: pa.Array, listing: Listing
+) -> OutcomeRows:
     """Reads accuracy and latency of every row into [S, X]; unknown samples and settings and double rows are refused."""
     required, optional = outcomes_schema()
     shape = (len(sample_ids), len(space.settings))
     cells, accuracies, latencies, lengths = [], [], [], []
+    grid = _setting_grid(space)
     for path in paths:
         with open_part(cache, path, read_dictionary=["sample_id", "tier"]) as file:
             check_schema(path, file.schema_arrow, required, optional)
@@ -123,10 +127,11 @@ def read_outcomes(cache: Path, paths: Sequence[Path], space: KnobSpace, sample_i
                     f"{path} has {file.metadata.num_rows:,} rows, more than {shape[0]} samples x {shape[1]} settings"
                 )
             with parquet_errors(path):
-                table = file.read(columns=required.names)
+                table = read_columns(file, required.names)
+        listing.check_rows(path, table.num_rows)
         columns = {name: PartColumn(path, name, table.column(name)) for name in required.names}
         sample = codes(columns["sample_id"], sample_ids, "sample {} is not in the table `samples`")
-        cells.append(sample * shape[1] + setting_index(columns, space))
+        cells.append(sample * shape[1] + setting_index(columns, space, grid))
         accuracies.append(_accuracy(columns["accuracy"]))
         latencies.append(_latency(columns["latency_ms"]))
         lengths.append(table.num_rows)
@@ -142,20 +147,24 @@ def read_outcomes(cache: Path, paths: Sequence[Path], space: KnobSpace, sample_i
     return OutcomeRows(cache, paths, dense[0], dense[1], row_SX)
 
 
-def setting_index(columns: dict[str, PartColumn], space: KnobSpace) -> NDArray[np.int64]:
+def setting_index(columns: dict[str, PartColumn], space: KnobSpace, grid: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns each row's place in `space.settings`."""
     tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is none of the manifest's {list(space.tiers)}")
     position = position_index(columns["insertion_position"], space)
     top_k = _value_index(columns["top_k"], space.top_k)
     num_blocks = _value_index(columns["num_blocks"], space.num_blocks)
-    grid = np.full(
-        (len(space.tiers), len(space.insertion_positions), len(space.top_k), len(space.num_blocks)), -1, np.int64
-    )
-    for index, setting in enumerate(space.settings):
-        grid[_place(space, setting)] = index
     found = grid[tier, position, top_k, num_blocks]
     columns["num_blocks"].refuse_first(found < 0, "{} blocks are fewer than the insertion position: this cannot run")
     return np.asarray(found, dtype=np.int64)
+
+
+def _setting_grid(space: KnobSpace) -> NDArray[np.int64]:
+    """Where each combination of knob values stands in `space.settings`; -1 for those that cannot run."""
+    shape = (len(space.tiers), len(space.insertion_positions), len(space.top_k), len(space.num_blocks))
+    grid = np.full(shape, -1, np.int64)
+    for index, setting in enumerate(space.settings):
+        grid[_place(space, setting)] = index
+    return grid
 
 
 def _place(space: KnobSpace, setting: KnobSetting) -> tuple[int, int, int, int]:

@@ -22,10 +22,20 @@ from ..errors import CacheError, UnknownSetting
 from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
-from .files import check_files
+from .files import Listing, check_files
 from .manifest import Manifest
 from .outcomes import OutcomeRows, locate, read_outcomes
-from .parts import ENCODER_NAME, OUTCOMES, SAMPLES, TOKENS, check_inside, open_part, parquet_errors, part_paths
+from .parts import (
+    ENCODER_NAME,
+    OUTCOMES,
+    SAMPLES,
+    TOKENS,
+    check_inside,
+    open_part,
+    parquet_errors,
+    part_paths,
+    read_columns,
+)
 from .token_store import TokenStore, open_token_store
 
 MAX_FEATURE_NUMBERS = 1 << 32  # S x D: 16 GiB of float32
@@ -144,19 +154,21 @@ def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) 
     for name in (SAMPLES, OUTCOMES):
         if not parts[name]:
             raise CacheError(f"{path / name} holds no part-*.parquet: the cache lacks its table `{name}`")
-    check_files(path, manifest, parts, warnings)
-    samples, feature_SD = _read_samples(path, parts[SAMPLES], manifest.d_model)
+    listing = check_files(path, manifest, parts, warnings)
+    samples, feature_SD = _read_samples(path, parts[SAMPLES], manifest.d_model, listing)
     ids = pa.array(samples.get_column("sample_id").to_list(), pa.string())
     if len(ids) * len(manifest.space.settings) > MAX_CELLS:
         raise CacheError(
             f"{path}: {len(ids):,} samples x {len(manifest.space.settings):,} settings are too many to open"
         )
-    outcomes = read_outcomes(path, parts[OUTCOMES], manifest.space, ids)
+    outcomes = read_outcomes(path, parts[OUTCOMES], manifest.space, ids, listing)
     if outcomes.without_rows:
         warnings.append(f"{path}: {outcomes.without_rows} of {len(ids)} samples have no outcomes")
     store = None
     if tokens and parts[TOKENS] and manifest.budgets_ms:
-        store = open_token_store(path, parts[TOKENS], manifest, ids, derived=derived, warnings=warnings)
+        store = open_token_store(
+            path, parts[TOKENS], manifest, ids, derived=derived, warnings=warnings, listing=listing
+        )
     encoder = path / ENCODER_NAME
     if encoder.exists():
         check_inside(path, encoder)
@@ -174,7 +186,9 @@ def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) 
     )
 
 
-def _read_samples(cache: Path, paths: Sequence[Path], d_model: int) -> tuple[pl.DataFrame, NDArray[np.float32]]:
+def _read_samples(
+    cache: Path, paths: Sequence[Path], d_model: int, listing: Listing
+) -> tuple[pl.DataFrame, NDArray[np.float32]]:
     """Returns the samples, sorted by id, and their language features [S, D]."""
     required, optional = samples_schema(d_model)
     files = [open_part(cache, path) for path in paths]
@@ -189,7 +203,8 @@ def _read_samples(cache: Path, paths: Sequence[Path], d_model: int) -> tuple[pl.
             check_schema(path, file.schema_arrow, required, optional)
             known = [f for f in (*required, *optional) if f.name in file.schema_arrow.names]
             with parquet_errors(path):
-                table = file.read(columns=[f.name for f in known])
+                table = read_columns(file, [f.name for f in known])
+        listing.check_rows(path, table.num_rows)
         for name in ("sample_id", "dataset", "split"):
             PartColumn(path, name, table.column(name)).no_nulls()
         codes(
@@ -198,15 +213,9 @@ def _read_samples(cache: Path, paths: Sequence[Path], d_model: int) -> tuple[pl.
         features.append(_features(path, table, d_model))
         shown = [f for f in known if f.name != "language_feature"]
         columns = {f.name: typed(PartColumn(path, f.name, table.column(f.name)), f.type) for f in shown}
-        frames.append(pl.DataFrame(pa.table(columns)))
-    frame = pl.concat(frames, how="diagonal")
-    frame = frame.with_columns(
-        pl.lit(
-            None, dtype=pl.List(pl.String) if f.name == "answers" else pl.String if f.type == pa.string() else pl.Int32
-        ).alias(f.name)
-        for f in optional
-        if f.name not in frame.columns
-    ).select(f.name for f in (*required, *optional) if f.name != "language_feature")
+        columns |= {f.name: pa.nulls(table.num_rows, f.type) for f in optional if f.name not in columns}
+        frames.append(pa.table(columns, schema=pa.schema(f for f in (*required, *optional) if f.name in columns)))
+    frame = pl.DataFrame(pa.concat_tables(frames))
     order = frame.get_column("sample_id").arg_sort().to_numpy()
     frame = frame[order]
     same = (frame.get_column("sample_id") == frame.get_column("sample_id").shift(1)).fill_null(False).to_numpy()

@@ -21,10 +21,10 @@ from ..errors import CacheError
 from ..schema import latency_tokens_schema
 from .columns import PartColumn, check_schema, codes, real_numbers, vectors
 from .derived import MappedTokens, build_store, find_store
-from .files import CHANGED, REMEDY
+from .files import CHANGED, REMEDY, Listing
 from .manifest import Manifest
 from .outcomes import first_double, locate, position_index
-from .parts import TOKENS, open_part, parquet_errors, sha256_file
+from .parts import TOKENS, open_part, parquet_errors, read_columns, sha256_file
 
 LAYOUT = 1  # of the unpacked array; part of its key
 KEY_COLUMNS = ("sample_id", "tier", "insertion_position", "budget_ms")
@@ -105,6 +105,7 @@ def open_token_store(
     *,
     derived: Path | None = None,
     warnings: list[str],
+    listing: Listing,
 ) -> TokenStore:
     """Finds the unpacked tokens, or checks the parts' rows so that they can be unpacked later."""
     space = manifest.space
@@ -121,18 +122,13 @@ def open_token_store(
     listed = {record.path: record.sha256 for record in manifest.files or ()}
     digests = {path.name: listed[f"{TOKENS}/{path.name}"] for path in paths if f"{TOKENS}/{path.name}" in listed}
     key = _key(paths, digests, manifest, sample_ids)
-    rounded = 0
-    for path in paths:
-        with open_part(cache, path) as file:
-            check_schema(path, file.schema_arrow, *latency_tokens_schema(manifest.d_model))
-            rounded += not _is_half(file)
-    if rounded:
-        warnings.append(f"{cache / TOKENS}: tokens are not float16; they are rounded to it, as live tokens are")
     mapped = find_store(cache, key, shape, derived, paths, digests)
     store = TokenStore(cache, paths, shape, key, digests, derived, mapped)
     if mapped is None:
-        store._cells = _read_cells(cache, paths, manifest, sample_ids)
-        store._nulls_possible = any(_may_hold_nulls(cache, path) for path in paths)
+        rows = _read_rows(cache, paths, manifest, sample_ids, listing)
+        store._cells, store._nulls_possible = rows.cells, rows.nulls_possible
+        if rows.rounded:
+            warnings.append(f"{cache / TOKENS}: tokens are not float16; they are rounded to it, as live tokens are")
     return store
 
 
@@ -160,50 +156,62 @@ def _key(paths: Sequence[Path], digests: dict[str, str], manifest: Manifest, sam
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def _may_hold_nulls(cache: Path, path: Path) -> bool:
+def _may_hold_nulls(metadata: pq.FileMetaData) -> bool:
     """Whether a part's footer leaves it open that some tokens are null."""
-    with open_part(cache, path) as file:
-        metadata = file.metadata
-        names = [metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)]
-        leaf = names.index("token")
-        for group in range(metadata.num_row_groups):
-            statistics = metadata.row_group(group).column(leaf).statistics
-            if statistics is None or not statistics.has_null_count or statistics.null_count:
-                return True
+    names = [metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)]
+    leaf = names.index("token")
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(leaf).statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count:
+            return True
     return False
 
 
-def _read_cells(
-    cache: Path, paths: Sequence[Path], manifest: Manifest, sample_ids: pa.Array
-) -> list[NDArray[np.int64]]:
-    """Returns each part's rows' places in [S, T, P, M], flattened; unknown and double ones are refused."""
+@dataclass
+class _TokenRows:
+    """What the parts say without their tokens being read."""
+
+    cells: list[NDArray[np.int64]] = field(default_factory=list)  # of each part: its rows' places in [S, T, P, M]
+    nulls_possible: bool = False
+    rounded: bool = False
+
+
+def _read_rows(
+    cache: Path, paths: Sequence[Path], manifest: Manifest, sample_ids: pa.Array, listing: Listing
+) -> _TokenRows:
+    """Reads the keys of all rows; refuses another schema, unknown and double rows."""
+    rows = _TokenRows()
     space = manifest.space
     budgets_ms = np.asarray(manifest.budgets_ms, np.float32)
     n_positions, n_budgets = len(space.insertion_positions), len(budgets_ms)
     size = len(sample_ids) * len(space.tiers) * n_positions * n_budgets
-    cells = []
+    schema = latency_tokens_schema(manifest.d_model)
     for path in paths:
         with open_part(cache, path, read_dictionary=["sample_id", "tier"]) as file:
+            check_schema(path, file.schema_arrow, *schema)
+            rows.rounded |= not _is_half(file)
+            rows.nulls_possible |= _may_hold_nulls(file.metadata)
             if file.metadata.num_rows > size:
                 raise CacheError(
                     f"{path} has {file.metadata.num_rows:,} rows, more than the {size:,} tokens of the grid"
                 )
             with parquet_errors(path):
-                table = file.read(columns=list(KEY_COLUMNS))
+                table = read_columns(file, KEY_COLUMNS)
+        listing.check_rows(path, table.num_rows)
         columns = {name: PartColumn(path, name, table.column(name)) for name in KEY_COLUMNS}
         cell = codes(columns["sample_id"], sample_ids, "sample {} is not in the table `samples`")
         tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is none of the manifest's {list(space.tiers)}")
         cell = cell * len(space.tiers) + tier
         cell = cell * n_positions + position_index(columns["insertion_position"], space)
-        cells.append(cell * n_budgets + _budget_index(columns["budget_ms"], budgets_ms))
-    double = first_double(np.concatenate(cells), size)
+        rows.cells.append(cell * n_budgets + _budget_index(columns["budget_ms"], budgets_ms))
+    double = first_double(np.concatenate(rows.cells), size)
     if double is not None:
-        (first_path, first_row), (path, row) = (locate(paths, [len(c) for c in cells], row) for row in double)
+        (first_path, first_row), (path, row) = (locate(paths, [len(c) for c in rows.cells], row) for row in double)
         raise CacheError(
             f"{path}: row {row} (from 0), column 'sample_id': this sample, tier, insertion position and budget "
             f"are there already, in row {first_row} of {first_path}"
         )
-    return cells
+    return rows
 
 
 def _budget_index(column: PartColumn, budgets_ms: NDArray[np.float32]) -> NDArray[np.int64]:
