@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 
 import numpy as np
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--dataset", action="append")
     parser.add_argument("--samples", type=int, default=2, help="of each dataset")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     loaded = load_model(options.model, device=options.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,9 @@ class PrecomputeConfig:
     shard: Shard = field(default_factory=Shard)
     like: Path | None = None  # another shard's directory: budgets and importance are taken from it
     part_samples: int = PART_SAMPLES
-    threads: int | None = None  # of the answer sweep on the CPU; None: one for each core
+    # Of the answer sweep on the CPU; None: one. A second one waits by spinning, so beside other work it cost 4 to 20
+    # times the processor time (measured on two busy cores), and on idle ones it speeds up a small part of a run.
+    threads: int | None = None
     # Results of other runs (knobctl precompute --from-results with --model): see combine.py.
     from_results: Path | None = None
     complete: bool = False
@@ -76,4 +77,4 @@ class PrecomputeConfig:
 
     @property
     def sweep_threads(self) -> int:
-        return self.threads or os.cpu_count() or 1
+        return self.threads or 1
