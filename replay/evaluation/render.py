@@ -74,7 +74,7 @@ def _heading(record: Record) -> Text:
 def _overall(record: Record) -> Table:
     table = Table(title="All budgets", title_justify="left")
     table.add_column("policy", no_wrap=True)
-    for column in ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget", "of feasible", "gap closed"):
+    for column in ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over\nbudget", "of\nfeasible", "gap\nclosed"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, policy in record["policies"].items():
         metrics = policy["overall"]["all_budgets"]
