@@ -10,6 +10,7 @@ Shapes: H key heads, W head width, C capacity, S prompt positions, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class StepDecoder:
         self._run("embed", self._embed)
         for index, top_k in enumerate(plan):
             if top_k is not None:
-                self._run((index, top_k), lambda index=index, top_k=top_k: self._block(index, top_k))
+                self._run((index, top_k), partial(self._block, index, top_k))
         self._run("next", self._next)
         return self._token_11
 
