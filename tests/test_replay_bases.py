@@ -1,0 +1,146 @@
+"""The frozen bases: ridge from sums, what cross-fitting guards against, and that training and deployment read alike."""
+
+import numpy as np
+import pytest
+import torch
+from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+
+from knobctl.controllers.bases import CLAMP, TokenBasis
+from knobctl.data.cache import open_cache
+from knobctl.data.generated import GeneratedConfig, generate
+from knobctl.data.generated_cache import write_generated
+from knobctl.replay.bundle import make_bundle
+from knobctl.replay.fit_bases import (
+    budget_waves,
+    fit_budget_basis,
+    fit_language_basis,
+    fold_of_samples,
+    principal_targets,
+)
+from knobctl.replay.inputs import project_tokens
+from knobctl.replay.recipes import recipe
+from knobctl.replay.ridge import FoldSums, fit_ridge
+from knobctl.replay.tables import ReplayTables
+
+
+def sums_of(x_RD, y_RQ, folds=5):
+    sums = FoldSums.zeros(folds, x_RD.shape[1], y_RQ.shape[1])
+    for fold in range(folds):
+        sums.add(fold, x_RD[fold::folds], y_RQ[fold::folds])
+    return sums
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ridge_solves_the_normal_equations():
+    x_RD, y_RQ = noise(200, 6), noise(200, 2, seed=1)
+    fit = fit_ridge(sums_of(x_RD, y_RQ), penalties=(0.5,))
+    xx_DD = x_RD.T @ x_RD
+    damped_DD = xx_DD + 0.5 * xx_DD.diagonal().mean() * torch.eye(6)
+    torch.testing.assert_close(damped_DD @ fit.weight_DQ, x_RD.T @ y_RQ, rtol=1e-4, atol=1e-3)
+
+
+def test_a_folds_weights_do_not_depend_on_its_rows():
+    x_RD, y_RQ = noise(50, 4), noise(50, 1, seed=1)
+    changed_RQ = y_RQ.clone()
+    changed_RQ[2::5] += 100.0
+    fits = [fit_ridge(sums_of(x_RD, y), penalties=(0.1,)) for y in (y_RQ, changed_RQ)]
+    torch.testing.assert_close(fits[0].weight_KDQ[2], fits[1].weight_KDQ[2])
+    assert not torch.allclose(fits[0].weight_KDQ[1], fits[1].weight_KDQ[1])
+
+
+def test_explained_variance_is_that_of_the_rows_left_out():
+    x_RD = noise(400, 3)
+    told_R1 = x_RD[:, :1] * 2
+    y_RQ = torch.cat([told_R1, noise(400, 1, seed=5), torch.zeros(400, 1)], dim=1)
+    explained = fit_ridge(sums_of(x_RD, y_RQ)).explained_Q
+    assert float(explained[0]) > 0.999
+    assert float(explained[1]) < 0.02
+    assert float(explained[2]) == 0.0
+
+
+def test_weights_are_shrunk_towards_the_start():
+    x_RD, y_RQ = noise(60, 4), noise(60, 1, seed=1)
+    start = fit_ridge(sums_of(noise(60, 4, seed=7), noise(60, 1, seed=8)), penalties=(0.1,))
+    near = fit_ridge(sums_of(x_RD, y_RQ), start, penalties=(1e9,))
+    torch.testing.assert_close(near.weight_DQ, start.weight_DQ, rtol=1e-4, atol=1e-6)
+
+
+def test_samples_of_one_image_share_a_fold():
+    cluster = np.array([0, 0, 1, 1, 2, 3, 3, 3, 4, 5])
+    fold = fold_of_samples(cluster, 5, seed=0)
+    for image in set(cluster.tolist()):
+        assert len(set(fold[cluster == image].tolist())) == 1
+    assert set(fold.tolist()) == set(range(5))
+
+
+def test_principal_targets_take_a_hole_for_the_columns_mean():
+    value = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [3.0, 0.0], [2.0, 0.0]])
+    target = principal_targets(value, 1)
+    assert abs(float(target[1, 0])) < 1e-6
+    assert float(target[2, 0]) == pytest.approx(-float(target[0, 0]))
+
+
+def test_the_budget_basis_reads_budgets_between_the_grids():
+    budgets = torch.tensor([50.0, 100.0, 200.0, 400.0])
+    tables = tables_of(small_generated(space=SMALL_SPACE, d_model=64))
+    encoder = encoder_for(tables)
+    basis = fit_budget_basis(encoder, budgets, 16)
+    between = torch.tensor([60.0, 140.0, 330.0])
+    wanted = budget_waves(between, 50.0, 400.0) - budget_waves(budgets, 50.0, 400.0).mean(dim=0)
+    got = basis(encoder(between))[:, :8] * 0.7
+    got, wanted = got - got.mean(dim=0), wanted - wanted.mean(dim=0)
+    assert float((got - wanted)[:, :4].abs().max()) < 0.15
+
+
+def test_what_predicts_nothing_fades():
+    generated = small_generated(space=SMALL_SPACE, train=300)
+    needs_SD = torch.cat([torch.from_numpy(generated.need_SL), noise(len(generated.sample_ids), 20)], dim=1)
+    seeing = tables_of(generated, language_feature_SD=needs_SD)
+    shuffled = torch.randperm(len(needs_SD), generator=torch.Generator().manual_seed(0))
+    guessing = tables_of(generated, language_feature_SD=needs_SD[shuffled])
+    fold = fold_of_samples(seeing.cluster_S[seeing.indices("train")], 5, 0)
+    explained = [float(fit_language_basis(tables, fold, 48).explained_F.max()) for tables in (seeing, guessing)]
+    assert explained[0] > 0.2
+    assert explained[1] < 0.05
+
+
+def test_projection_and_deployment_read_a_token_alike():
+    tables = tables_of(small_generated(space=SMALL_SPACE, d_model=12))
+    basis = TokenBasis(12, 48, tiers=2, positions=2)
+    basis.projection_PDF.copy_(noise(2, 12, 48) / 12)
+    basis.offset_TPF.copy_(noise(2, 2, 48, seed=1))
+    samples = np.array([3, 5])
+    projected = project_tokens(tables, samples, basis)
+    for row, sample in enumerate(samples):
+        for pair in range(4):
+            tier, position = torch.tensor([pair // 2]), torch.tensor([pair % 2])
+            token = torch.from_numpy(tables.token_STPMD[sample, pair // 2, pair % 2, 1:2])
+            torch.testing.assert_close(basis(token, tier, position)[0], projected[row, pair, 1], rtol=1e-4, atol=1e-5)
+    assert float(projected.abs().max()) <= CLAMP
+
+
+def test_a_missing_token_is_masked_and_not_read():
+    generated = small_generated(space=SMALL_SPACE)
+    token, present = generated.token_STPMD.copy(), np.ones(generated.token_STPMD.shape[:4], dtype=bool)
+    token[4, 1, 0], present[4, 1, 0] = np.nan, False
+    tables = tables_of(generated, token_STPMD=token, token_present_STPM=present)
+    bundle = make_bundle(tables, encoder_for(tables), recipe("tuned"), "tables")
+    train = bundle.inputs["train"]
+    assert train.holes == 4  # the four settings of that tier and position
+    assert train.allowed_NMJ[4, 0].tolist() == [True, True, False, True]
+    assert bool(torch.isfinite(train.token_NJMF).all())
+
+
+def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
+    config = GeneratedConfig(10, 3, 3, d_model=8, n_budgets=2, hole_share=0.1, space=SMALL_SPACE, seed=3)
+    first, second = generate(config), generate(config)
+    np.testing.assert_array_equal(first.token_STPMD, second.token_STPMD)
+    write_generated(first, tmp_path / "cache")
+    tables = ReplayTables.from_cache(open_cache(tmp_path / "cache"))
+    np.testing.assert_array_equal(tables.accuracy_SX.numpy(), first.accuracy_SX)
+    np.testing.assert_array_equal(tables.latency_ms_SX.numpy(), first.latency_ms_SX)
+    np.testing.assert_array_equal(np.asarray(tables.token_STPMD), first.token_STPMD)
+    assert [len(tables.indices(split)) for split in ("train", "val", "test")] == [10, 3, 3]
