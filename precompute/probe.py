@@ -57,10 +57,12 @@ def make_probes(model: Molmoe, encoder: BudgetEncoder, budgets_ms: Sequence[floa
     """Returns the probes [M, D] of the budgets, in the model's dtype and on its device.
 
     Each is the encoded budget at the typical norm of the input embeddings, so that attention leaves its mark on it.
+    Made on one thread, like the pass that they go through: whoever asks first must not decide how sums are ordered.
     """
     budget_M = torch.tensor(list(budgets_ms), dtype=torch.float32)
-    encoded_MD = encoder.float().cpu()(budget_M)
-    scaled_MD = encoded_MD * (typical_embedding_norm(model) / encoded_MD.norm(dim=-1, keepdim=True))
+    with single_thread():
+        encoded_MD = encoder.float().cpu()(budget_M)
+        scaled_MD = encoded_MD * (typical_embedding_norm(model) / encoded_MD.norm(dim=-1, keepdim=True))
     return scaled_MD.to(device=model.device, dtype=model.dtype)
 
 

@@ -1,0 +1,34 @@
+"""Probes and latency tokens do not depend on how many threads the caller has, nor on who asks first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.precompute.loading import load_model
+from knobctl.precompute.probe import make_probes
+from knobctl.precompute.threads import num_threads
+
+BUDGETS_MS = tuple(float(budget) for budget in range(24, 72, 3))
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_model("nano", device="cpu").model
+
+
+def test_probes_are_equal_to_the_bit_on_one_thread_and_on_two(nano):
+    encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
+    with num_threads(1):
+        alone_MD = make_probes(nano, encoder, BUDGETS_MS)
+    with num_threads(2):
+        assert torch.equal(make_probes(nano, encoder, BUDGETS_MS), alone_MD)
+        assert torch.get_num_threads() == 2  # put back
+
+
+def test_probes_have_the_typical_norm_of_word_embeddings(nano):
+    encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
+    norms = nano.embedding.weight.norm(dim=-1)
+    probe_MD = make_probes(nano, encoder, BUDGETS_MS)
+    torch.testing.assert_close(probe_MD.norm(dim=-1), norms[norms > 0].median().expand(len(BUDGETS_MS)))
