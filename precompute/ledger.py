@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 # Kinds of work, as the manifest and the summary name them.
-KINDS = ("prepare", "token_pass", "sweep", "rerun", "timing", "latency_check", "write")
+KINDS = ("prepare", "token_pass", "sweep", "rerun", "timing", "write")
 COUNTS = (
     "samples",
     "vision_runs_asked",
