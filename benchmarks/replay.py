@@ -1,7 +1,8 @@
 """Times replay training on a generated cache: `python benchmarks/replay.py` (--help lists the sizes).
 
 What a step touches is projected once, so its time depends on budgets and samples, and not on d_model; d_model shows in
-the first line, the fit of the bases and the projection. Times suffer on a busy machine, so the load is printed.
+the first line, the fit of the bases and the projection. Times suffer on a busy machine: the load is printed, and the
+processor's own time of a small step.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ def first_samples(bundle: TrainingBundle, count: int) -> TrainingBundle:
     return replace(bundle, inputs={**bundle.inputs, "train": fewer})
 
 
-def time_epoch(bundle: TrainingBundle, config: TrainConfig) -> tuple[float, int]:
-    """Returns the seconds and steps of one epoch, after one that warms up."""
+def time_epoch(bundle: TrainingBundle, config: TrainConfig) -> tuple[float, float, int]:
+    """Returns the seconds, the processor's seconds and the steps of one epoch, after one that warms up."""
     trainer = Trainer(bundle, config)
     trainer.run_epoch()
-    before, start = trainer.step, time.perf_counter()
+    before, start, cpu_start = trainer.step, time.perf_counter(), time.process_time()
     trainer.run_epoch()
-    return time.perf_counter() - start, trainer.step - before
+    return time.perf_counter() - start, time.process_time() - cpu_start, trainer.step - before
 
 
 def train_for(bundle: TrainingBundle, config: TrainConfig, goal: float = math.inf) -> tuple[float, float, int]:
@@ -101,19 +102,20 @@ def main(samples: int, d_model: int, budgets: int, threads: int, full: bool) -> 
     )
     bundle = bundle_of(samples, d_model, budgets)
     short = first_samples(bundle, min(samples, 4000))
-    seconds, steps = time_epoch(short, SMALL)
+    seconds, cpu_s, steps = time_epoch(short, SMALL)
     per_step = seconds / steps
-    projected = f"{1e3 * per_step:.3f} ms a step, {TARGET_STEPS:,} steps in {per_step * TARGET_STEPS / 60:.1f} min"
+    minutes = per_step * TARGET_STEPS / 60
+    projected = f"{1e3 * per_step:.2f} ms a step (cpu {1e3 * cpu_s / steps:.2f}), {TARGET_STEPS:,} in {minutes:.1f} min"
     report(f"batch 8, group 5: {steps} steps", seconds, projected)
-    seconds, steps = time_epoch(short, replace(SMALL, seeds=(0, 1, 2)))
+    seconds, cpu_s, steps = time_epoch(short, replace(SMALL, seeds=(0, 1, 2)))
     report(
         f"the same, 3 seeds side by side: {steps} steps", seconds, f"{seconds / steps / per_step:.2f} x one seed's step"
     )
-    seconds, steps = time_epoch(bundle, TUNED)
+    seconds, cpu_s, steps = time_epoch(bundle, TUNED)
     report(f"one epoch of {samples:,}, batch {TUNED.batch_size}", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
-    seconds, steps = time_epoch(bundle, LARGE)
+    seconds, cpu_s, steps = time_epoch(bundle, LARGE)
     report(f"one epoch of {samples:,}, batch 2048", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
-    seconds, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
+    seconds, cpu_s, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
     report(f"one epoch of {samples:,}, exact, batch {TUNED.batch_size}", seconds)
     if full:
         seconds, goal, epochs = train_for(bundle, SMALL)
