@@ -9,6 +9,7 @@ Shapes: B images, N crops, Q features a crop, T positions: begin token, image to
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,9 +22,9 @@ from ..molmoe.preprocess import image_tokens
 from ..molmoe.prompt import PromptTokenizer
 from .easy_pool import EasyImage, turned
 from .pixels import TIER_SIDES, crop_images, crop_masks
-from .questions import Question, sample_questions
+from .questions import COLUMN_NAMES, ROW_NAMES, Question, sample_questions
 from .render import render_scene
-from .scenes import Scene, sample_scene
+from .scenes import COLORS, Scene, sample_scene
 from .vision_targets import Targets, easy_targets, scene_targets
 
 TEXT_BUDGET = 96
@@ -41,6 +42,7 @@ class Batch:
     position_ids: Tensor  # [B, T]
     attention_mask: Tensor  # [B, 1, T, T] additive
     labels: Tensor  # [B, T] next token where it belongs to an answer, else IGNORED
+    hints: Tensor  # [B, T] at a question's words for a card: the first digit of its number; else IGNORED
     targets: dict[str, Tensor]  # [B, N * Q] each: what the features should tell
     segments: Tensor  # [B, T] number of the question that a position belongs to; 0 the image's, -1 padding
     families: list[list[str]]  # of each image's packed questions
@@ -71,6 +73,11 @@ class BatchSource:
         self.config = config
         self.tokenizer = tokenizer
         self.pool = pool
+        self._color_of = {tokenizer.encode(f" {color}")[0]: color for color in COLORS}
+        self._row_of = {tokenizer.encode(f" {name}")[0]: row for row, name in enumerate(ROW_NAMES)}
+        self._column_of = {tokenizer.encode(f" {name}")[0]: column for column, name in enumerate(COLUMN_NAMES)}
+        decisive = (*COLORS, *COLUMN_NAMES, "largest", "smallest", "cards")
+        self._decisive = {tokenizer.encode(f" {word}")[0] for word in decisive}
         self._encode_prompt = lru_cache(maxsize=1 << 16)(tokenizer.encode_prompt)
         self._image_tokens = {
             side: image_tokens((side, side), config, tokenizer.special) for side in TIER_SIDES.values()
@@ -114,6 +121,7 @@ class BatchSource:
         length = prefix + TEXT_BUDGET
         input_ids = np.full((batch, length), self.tokenizer.special.pad)
         labels = np.full((batch, length), IGNORED)
+        hints = np.full((batch, length), IGNORED)
         segment = np.full((batch, length), -1)
         position = np.zeros((batch, length), dtype=np.int64)
         input_ids[:, :prefix] = [self.tokenizer.special.begin, *token_ids.tolist()]
@@ -130,6 +138,8 @@ class BatchSource:
                     break
                 input_ids[row, start:stop] = [*prompt, *answer[:-1]]
                 labels[row, start + len(prompt) - 1 : stop] = answer
+                for offset, digit in self._hints(picture.scene, prompt, answer[0]):
+                    hints[row, start + offset] = digit
                 segment[row, start:stop] = number
                 position[row, start:stop] = prefix + np.arange(stop - start)
                 families[row].append(question.family)
@@ -144,10 +154,31 @@ class BatchSource:
             position_ids=torch.from_numpy(position),
             attention_mask=packed_mask(torch.from_numpy(segment)),
             labels=torch.from_numpy(labels),
+            hints=torch.from_numpy(hints),
             targets={name: torch.from_numpy(np.stack([t[name] for t in targets])) for name in targets[0]},
             segments=torch.from_numpy(segment),
             families=families,
         )
+
+    def _hints(self, scene: Scene | None, prompt: list[int], answer: int) -> Iterator[tuple[int, int]]:
+        """Yields (place in the prompt, token that it should know) for the words of a question about a scene.
+
+        A word that points at a card should know the first digit of its number; after the last word that matters, every
+        word should know the answer's first token.
+        """
+        if scene is None:
+            return
+        digits = {card.color: self.encode_answer(str(card.number))[0] for card in scene.cards}
+        corners = {(card.row, card.column): digits[card.color] for card in scene.cards if not card.inner}
+        for offset, token in enumerate(prompt):
+            if (color := self._color_of.get(token)) in digits:
+                yield offset, digits[color]
+            before = self._row_of.get(prompt[offset - 1])
+            if before is not None and (before, self._column_of.get(token)) in corners:
+                yield offset, corners[before, self._column_of[token]]
+        last = max(offset for offset, token in enumerate(prompt) if token in self._decisive)
+        for offset in range(last + 1, len(prompt) - 1):
+            yield offset, answer
 
     def encode_answer(self, answer: str) -> tuple[int, ...]:
         """Returns the answer's ids, its leading space among them, and the end token."""

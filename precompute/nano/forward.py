@@ -54,6 +54,12 @@ def encode(model: Molmoe, batch: Batch, *, bfloat16: bool) -> Tensor:
 
 def answer_logits(model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, bfloat16: bool) -> Tensor:
     """Returns the logits [A, V] at the positions that predict answers, in the order of `batch.labels`' rows."""
+    hidden = final_hidden(model, batch, features, plan, bfloat16=bfloat16)
+    return model.logits(hidden[batch.labels != IGNORED].unsqueeze(0))[0]
+
+
+def final_hidden(model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, bfloat16: bool) -> Tensor:
+    """Returns the last block's output [B, T, D]."""
     index_BNQ = batch.image_input_idx.reshape(features.shape[:3])  # ideal features come as if of one crop
     hidden = model.embed(batch.input_ids, features, index_BNQ)
     rotary = model.position_embeddings(batch.position_ids)
@@ -63,12 +69,25 @@ def answer_logits(model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, 
                 hidden = model.run_block(
                     index, hidden, top_k=top_k, attention_mask=batch.attention_mask, position_embeddings=rotary
                 )
-    return model.logits(hidden[batch.labels != IGNORED].unsqueeze(0))[0]
+    return hidden
 
 
-def answer_loss(logits: Tensor, batch: Batch) -> Tensor:
+def answer_loss(model: Molmoe, hidden: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of the answers' tokens, end tokens among them."""
-    return functional.cross_entropy(logits, batch.labels[batch.labels != IGNORED])
+    return _cross_entropy(model, hidden, batch.labels)
+
+
+def hint_loss(model: Molmoe, hidden: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the hints: a word of the question that points at a card should know the card's number.
+
+    Such a word predicts nothing otherwise. Reading by colour takes two look-ups, and this teaches the first by itself.
+    """
+    return _cross_entropy(model, hidden, batch.hints)
+
+
+def _cross_entropy(model: Molmoe, hidden: Tensor, labels: Tensor) -> Tensor:
+    is_asked = labels != IGNORED
+    return functional.cross_entropy(model.logits(hidden[is_asked].unsqueeze(0))[0], labels[is_asked])
 
 
 def full_plan(model: Molmoe) -> Plan:

@@ -22,6 +22,7 @@ class Stage:
     crowded: bool = False  # a card in nearly every place: more to learn from each image
     large_only_steps: int = 0  # begin with cards that every tier can read
     vision_weight: float = 0.1  # of the vision loss beside the answers'
+    hint_weight: float = 0.0  # of the hints beside the answers: see `hint_loss`
     tier_shares: tuple[float, float, float] = (0.25, 0.3, 0.45)
     weights: tuple[tuple[str, float], ...] = ()  # question families; empty for the dataset's own mix
     slow_blocks: int | None = None  # the tower, the words and so many first blocks learn at SLOW times the rate
@@ -51,18 +52,66 @@ STAGES = (
     # with slow first blocks, what is still to be learned is learned by later ones too.
     Stage("join", 100, 2e-3, 1.928e-3, images=48, vision_weight=0.5, easy_share=0.15, warmup=30, slow_blocks=5),
     # Side by side again: the tower learns small digits, ...
-    Stage("digits", 1000, 1e-3, 5e-5, images=24, vision_only=True, crowded=True, easy_share=0.1),
+    Stage("digits", 700, 1e-3, 3.35e-4, images=24, vision_only=True, crowded=True, easy_share=0.1),
     # ... the decoder what it cannot do yet, on features that are ideal in half of the steps.
     Stage(
         "lookups",
-        1000,
-        2e-3,
-        1e-3,
-        images=48,
-        easy_share=0.12,
-        ideal_share=0.5,
+        400,
+        1.5e-3,
+        1.345e-3,
+        images=16,
+        easy_share=0.1,
+        ideal_share=0.6,
+        hint_weight=0.5,
         frozen_tower=True,
         slow_blocks=5,
+        weights=LOOKUPS,
+    ),
+    # Together again.
+    Stage(
+        "together",
+        250,
+        1.5e-3,
+        8.25e-4,
+        images=16,
+        warmup=20,
+        easy_share=0.15,
+        ideal_share=0.3,
+        vision_weight=1.0,
+        hint_weight=0.5,
+        slow_blocks=5,
+        tier_shares=(0.2, 0.25, 0.55),
+        weights=LOOKUPS,
+    ),
+    Stage(
+        "reading",
+        150,
+        1.5e-3,
+        1.407e-3,
+        images=16,
+        warmup=20,
+        easy_share=0.15,
+        ideal_share=0.3,
+        vision_weight=1.0,
+        hint_weight=0.5,
+        slow_blocks=5,
+        tier_shares=(0.15, 0.25, 0.6),
+        weights=LOOKUPS,
+    ),
+    # Side by side once more.
+    Stage("small_digits", 1100, 1e-3, 3e-5, images=24, vision_only=True, crowded=True, easy_share=0.1),
+    Stage(
+        "reasoning",
+        1200,
+        1.5e-3,
+        1e-3,
+        images=16,
+        easy_share=0.12,
+        ideal_share=0.6,
+        hint_weight=0.5,
+        frozen_tower=True,
+        slow_blocks=5,
+        tier_shares=(0.15, 0.3, 0.55),
         weights=LOOKUPS,
     ),
 )

@@ -23,12 +23,13 @@ from .bundle import training_rng
 from .easy_pool import read_pool
 from .evaluate import accuracy_by_family, correct_answers
 from .forward import (
-    answer_logits,
     answer_loss,
     bound_routers,
     draw_plan,
     encode,
+    final_hidden,
     full_plan,
+    hint_loss,
     prepare_for_training,
 )
 from .geometry import nano_config
@@ -122,12 +123,17 @@ class Trainer:
         plan = draw_plan(self.model, rng, fewer_experts=stage.fewer_experts, fewer_blocks=stage.fewer_blocks)
         is_ideal = rng.random() < stage.ideal_share
         features = self.features(batch, rng.getrandbits(62) if is_ideal else None, frozen=stage.frozen_tower)
-        answers = answer_loss(answer_logits(self.model, batch, features, plan, bfloat16=self.bfloat16), batch)
+        hidden = final_hidden(self.model, batch, features, plan, bfloat16=self.bfloat16)
+        answers = answer_loss(self.model, hidden, batch)
         report = {f"{tier} {'ideal ' * is_ideal}answers": answers.item()}
         if not stage.frozen_tower:
             seen, _ = self.vision_loss(self.model, features, batch.targets)
             report[f"{tier} vision"] = seen.item()
             answers = answers + stage.vision_weight * seen
+        if stage.hint_weight:
+            hints = hint_loss(self.model, hidden, batch)
+            report[f"{tier} hints"] = hints.item()
+            answers = answers + stage.hint_weight * hints
         answers.backward()
         return report
 

@@ -12,6 +12,7 @@ from .vision_targets import BLANK, GROUPS, IGNORED
 
 IDEAL_SCALE = 1.5
 IDEAL_NOISE = 0.05
+BLANK_WEIGHT = 4.0
 
 
 class VisionLoss:
@@ -40,7 +41,7 @@ class VisionLoss:
             loss = loss + functional.cross_entropy(logits, target_M[is_asked])
             accuracy[name] = (logits.argmax(-1) == target_M[is_asked]).float().mean().item()
         is_blank = targets[BLANK].flatten() == 1
-        return loss + features_MD[is_blank].square().mean(), accuracy
+        return loss + BLANK_WEIGHT * features_MD[is_blank].square().sum() / features_MD.numel(), accuracy
 
     def ideal_features(self, model: Molmoe, targets: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Returns features [B, 1, N * Q, D] as a perfect tower would give them: sums of word embeddings, and noise.

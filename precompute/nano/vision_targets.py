@@ -48,14 +48,11 @@ def _empty(windows: int) -> Targets:
 
 def _scene_grid(scene: Scene, side: int) -> Targets:
     windows = 2 * side
-    window = IMAGE_SIZE / windows
+    window = IMAGE_SIZE / windows  # only the window with a card's middle tells it; others would be cards that are not there
     scale = side * 32 / IMAGE_SIZE
     targets = _empty(windows)
     targets[BLANK][:] = 1
     for card in sorted(scene.cards, key=lambda card: card.width * card.height):  # larger ones overwrite smaller ones
-        rows = slice(int(card.top / window), int((card.top + card.height - 1) / window) + 1)
-        columns = slice(int(card.left / window), int((card.left + card.width - 1) / window) + 1)
-        targets[BLANK][rows, columns] = IGNORED
         center = int((card.top + card.height / 2) / window), int((card.left + card.width / 2) / window)
         _tell(targets, center, card, card.text_height * scale >= LEGIBLE_PIXELS)
     return targets
@@ -63,6 +60,7 @@ def _scene_grid(scene: Scene, side: int) -> Targets:
 
 def _tell(targets: Targets, window: tuple[int, int], card: Card, is_legible: bool) -> None:
     digits = str(card.number)
+    targets[BLANK][window] = IGNORED
     targets["color"][window] = COLORS.index(card.color)
     targets["first"][window] = int(digits[0]) if is_legible else IGNORED
     targets["second"][window] = (int(digits[1]) if len(digits) > 1 else 10) if is_legible else IGNORED
