@@ -145,6 +145,30 @@ def write(root: Path, dataset: str, content: Row, rank: int | None = None, crops
     return path
 
 
+def some_rows(
+    count: int = 4, tier: str = "low", top_k: int = 8, num_blocks: int = 16, dataset: str = "text_vqa"
+) -> list[Row]:
+    """Returns measurements of the dataset's first questions; the same arguments give the same rows."""
+    rng = random.Random(1)
+    asked = make_questions(dataset, count)
+    return [{"sample_id": i, **measure(q, tier, top_k, num_blocks, rng)} for i, q in enumerate(asked)]
+
+
+def write_rows(
+    root: Path,
+    rows: Sequence[Row],
+    tier: str = "low",
+    top_k: int = 8,
+    num_blocks: int = 16,
+    dataset: str = "text_vqa",
+    rank: int | None = None,
+    **changes: Any,
+) -> Path:
+    """Writes one file of `rows`, its file-level entries replaced by `changes`."""
+    content = as_file(rows, tier, top_k, num_blocks, BLOCKS[num_blocks]) | changes
+    return write(root, dataset, content, rank)
+
+
 def write_configuration(
     root: Path,
     questions: Sequence[Question],

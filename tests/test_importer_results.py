@@ -1,4 +1,7 @@
-"""Reading a results directory: the checklist of the format, item by item. Directories come from messy_results.py."""
+"""Reading a results directory: which measurements count, what is missing, what damage costs.
+
+What is read of whole configurations is in test_importer_configurations.py.
+"""
 
 import json
 import random
@@ -7,64 +10,22 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from import_checks import check_against, codes, findings
 from messy_results import (
-    BLOCKS,
     SHAPES,
     Written,
-    as_file,
     deal,
     make_questions,
-    measure,
-    write,
+    some_rows,
     write_configuration,
     write_messy_directory,
+    write_rows,
 )
 
 from knobctl.data.errors import DatasetError, ResultsError
 from knobctl.data.importer import recorded_outcomes
 
 EXAMPLE = Path(__file__).parent / "fixtures" / "import" / "core_exp"
-
-
-def codes(report, level=None):
-    return {finding.code for finding in report.findings if level in (None, finding.level)}
-
-
-def findings(report, code):
-    return [finding for finding in report.findings if finding.code == code]
-
-
-def some_rows(count=4, tier="low", top_k=8, num_blocks=16, dataset="text_vqa"):
-    rng = random.Random(1)
-    asked = make_questions(dataset, count)
-    return [{"sample_id": i, **measure(q, tier, top_k, num_blocks, rng)} for i, q in enumerate(asked)]
-
-
-def write_rows(root, rows, tier="low", top_k=8, num_blocks=16, dataset="text_vqa", rank=None, **changes):
-    content = as_file(rows, tier, top_k, num_blocks, BLOCKS[num_blocks]) | changes
-    return write(root, dataset, content, rank)
-
-
-def check_against(recorded, written):
-    """Every configuration holds each measured question once, with the values of one of its measurements."""
-    table = recorded.table
-    found = table.partition_by("dataset", "tier", "top_k", "num_blocks", as_dict=True, include_key=False)
-    assert set(found) == set(written.rows)
-    for key, measured in written.rows.items():
-        rows = found[key]
-        assert sorted(rows["example_id"].to_list()) == sorted(map(str, measured))
-        for row in rows.to_dicts():
-            of_question = measured[int(row["example_id"])]
-            assert any(
-                row["latency_ms"] == pytest.approx(r["T_total"], rel=1e-6)
-                and row["accuracy"] == pytest.approx(r["accuracy"])
-                and row["answer"] == r["pred"]
-                and row["vision_ms"] == pytest.approx(r["T_vision_total"], rel=1e-6)
-                and row["prefill_ms"] == pytest.approx(r["T_LLM_prefill"], rel=1e-6)
-                and row["decode_ms"] == pytest.approx(r["T_LLM_decode"], rel=1e-6)
-                and (row["vision_tokens"], row["output_tokens"]) == (r["actual_vision_tokens"], r["output_tokens"])
-                for r in of_question
-            )
 
 
 # 1. Every question counts once per configuration
@@ -295,124 +256,7 @@ def test_name_and_content_that_disagree_cost_the_file(tmp_path):
     assert len(findings(recorded.report, "name_contradicts_content")) == 2
 
 
-# 5. Other blocks, older schemas, missing ranks and empty configurations are visible
-
-
-def test_a_configuration_without_rows_is_no_measurement(tmp_path):
-    write_rows(tmp_path, some_rows())
-    write_rows(tmp_path, [], top_k=4)
-    recorded = recorded_outcomes(tmp_path)
-    assert recorded.table["top_k"].unique().to_list() == [8]
-    assert findings(recorded.report, "empty_configuration")[0].level == "warning"
-
-
-def test_repeated_blocks_are_named_and_num_blocks_counts_what_ran(tmp_path):
-    listed = [0, 0, 1, 5, 6, 7, 8, 9, 12, 14, 15, 15]
-    write_rows(tmp_path, some_rows(num_blocks=12), num_blocks=12, active_block_indices=listed)
-    recorded = recorded_outcomes(tmp_path)
-    assert recorded.table["num_blocks"].unique().to_list() == [10]
-    assert recorded.table["active_block_indices"][0].to_list() == [0, 1, 5, 6, 7, 8, 9, 12, 14, 15]
-    (finding,) = findings(recorded.report, "repeated_blocks")
-    assert "12 entries, 10 blocks" in finding.what
-
-
-def test_other_blocks_under_one_name_stay_apart(tmp_path):
-    old_scores = [b for b in range(16) if b not in (3, 4)]
-    rows = some_rows(num_blocks=14)
-    write_rows(tmp_path, rows[:2], num_blocks=14, rank=0)
-    write_rows(tmp_path, rows, num_blocks=14, rank=1, active_block_indices=old_scores)
-    recorded = recorded_outcomes(tmp_path)
-    sets = recorded.table.group_by(pl.col("active_block_indices").cast(pl.List(pl.String)).list.join(",")).len()
-    assert dict(sets.iter_rows()) == {",".join(map(str, BLOCKS[14])): 2, ",".join(map(str, old_scores)): 4}
-    assert findings(recorded.report, "mixed_blocks")[0].level == "warning"
-
-
-def test_absent_and_impossible_block_lists_are_unknown_blocks(tmp_path):
-    content = as_file(some_rows(), "low", 8, 16, None)
-    write(tmp_path, "text_vqa", content)
-    write_rows(tmp_path, some_rows(top_k=4), top_k=4, active_block_indices=[0, 1, 99])
-    recorded = recorded_outcomes(tmp_path)
-    assert recorded.table["active_block_indices"].null_count() == 8
-    assert recorded.table["num_blocks"].unique().to_list() == [16]
-    assert {"no_block_list", "bad_block_list"} <= codes(recorded.report)
-
-
-def old_schema(rows):
-    for row in rows:
-        del row["T_decode_per_step"]
-        row |= {"T_vision_encoder": 8.0, "T_projector": 1.0}
-        row["T_LLM_decode"] = row["T_total"] - row["T_vision_total"] - row["T_LLM_prefill"]
-    return rows
-
-
-def test_times_of_an_older_schema_are_not_mixed_with_later_ones(tmp_path):
-    write_rows(tmp_path, some_rows())
-    write_rows(tmp_path, old_schema(some_rows(top_k=4)), top_k=4)
-    recorded = recorded_outcomes(tmp_path)
-    old = recorded.table.filter(pl.col("top_k") == 4)
-    assert old.select("latency_ms", "vision_ms", "prefill_ms", "decode_ms").null_count().row(0) == (4, 4, 4, 4)
-    assert old["accuracy"].null_count() == 0
-    assert recorded.table.filter(pl.col("top_k") == 8)["latency_ms"].null_count() == 0
-    (finding,) = findings(recorded.report, "older_schema")
-    assert (finding.rows, finding.level) == (4, "warning")
-
-
-def test_an_older_directory_keeps_its_totals_but_not_its_decode_difference(tmp_path):
-    write_rows(tmp_path, old_schema(some_rows()))
-    recorded = recorded_outcomes(tmp_path)
-    assert recorded.table["latency_ms"].null_count() == 0
-    assert recorded.table["decode_ms"].null_count() == 4
-    assert codes(recorded.report, "warning") == {"older_schema_alone"}
-
-
-def test_missing_ranks_and_questions_are_named(tmp_path):
-    asked = make_questions("text_vqa", 12)
-    write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4)
-    ranks = write_configuration(tmp_path, asked, "low", 8, 16, shape="ranks", ranks=4)
-    ranks[2].unlink()
-    recorded = recorded_outcomes(tmp_path)
-    assert findings(recorded.report, "missing_ranks")[0].what.endswith("text_vqa low/k8/n16, rank 2")
-    (lacking,) = findings(recorded.report, "missing_questions")
-    assert (lacking.rows, "9 of 12 questions" in lacking.what) == (3, True)
-
-
-def test_a_merged_file_that_lacks_a_rank_says_so(tmp_path):
-    asked = make_questions("text_vqa", 12)
-    write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4)
-    (path,) = write_configuration(tmp_path, asked, "low", 8, 16, shape="merged", ranks=4)
-    content = json.loads(path.read_text())
-    content["per_sample_results"] = content["per_sample_results"][:9]
-    path.write_text(json.dumps(content))
-    (lacking,) = findings(recorded_outcomes(tmp_path).report, "missing_questions")
-    assert "rows of 3 ranks, other configurations have 4" in lacking.what
-
-
-def test_other_datasets_are_left_out_unless_named(tmp_path):
-    write_rows(tmp_path, some_rows())
-    write_rows(tmp_path, some_rows(dataset="science_qa_img"), dataset="science_qa_img")
-    recorded = recorded_outcomes(tmp_path)
-    assert recorded.table["dataset"].unique().to_list() == ["text_vqa"]
-    assert findings(recorded.report, "other_dataset")[0].level == "warning"
-    named = recorded_outcomes(tmp_path, datasets=["science-qa-img"])
-    assert named.table["dataset"].unique().to_list() == ["science_qa_img"]
-    with pytest.raises(ResultsError, match="no results of doc_qa: it has science_qa_img, text_vqa"):
-        recorded_outcomes(tmp_path, datasets=["doc_qa"])
-
-
-def test_one_id_with_two_questions_keeps_the_one_that_most_rows_have(tmp_path):
-    for top_k in (4, 6, 8):
-        rows = some_rows(2, top_k=top_k)
-        if top_k == 4:
-            rows[0]["metadata"]["question"] = "a question of another split?"
-        write_rows(tmp_path, rows, top_k=top_k)
-    recorded = recorded_outcomes(tmp_path)
-    assert recorded.table.height == 5
-    assert recorded.questions["question"].str.contains("another split").sum() == 0
-    (finding,) = findings(recorded.report, "conflicting_question")
-    assert (finding.level, finding.rows, finding.examples) == ("error", 1, ("34602",))
-
-
-# 6. The result does not depend on the order of files
+# 5. The result does not depend on the order of files
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
