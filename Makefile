@@ -29,6 +29,22 @@ types: $(VENV)/.installed
 	ln -sfn ../.. $(TYPED)/knobctl
 	MYPYPATH=$(TYPED) $(BIN)/mypy --config-file pyproject.toml $(addprefix -p ,$(PACKAGES)) -m knobctl.cli
 
+# 200 kills over a small writer, 200 over precompute, 50 over train; hours on a small machine. KILLS=20 for a taste.
+KILLS ?= 200
+TRAIN_KILLS ?= 50
+SOAK := runs/soak
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/soak.py --kills $(KILLS)
+	$(BIN)/python benchmarks/soak.py --kind cache --kills $(KILLS) --command \
+	  '$(BIN)/knobctl precompute --model nano --dataset easy_vqa --samples 40 --tiers low --top-k 4,8 --num-blocks 12,16 --runs 1 --device cpu --out {out}'
+	test -d $(SOAK)/cache || $(BIN)/python -m knobctl.data.generated_cache $(SOAK)/cache
+	$(BIN)/python benchmarks/soak.py --kind files --kills $(TRAIN_KILLS) \
+	  --command '$(BIN)/knobctl train $(SOAK)/cache --out {out}' --again '$(BIN)/knobctl train $(SOAK)/cache --out {out} --resume'
+
+bench: $(VENV)/.installed
+	for script in precompute replay cache_open import_results; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/molmoe.py --config tiny --device cpu
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

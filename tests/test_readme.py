@@ -1,0 +1,91 @@
+"""The first page stays true: its commands parse, and its path runs on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from knobctl.cli import main
+from knobctl.data.cache import open_cache
+from knobctl.precompute.from_cache import live_factory
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands(page: Path) -> list[str]:
+    """Returns the indented `knobctl ...` lines, continued lines joined, comments and `...` lines left out."""
+    text = page.read_text().replace("\\\n", " ")
+    found = [re.sub(r"\s+#.*", "", line).strip() for line in re.findall(r"^    (knobctl .*)$", text, re.MULTILINE)]
+    return [line for line in found if "..." not in line]
+
+
+@pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
+def test_every_documented_command_parses(command: str):
+    name, *arguments = shlex.split(command)[1:]
+    subcommand = main.commands[name]
+    while isinstance(subcommand, click.Group):
+        name, *arguments = arguments
+        subcommand = subcommand.commands[name]
+    with subcommand.make_context(name, arguments):
+        pass
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_shows_an_example(name: str):
+    command = main.commands[name]
+    for one in command.commands.values() if isinstance(command, click.Group) else [command]:
+        assert re.search(r"^\s*knobctl ", one.help or "", re.MULTILINE), one.name
+
+
+def test_the_readmes_path_runs_and_live_equals_replay(tmp_path: Path):
+    """precompute, train, validate, validate --live as on the first page, with fewer samples and knob values."""
+    path = [command for command in commands(ROOT / "README.md") if "nano" in command or "runs/controllers" in command]
+    assert [shlex.split(command)[1] for command in path] == ["precompute", "train", "validate", "validate"]
+    fewer = {
+        "precompute": "--samples 8 --tiers low,medium --top-k 4,8 --num-blocks 12,16 --runs 1",
+        "train": "--epochs 2",
+    }
+    for command in path:
+        words = shlex.split(command.replace("runs/", f"{tmp_path}/").replace("--samples 200", ""))[1:]
+        result = CliRunner().invoke(main, [*words, *shlex.split(fewer.get(words[0], "--resamples 20"))])
+        assert result.exit_code == 0, result.output
+    assert "same setting" in result.stdout
+    shares = re.findall(r"(?:bit-equal|same)\s+[a-z ]+(\d+)/(\d+)", " ".join(result.stdout.split()))
+    assert len(shares) == 5
+    assert all(same == total for same, total in shares), result.stdout
+
+
+def test_all_375_settings_of_three_samples_are_the_same_live(tmp_path: Path):
+    importance = tmp_path / "importance.json"
+    importance.write_text(json.dumps({str(block): block % 7 / 10 for block in range(16)}))
+    cache_path = tmp_path / "cache"
+    options = (
+        "--model nano --dataset small_print --samples 12 --shard 0/4 --runs 1 --budgets 30,60 --device cpu --seed 3"
+    )
+    arguments = ["precompute", *options.split(), "--importance", str(importance), "--out", str(cache_path)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    cache = open_cache(cache_path)
+    assert (len(cache.sample_ids), len(cache.space.settings)) == (3, 375)
+    assert cache.tokens is not None
+    executor, samples = live_factory(cache_path, device="cpu", runs=0)(cache.sample_ids)
+    for row, sample_id in enumerate(cache.sample_ids):
+        handles = {}
+        for place in np.ndindex(3, 5, 2):
+            tier, position = cache.space.tiers[place[0]], cache.space.insertion_positions[place[1]]
+            budget_ms = float(cache.budgets_ms[place[2]])
+            token_D, handles[tier, position] = executor.latency_token(samples[sample_id], tier, position, budget_ms)
+            np.testing.assert_array_equal(token_D, cache.tokens.token_STPMD[row, *place])
+        for column, setting in enumerate(cache.space.settings):
+            handle = handles[setting.tier, setting.insertion_position]
+            outcome = executor.finish(handle, setting.top_k, setting.num_blocks)
+            assert outcome.answer == cache.outcome_value("answer", row, column)
+            assert outcome.accuracy == cache.accuracy_SX[row, column]
