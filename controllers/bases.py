@@ -15,6 +15,9 @@ CLAMP = 6.0  # features are scaled to about unit variance; a stranger input must
 class VectorBasis(nn.Module):
     """(x - mean) @ projection, clamped: for the language feature and for the encoded budget."""
 
+    mean_D: Tensor
+    projection_DF: Tensor
+
     def __init__(self, d_model: int, features: int) -> None:
         super().__init__()
         self.register_buffer("mean_D", torch.zeros(d_model))
@@ -34,6 +37,9 @@ class TokenBasis(nn.Module):
 
     A token read later in the stack lies in other directions, and its mean depends on where it was read.
     """
+
+    projection_PDF: Tensor
+    offset_TPF: Tensor
 
     def __init__(self, d_model: int, features: int, tiers: int, positions: int) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,16 @@ class BudgetEncoder(nn.Module):
         return encoder.requires_grad_(False)
 
     @property
+    def _linears(self) -> tuple[nn.Linear, nn.Linear]:
+        inner, outer = self.layers
+        return cast(nn.Linear, inner), cast(nn.Linear, outer)
+
+    @property
     def d_model(self) -> int:
-        return int(self.layers[1].weight.shape[0])
+        return self._linears[1].out_features
 
     def forward(self, budget_ms_B: Tensor) -> Tensor:
         """Returns the encoded budgets, [B, d_model]."""
-        code_BC = budget_code(budget_ms_B).to(self.layers[0].weight)
-        return self.layers[1](nn.functional.silu(self.layers[0](code_BC)))
+        inner, outer = self._linears
+        code_BC = budget_code(budget_ms_B).to(inner.weight)
+        return outer(nn.functional.silu(inner(code_BC)))

@@ -19,13 +19,14 @@ HIDDEN = (256, 160)
 class Stage1(nn.Module):
     """One masked softmax over (tier, position) pairs, tier-major."""
 
+    allowed_J: Tensor  # True where some sample of the training cache has a setting with this pair
+
     def __init__(self, d_model: int, space: KnobSpace) -> None:
         super().__init__()
         self.choices = len(space.tiers) * len(space.insertion_positions)
         self.language_basis = VectorBasis(d_model, LANGUAGE_FEATURES)
         self.budget_basis = VectorBasis(d_model, BUDGET_FEATURES)
         self.head = Mlp((LANGUAGE_FEATURES + BUDGET_FEATURES, *HIDDEN, self.choices))
-        # True where some sample of the training cache has a setting with this pair.
         self.register_buffer("allowed_J", torch.ones(self.choices, dtype=torch.bool))
 
     def forward(self, language_feature_BD: Tensor, encoded_budget_BD: Tensor) -> Tensor:

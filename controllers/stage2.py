@@ -24,6 +24,9 @@ def place_codes(tiers: int, positions: int) -> Tensor:
 class Stage2(nn.Module):
     """One masked softmax over (top-k, num_blocks) pairs, top-k-major, given the pair that Stage1 chose."""
 
+    place_JH: Tensor
+    allowed_JA: Tensor  # True where some sample of the training cache has the setting
+
     def __init__(self, d_model: int, space: KnobSpace) -> None:
         super().__init__()
         tiers, positions = len(space.tiers), len(space.insertion_positions)
@@ -32,7 +35,6 @@ class Stage2(nn.Module):
         self.token_basis = TokenBasis(d_model, TOKEN_FEATURES, tiers, positions)
         self.head = Mlp((TOKEN_FEATURES + tiers + positions, *HIDDEN, self.choices))
         self.register_buffer("place_JH", place_codes(tiers, positions), persistent=False)
-        # True where some sample of the training cache has the setting.
         self.register_buffer("allowed_JA", torch.ones(tiers * positions, self.choices, dtype=torch.bool))
 
     def forward(self, token_BD: Tensor, tier_B: Tensor, position_B: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def _questions(config: GeneratedConfig, rng: np.random.Generator) -> tuple[NDArr
     share = 0.45 if config.structure == "faint" else 0.9
     noise_SL = rng.standard_normal(signal_SL.shape, dtype=np.float32)
     latent_SL = share * signal_SL + np.float32(np.sqrt(1 - share**2)) * noise_SL
-    return count_SV @ vector_VD / np.float32(length), latent_SL.astype(np.float32)
+    return (count_SV @ vector_VD / np.float32(length)).astype(np.float32, copy=False), latent_SL.astype(np.float32)
 
 
 def _sizes(

@@ -97,7 +97,7 @@ def render_import_report(record: Record) -> Group:
     rest = {name: value for name, value in record.items() if name not in ("findings", "sources", "configurations")}
     parts: list[RenderableType] = [render_record("import", rest)]
     if configurations := record.get("configurations"):
-        columns = ("dataset", "tier", "top_k", "num_blocks", "files", "questions", "questions_missing")
+        columns: tuple[str, ...] = ("dataset", "tier", "top_k", "num_blocks", "files", "questions", "questions_missing")
         columns += ("accuracy_missing", "latency_missing", "mean_accuracy", "median_latency_ms")
         shown = [tuple(configuration[column] for column in columns) for configuration in configurations]
         parts += [Text(""), table("configurations", tuple(column.replace("_", " ") for column in columns), shown)]

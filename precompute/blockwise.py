@@ -195,6 +195,9 @@ def _block_times(
 
 
 def _check(latency: PlanLatency, whole: Sequence[RequestTimes]) -> LatencyCheck:
+    assert latency.vision_ms is not None, "blocks are timed with the vision before them"
+    assert latency.prefill_ms is not None
+    assert latency.decode_ms is not None
     return LatencyCheck(
         (latency.vision_ms, latency.prefill_ms, latency.decode_ms, latency.latency_ms),
         (

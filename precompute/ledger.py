@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +32,7 @@ class Ledger:
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-        self.seconds: Counter[str] = Counter(dict.fromkeys(KINDS, 0.0))
+        self.seconds: defaultdict[str, float] = defaultdict(float, dict.fromkeys(KINDS, 0.0))
 
     def add(self, name: str, amount: int = 1) -> None:
         """Counts `amount` more of `name`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -123,9 +124,8 @@ class _TreePrefill:
             elif stream.top_k:
                 whole[stream.top_k].append(place)
         for top_k, places in whole.items():
-            for _ in self._limit.batches(
-                places, self._state.length, lambda rows, k=top_k: self._run_whole(block, rows, k, after)
-            ):
+            run = partial(self._run_whole, block, top_k=top_k, after=after)
+            for _ in self._limit.batches(places, self._state.length, run):
                 pass
         for _ in self._limit.batches(last, self._state.length, lambda rows: self._run_last(block, rows, level, after)):
             pass

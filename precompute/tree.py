@@ -41,11 +41,11 @@ class PlanTree:
         assert distinct, "a sweep needs plans"
         n_blocks = len(distinct[0])
         assert all(len(plan) == n_blocks for plan in distinct), "plans of one model have one length"
-        levels = []
+        levels: list[tuple[Stream, ...]] = []
         before: dict[BlockPlan, int] = {(): 0}
         for block in range(n_blocks):
             after: dict[BlockPlan, int] = {}
-            streams = []
+            streams: list[Stream] = []
             for plan in distinct:
                 beginning = plan[: block + 1]
                 if beginning in after:

@@ -182,6 +182,8 @@ def _token_targets(tables: ReplayTables, count: int) -> Tensor:
 
 def _token_moments(tables: ReplayTables) -> tuple[Tensor, Tensor]:
     """Returns each place's mean token [T, P, D] and the spread around it by position [P, D], on `train`."""
+    assert tables.token_STPMD is not None
+    assert tables.token_present_STPM is not None
     train_S = tables.indices("train")
     train_S = train_S[np.linspace(0, len(train_S) - 1, min(len(train_S), MOMENT_SAMPLES)).astype(np.int64)]
     tiers, positions = len(tables.space.tiers), len(tables.space.insertion_positions)

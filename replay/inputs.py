@@ -7,7 +7,8 @@ Stage2, F features, H place code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +45,8 @@ class ReplayInputs:
         return len(self.budget_MF)
 
     def to(self, device: torch.device | str) -> ReplayInputs:
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return ReplayInputs(**moved)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def project_language(tables: ReplayTables, sample_N: NDArray[np.int64], basis: VectorBasis) -> Tensor:
@@ -55,6 +56,7 @@ def project_language(tables: ReplayTables, sample_N: NDArray[np.int64], basis: V
 
 def project_tokens(tables: ReplayTables, sample_N: NDArray[np.int64], basis: TokenBasis) -> Tensor:
     """Returns Stage2's token features, [N, J, M, F]; tokens are read once, a slice of samples at a time."""
+    assert tables.token_STPMD is not None, "require_trainable lets no such tables through"
     tiers, positions, budgets = tables.token_STPMD.shape[1:4]
     feature_NTPMF = torch.empty(len(sample_N), tiers, positions, budgets, basis.features)
     for start in range(0, len(sample_N), SAMPLES_AT_ONCE):
@@ -76,6 +78,7 @@ def replay_inputs(
     budget_MF: Tensor,
 ) -> ReplayInputs:
     """Returns the split's inputs, with holes masked and counted. Raises CacheError for a sample with nothing left."""
+    assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
     grid = ChoiceGrid.of(tables.space)
     reward_NMX = tables.reward_NMX(sample_N, weights)
     reward_NMJA = grid.spread(reward_NMX.flatten(0, 1).nan_to_num(nan=0.0), 0.0).unflatten(0, reward_NMX.shape[:2])
@@ -109,6 +112,7 @@ def replay_inputs(
 
 def settings_seen(tables: ReplayTables) -> tuple[Tensor, Tensor]:
     """Returns which pairs [J] and settings [J, A] some training sample has: the rest get probability 0 for good."""
+    assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
     grid = ChoiceGrid.of(tables.space)
     train_S = tables.indices("train")
     known_JA = grid.spread(tables.available_SX[torch.from_numpy(train_S)], False).any(dim=0)
