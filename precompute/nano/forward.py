@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from contextlib import nullcontext
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ def prepare_for_training(model: Molmoe, *, compiled: bool) -> None:
     if compiled:
         torch._dynamo.config.recompile_limit = 64
         run = torch.compile(TextBlock.forward, dynamic=False)
-        for block in model.blocks:
-            block.forward = partial(run, block)  # type: ignore[method-assign]
+        for module in model.blocks:
+            module.forward = partial(run, cast(TextBlock, module))
 
 
 def encode(model: Molmoe, batch: Batch, *, bfloat16: bool) -> Tensor:
@@ -119,6 +120,6 @@ def bound_routers(model: Molmoe, max_norm: float) -> None:
     alone, a router puts nearly all weight on few experts, and a smaller top-k would cost nothing.
     """
     with torch.no_grad():
-        for block in model.blocks:
-            weight = block.mlp.router.weight
+        for module in model.blocks:
+            weight = cast(TextBlock, module).mlp.router.weight
             weight.mul_((max_norm / weight.norm(dim=1, keepdim=True)).clamp(max=1.0))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..molmoe.config import MolmoeConfig, VisionConfig
 from ..molmoe.model import Molmoe
+from ..molmoe.text import TextBlock
 from ..molmoe.vision import VisionTower
 
 EMBEDDING_STD = 0.2
@@ -32,7 +35,8 @@ def initial_model(config: MolmoeConfig, seed: int) -> Molmoe:
     with torch.no_grad():
         draw(model.embedding.weight, EMBEDDING_STD)
         draw(model.lm_head.weight, 1 / math.sqrt(config.d_model))
-        for block in model.blocks:
+        for module in model.blocks:
+            block = cast(TextBlock, module)
             for linear in (block.attn.att_proj, block.attn.attn_out):
                 draw(linear.weight, 1 / math.sqrt(config.d_model))
             block.attn.attn_out.weight.mul_(1 / math.sqrt(2 * config.num_blocks))
@@ -47,7 +51,7 @@ def initial_model(config: MolmoeConfig, seed: int) -> Molmoe:
 
 
 def _start_as_convolution(tower: VisionTower, vision: VisionConfig) -> None:
-    """Sets positions and attention so that each head of a layer looks at one neighbour of a patch, as a 3 x 3 kernel does.
+    """Sets positions and attention so that each head of a layer looks at one neighbour of a patch, like a 3 x 3 kernel.
 
     Positions are sines and cosines in the first entries of the embedding, which patches leave free; a query is the
     position rotated by the head's offset, a key the position itself. From random weights the tower needed over 300
@@ -63,14 +67,15 @@ def _start_as_convolution(tower: VisionTower, vision: VisionConfig) -> None:
     tower.positional_embedding[:, :head_width] = 0
     tower.positional_embedding[1:, :head_width] = POSITION_SCALE * code
     tower.patch_embedding.weight[:head_width] = 0
-    for depth, layer in enumerate(tower.layers):
+    for depth, module in enumerate(tower.layers):
+        attention = cast(CLIPEncoderLayer, module).self_attn
         reach = 2 if depth == 1 else 1
         for head in range(vision.num_heads):
             offset = torch.tensor(NEIGHBOURS[head % len(NEIGHBOURS)]) * float(reach)
             shift = (offset.unsqueeze(-1) * frequencies).flatten()  # [2F]
             rotations = [torch.tensor([[c, -s], [s, c]]) for c, s in zip(shift.cos(), shift.sin(), strict=True)]
             own = slice(head * head_width, (head + 1) * head_width)
-            layer.self_attn.q_proj.weight[own, :head_width] = ATTENTION_SCALE * torch.block_diag(*rotations)
-            layer.self_attn.k_proj.weight[own, :head_width] = ATTENTION_SCALE * torch.eye(head_width)
-            layer.self_attn.q_proj.weight[own, head_width:] *= 0.1
-            layer.self_attn.k_proj.weight[own, head_width:] *= 0.1
+            attention.q_proj.weight[own, :head_width] = ATTENTION_SCALE * torch.block_diag(*rotations)
+            attention.k_proj.weight[own, :head_width] = ATTENTION_SCALE * torch.eye(head_width)
+            attention.q_proj.weight[own, head_width:] *= 0.1
+            attention.k_proj.weight[own, head_width:] *= 0.1

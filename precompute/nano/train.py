@@ -79,7 +79,7 @@ class Trainer:
 
     def _groups(self, stage: Stage) -> dict[tuple[float, bool], list[torch.nn.Parameter]]:
         """Returns what the stage trains by its share of the learning rate, matrices apart."""
-        slow = ()
+        slow: tuple[str, ...] = ()
         if stage.slow_blocks is not None:
             slow = ("vision_backbone.", "embedding.", *(f"blocks.{index}." for index in range(stage.slow_blocks)))
         groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}

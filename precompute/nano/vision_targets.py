@@ -48,7 +48,8 @@ def _empty(windows: int) -> Targets:
 
 def _scene_grid(scene: Scene, side: int) -> Targets:
     windows = 2 * side
-    window = IMAGE_SIZE / windows  # only the window with a card's middle tells it; others would be cards that are not there
+    # Only the window with a card's middle tells it: others would be cards that are not there.
+    window = IMAGE_SIZE / windows
     scale = side * 32 / IMAGE_SIZE
     targets = _empty(windows)
     targets[BLANK][:] = 1
