@@ -75,8 +75,8 @@ def tasks_of(cache: Cache) -> dict[str, Task]:
         limits = cache.manifest.max_new_tokens
         limit = limits.get(name) if isinstance(limits, dict) else limits
         spec = DATASETS.get(name)
-        metric = record.get("metric") or (spec and spec.metric)
-        limit = limit or (spec and spec.max_new_tokens)
+        metric = record.get("metric") or (spec.metric if spec else None)
+        limit = limit or (spec.max_new_tokens if spec else None)
         if not isinstance(metric, str) or not isinstance(limit, int):
             raise CacheError(
                 f"{cache.path / 'cache.json'} names no metric or no token limit for dataset `{name}`: add "
