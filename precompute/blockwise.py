@@ -1,13 +1,15 @@
 """Latency of every plan from a few whole runs of the model: timed marks between blocks, added up plan by plan.
 
 For run r, latency_r = vision_r + head_r + sum over active blocks of prefill_r[b, k_b]
-+ (output_tokens - 1) * (step_overhead_r + sum over active blocks of decode_r[b, k_b]).
++ (output_tokens - 1) * (step_overhead_r + sum over active blocks of decode_r[b, k_b]),
+the last over the mean of the forced steps, or of the first ones where the answer has fewer.
 
 The passes of one run (one for each top-k) stand side by side in time, in an order drawn anew for every run, so that
-what slows the machine for a while slows them all. Vision knows no top-k: of each run the native pass alone begins with
-it. A random share of settings is run end to end in between.
+what slows the machine for a while slows them all. Every pass begins with vision, as a request does: without it the
+first blocks would find their weights still in the processor's cache. A random share of settings is run end to end in
+between.
 
-Axes: R runs, B blocks, K values of top-k.
+Axes: R runs, T decoding steps, B blocks, K values of top-k.
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..data.plans import BlockPlan
 from .knob_model import KnobModel, PreparedPrompt
@@ -64,16 +65,20 @@ class BlockTimes:
     top_ks: tuple[int, ...]
     vision_R: NDArray[np.float64]
     head_R: NDArray[np.float64]  # the read at the insertion position, final norm, head, first token
-    overhead_R: NDArray[np.float64]  # per decoding step, outside the blocks
     prefill_RBK: NDArray[np.float64]
-    decode_RBK: NDArray[np.float64]
+    overhead_RT: NDArray[np.float64]  # of each decoding step, outside the blocks
+    decode_RTBK: NDArray[np.float64]
 
     def latency(self, plan: BlockPlan, output_tokens: int) -> PlanLatency:
         """Returns the latency of an answer of that many tokens under `plan`."""
         active = [block for block, top_k in enumerate(plan) if top_k]
         column = [self.top_ks.index(plan[block]) for block in active]
         prefill_R = self.head_R + self.prefill_RBK[:, active, column].sum(axis=1)
-        step_R = self.overhead_R + self.decode_RBK[:, active, column].sum(axis=1)
+        if output_tokens == 1:
+            return summarise(self.vision_R, prefill_R, np.zeros_like(prefill_R))
+        # The first steps after a prompt are slower (caches are cold): a short answer is timed by the steps that it has.
+        step_RT = self.overhead_RT + self.decode_RTBK[:, :, active, column].sum(axis=2)
+        step_R = step_RT[:, : output_tokens - 1].mean(axis=1)
         return summarise(self.vision_R, prefill_R, (output_tokens - 1) * step_R)
 
 
@@ -106,16 +111,13 @@ def measure_blocks(
     passes = [_whole_model(knobs, top_k) for top_k in top_ks]
     requests = [*passes, *end_to_end]
     times: list[list[RequestTimes]] = [[] for _ in requests]  # [request][run]
-    prompt_1SD = knobs.embed(prepared)
     with quiet():
         _run(knobs, prepared, passes[top_ks.index(native)], blocks=True)  # warm-up
         for _ in range(runs):
             order = list(range(len(requests)))
             draw.shuffle(order)
             for index in order:
-                is_pass = index < len(passes)
-                ready = prompt_1SD if is_pass and top_ks[index] != native else None
-                times[index].append(_run(knobs, prepared, requests[index], blocks=is_pass, prompt_1SD=ready))
+                times[index].append(_run(knobs, prepared, requests[index], blocks=index < len(passes)))
     block_times = _block_times(top_ks, times[: len(passes)], native, knobs.model.config.num_blocks)
     checks = [
         _check(block_times.latency(whole.plan, whole.output_tokens), runs_of)
@@ -158,7 +160,6 @@ def _run(
     request: TimedPlan,
     *,
     blocks: bool,
-    prompt_1SD: Tensor | None = None,
 ) -> RequestTimes:
     return timed(
         knobs.model.device,
@@ -170,7 +171,6 @@ def _run(
             knobs.probe_MD[0],
             num_tokens=request.output_tokens,
             mark=mark,
-            prompt_1SD=prompt_1SD,
         ),
         blocks=blocks,
     )
@@ -179,18 +179,26 @@ def _run(
 def _block_times(
     top_ks: tuple[int, ...], times: Sequence[Sequence[RequestTimes]], native: int, num_blocks: int
 ) -> BlockTimes:
-    """Axes of `times`: top-k, run. What does not depend on k is the median over the passes of its run."""
+    """Axes of `times`: top-k, run. What does not depend on k is the mean over the passes of its run.
+
+    Means, not medians: a sum of medians of skewed times lies below the median of their sum.
+    """
     by_run = list(zip(*times, strict=True))
     native_R = [passes[top_ks.index(native)] for passes in by_run]
-    head_R = [median(one.head_ms for one in passes) for passes in by_run]
-    blocks = range(num_blocks)
+    head_R = [fmean(one.head_ms for one in passes) for passes in by_run]
+    blocks, steps = range(num_blocks), range(FORCED_STEPS)
     return BlockTimes(
         top_ks,
-        np.array([one.vision_ms for one in native_R]),
+        np.array([fmean(one.vision_ms for one in passes) for passes in by_run]),
         np.array(head_R) + np.array([one.read_ms for one in native_R]),
-        np.array([median(ms for one in passes for ms in one.step_overhead_ms) for passes in by_run]),
         np.array([[[one.prefill_block_ms[block] for one in passes] for block in blocks] for passes in by_run]),
-        np.array([[[median(one.decode_block_ms[block]) for one in passes] for block in blocks] for passes in by_run]),
+        np.array([[fmean(one.step_overhead_ms[step] for one in passes) for step in steps] for passes in by_run]),
+        np.array(
+            [
+                [[[one.decode_block_ms[block][step] for one in passes] for block in blocks] for step in steps]
+                for passes in by_run
+            ]
+        ),
     )
 
 

@@ -75,7 +75,6 @@ def run_request(
     *,
     num_tokens: int,
     mark: Mark = ignore_mark,
-    prompt_1SD: Tensor | None = None,
 ) -> tuple[int, ...]:
     """Runs one request and returns its `num_tokens` answer tokens. An end token does not end it: the caller knows.
 
@@ -83,12 +82,11 @@ def run_request(
         position: blocks that the probe goes through before it is read; 0 leaves the probe out.
         mark: called with START; VISION; the number of each block that ran, and READ after the token was read; HEAD;
             and for every further token with the numbers of its blocks and STEP.
-        prompt_1SD: the first block's input; vision is then left out, and its mark follows at once.
     """
     model = knobs.model
     length = prepared.length
     mark(START)
-    hidden = knobs.embed(prepared) if prompt_1SD is None else prompt_1SD
+    hidden = knobs.embed(prepared)
     mark(VISION)
     if position:
         hidden = torch.cat([hidden, probe_D[None, None]], dim=1)

@@ -11,7 +11,14 @@ import torch
 
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute import timing
-from knobctl.precompute.blockwise import BlockTimes, LatencyCheck, TimedPlan, measure_blocks, measure_whole
+from knobctl.precompute.blockwise import (
+    FORCED_STEPS,
+    BlockTimes,
+    LatencyCheck,
+    TimedPlan,
+    measure_blocks,
+    measure_whole,
+)
 from knobctl.precompute.journal import Journal, check_summary
 from knobctl.precompute.ledger import Ledger
 from knobctl.precompute.pilot import Pilot, parse_budgets
@@ -35,23 +42,26 @@ def prepared(knobs):
 
 
 def test_a_plan_s_latency_is_the_sum_of_its_blocks():
-    """Two runs, three blocks, top-k 2 and 4."""
+    """Two runs, two decoding steps, three blocks, top-k 2 and 4."""
     times = BlockTimes(
         top_ks=(2, 4),
         vision_R=np.array([10.0, 20.0]),
         head_R=np.array([1.0, 1.0]),
-        overhead_R=np.array([0.5, 0.5]),
+        overhead_RT=np.array([[0.9, 0.1]] * 2),
         prefill_RBK=np.array([[[2.0, 4.0], [3.0, 5.0], [7.0, 9.0]]] * 2),
-        decode_RBK=np.array([[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]] * 2),
+        decode_RTBK=np.array([[[[0.1, 0.3], [0.3, 0.4], [0.7, 0.8]], [[0.1, 0.1], [0.3, 0.4], [0.2, 0.4]]]] * 2),
     )
     one = times.latency((4, 0, 2), output_tokens=3)
-    # prefill 1 + 4 + 7; two steps of 0.5 + 0.2 + 0.5
+    # prefill 1 + 4 + 7; steps of 0.9 + 0.3 + 0.7 and 0.1 + 0.1 + 0.2
     assert one.prefill_ms == pytest.approx(12.0)
-    assert one.decode_ms == pytest.approx(2.4)
-    assert one.runs_ms == pytest.approx((24.4, 34.4))
-    assert one.latency_ms == pytest.approx(29.4)
+    assert one.decode_ms == pytest.approx(2.3)
+    assert one.runs_ms == pytest.approx((24.3, 34.3))
+    assert one.latency_ms == pytest.approx(29.3)
     assert one.latency_std_ms == pytest.approx(50**0.5)
     assert times.latency((4, 0, 2), output_tokens=1).decode_ms == 0.0
+    # An answer of two tokens takes the first step alone; a longer one than was timed, the mean of all.
+    assert times.latency((4, 0, 2), output_tokens=2).decode_ms == pytest.approx(1.9)
+    assert times.latency((4, 0, 2), output_tokens=11).decode_ms == pytest.approx(11.5)
 
 
 def test_spans_are_sorted_into_stages():
@@ -101,9 +111,10 @@ def test_blocks_are_timed_for_every_top_k_and_run(knobs, prepared):
     whole = [TimedPlan(plan, 1, 2)]
     times, checks = measure_blocks(knobs, prepared, runs=3, draw=random.Random(0), end_to_end=whole)
     assert times.top_ks == (2, 4)
-    assert times.prefill_RBK.shape == times.decode_RBK.shape == (3, 6, 2)
+    assert times.prefill_RBK.shape == (3, 6, 2)
+    assert times.decode_RTBK.shape == (3, FORCED_STEPS, 6, 2)
     assert (times.prefill_RBK > 0).all()
-    assert (times.decode_RBK > 0).all()
+    assert (times.decode_RTBK > 0).all()
     assert (times.vision_R > 0).all()
     assert len(checks) == 1
     measured = measure_whole(knobs, prepared, whole, runs=3, draw=random.Random(0))[0]
