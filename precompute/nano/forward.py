@@ -11,10 +11,10 @@ from __future__ import annotations
 import random
 from contextlib import nullcontext
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,7 +29,9 @@ FIRST_DROPPABLE = 5
 """Blocks before this one are never dropped in training: the largest insertion position, up to which all blocks run."""
 
 
-def _float32_attention(module, query, key, value, attention_mask, **options):  # type: ignore[no-untyped-def]
+def _float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
     with torch.autocast("cpu", enabled=False):
         mixed, weights = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), attention_mask, **options
