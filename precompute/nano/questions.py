@@ -15,21 +15,21 @@ beside    the number, or the colour, of the card left, right, above or below tha
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .scenes import SIDES, Card, Scene, sample_scene
 
 FAMILY_WEIGHTS = {
-    "read": 0.30,
-    "place": 0.08,
-    "count": 0.06,
-    "extreme": 0.12,
-    "value": 0.10,
-    "compare": 0.12,
-    "sum": 0.10,
-    "beside": 0.12,
+    "read": 0.36,
+    "count": 0.10,
+    "extreme": 0.14,
+    "value": 0.12,
+    "compare": 0.16,
+    "sum": 0.12,
 }
+"""The dataset's mix. `place` and `beside` are left out: nano answered them at chance whatever it was shown."""
+
 ROW_NAMES = ("top", "bottom")
 COLUMN_NAMES = ("left", "right")
 SIDE_NAMES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
@@ -111,7 +111,7 @@ def _beside(scene: Scene, rng: random.Random) -> Question | None:
     return Question("beside", f"what color is {where}", other.color)
 
 
-_FAMILIES: dict[str, Callable[[Scene, random.Random], Question | None]] = {
+FAMILIES: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "read": _read,
     "place": _place,
     "count": _count,
@@ -124,14 +124,14 @@ _FAMILIES: dict[str, Callable[[Scene, random.Random], Question | None]] = {
 
 
 def sample_questions(
-    scene: Scene, rng: random.Random, number: int, weights: dict[str, float] | None = None
+    scene: Scene, rng: random.Random, number: int, weights: Mapping[str, float] | None = None
 ) -> list[Question]:
     """Draws up to `number` different questions; families that the scene has no question of are drawn again."""
     weights = weights or FAMILY_WEIGHTS
     names = tuple(weights)
     questions: dict[str, Question] = {}
     for _ in range(8 * number):
-        question = _FAMILIES[rng.choices(names, weights=tuple(weights.values()))[0]](scene, rng)
+        question = FAMILIES[rng.choices(names, weights=tuple(weights.values()))[0]](scene, rng)
         if question is not None:
             questions.setdefault(question.text, question)
         if len(questions) == number:
@@ -144,5 +144,5 @@ def every_template() -> tuple[str, ...]:
     rng = random.Random(0)
     texts: set[str] = set()
     for _ in range(200):
-        texts |= {question.text for question in sample_questions(sample_scene(rng), rng, 8)}
+        texts |= {question.text for question in sample_questions(sample_scene(rng), rng, 8, dict.fromkeys(FAMILIES, 1))}
     return tuple(sorted(texts))

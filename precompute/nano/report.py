@@ -144,9 +144,10 @@ def area_under_roc(score: NDArray[np.float64], is_positive: NDArray[np.bool_]) -
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", type=click.Path(path_type=Path), default=Path(__file__).parents[2] / "data/bundled")
 @click.option("--images", default=600, show_default=True, help="Held-out images of each dataset.")
+@click.option("--trained-images", default=200, show_default=True, help="As training sees them, for the importance.")
 @click.option("--corners", is_flag=True, help="Only the smallest, middle and largest values of each knob's ends.")
 @click.option("--threads", default=1, show_default=True, help="Of the processor.")
-def main(checkpoint: Path, data: Path, images: int, corners: bool, threads: int) -> None:
+def main(checkpoint: Path, data: Path, images: int, trained_images: int, corners: bool, threads: int) -> None:
     """Print JSON lines of a checkpoint's figures, as in: python -m knobctl.precompute.nano.report data/bundled/nano"""
     torch.set_num_threads(threads)
     model = load_molmoe(checkpoint, dtype=torch.float32, device="cpu", experts_implementation="dense")
@@ -154,7 +155,7 @@ def main(checkpoint: Path, data: Path, images: int, corners: bool, threads: int)
     source = BatchSource(model.config, tokenizer, read_pool(data / "easy_vqa/train.parquet"))
     pictures = {name: read_pictures(data / name / "test.parquet", images) for name in DATASETS}
     seen = training_rng(0, "importance", 0)
-    trained = {name: [source.picture(seen, name) for _ in range(200)] for name in DATASETS}
+    trained = {name: [source.picture(seen, name) for _ in range(trained_images)] for name in DATASETS}
     scores = measured_importance(model, {name: HeldOut(model, source, found) for name, found in trained.items()})
     click.echo(json.dumps({"importance": [round(score, 4) for score in scores]}))
     samples = {name: HeldOut(model, source, found) for name, found in pictures.items()}

@@ -35,7 +35,8 @@ from .forward import (
 from .geometry import nano_config
 from .initial import initial_model
 from .pixels import TIER_SIDES
-from .stages import MAX_ROUTER_NORM, SLOW, STAGES, Stage
+from .spread import flatten_routing, repeat_blocks
+from .stages import ROUTING_GAIN, SLOW, STAGES, Stage
 from .state import Position, load_moments, load_position, load_weights, save_state
 from .vision_loss import VisionLoss
 from .vocabulary import nano_tokenizer
@@ -99,7 +100,7 @@ class Trainer:
         losses = self._vision_losses(stage, step, rng) if stage.vision_only else self._answer_losses(stage, rng)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
-        bound_routers(self.model, MAX_ROUTER_NORM)
+        bound_routers(self.model, stage.max_router_norm)
         return {**losses, "gradient": float(norm)}
 
     def _vision_losses(self, stage: Stage, step: int, rng: random.Random) -> dict[str, float]:
@@ -185,6 +186,9 @@ def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, 
         if position.stage == stage.name:
             first = position.step
             load_moments(state, trainer.model, optimizer)
+    if first == 0 and stage.block_order:
+        repeat_blocks(trainer.model, stage.block_order)
+        flatten_routing(trainer.model, stage.max_router_norm, ROUTING_GAIN)
     sums: dict[str, list[float]] = {}
     started = time.monotonic()
     for step in range(first, stage.steps):
