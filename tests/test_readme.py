@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from knobctl.cli import main
-from knobctl.data.cache import open_cache
-from knobctl.precompute.from_cache import live_factory
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -61,31 +57,3 @@ def test_the_readmes_path_runs_and_live_equals_replay(tmp_path: Path):
     shares = re.findall(r"(?:bit-equal|same)\s+[a-z ]+(\d+)/(\d+)", " ".join(result.stdout.split()))
     assert len(shares) == 5
     assert all(same == total for same, total in shares), result.stdout
-
-
-def test_all_375_settings_of_three_samples_are_the_same_live(tmp_path: Path):
-    importance = tmp_path / "importance.json"
-    importance.write_text(json.dumps({str(block): block % 7 / 10 for block in range(16)}))
-    cache_path = tmp_path / "cache"
-    options = (
-        "--model nano --dataset small_print --samples 12 --shard 0/4 --runs 1 --budgets 30,60 --device cpu --seed 3"
-    )
-    arguments = ["precompute", *options.split(), "--importance", str(importance), "--out", str(cache_path)]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    cache = open_cache(cache_path)
-    assert (len(cache.sample_ids), len(cache.space.settings)) == (3, 375)
-    assert cache.tokens is not None
-    executor, samples = live_factory(cache_path, device="cpu", runs=0)(cache.sample_ids)
-    for row, sample_id in enumerate(cache.sample_ids):
-        handles = {}
-        for place in np.ndindex(3, 5, 2):
-            tier, position = cache.space.tiers[place[0]], cache.space.insertion_positions[place[1]]
-            budget_ms = float(cache.budgets_ms[place[2]])
-            token_D, handles[tier, position] = executor.latency_token(samples[sample_id], tier, position, budget_ms)
-            np.testing.assert_array_equal(token_D, cache.tokens.token_STPMD[row, *place])
-        for column, setting in enumerate(cache.space.settings):
-            handle = handles[setting.tier, setting.insertion_position]
-            outcome = executor.finish(handle, setting.top_k, setting.num_blocks)
-            assert outcome.answer == cache.outcome_value("answer", row, column)
-            assert outcome.accuracy == cache.accuracy_SX[row, column]
