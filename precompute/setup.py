@@ -116,7 +116,9 @@ def request_record(config: PrecomputeConfig, inputs: Inputs) -> dict[str, Any]:
         "budgets": list(config.budgets),
         "importance": None if config.importance is None else _digest(config.importance),
         "importance_samples": config.importance_samples,
-        "results": None if config.from_results is None else {"complete": config.complete},
+        "results": None
+        if config.from_results is None
+        else {"complete": config.complete, "imported_latency": config.imported_latency},
     }
 
 
