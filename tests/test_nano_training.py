@@ -147,6 +147,32 @@ def test_plans_of_training_spare_the_first_blocks(trainer):
     assert all(plan[0] == 8 for plan in plans)
 
 
+def test_a_stage_names_the_blocks_that_may_be_left_out(trainer):
+    rng = random.Random(2)
+    plans = [
+        draw_plan(trainer.model, rng, fewer_experts=0.0, fewer_blocks=0.5, droppable=(3, 6, 8, 10)) for _ in range(200)
+    ]
+    assert {index for plan in plans for index, top_k in enumerate(plan) if top_k == 0} == {3, 6, 8, 10}
+    assert {plan.count(0) for plan in plans} == {0, 1, 2, 3, 4}
+
+
+def test_a_share_of_the_images_has_more_inner_cards(trainer):
+    def inner_cards(inner_share: float) -> float:
+        rng = random.Random(4)
+        batch = trainer.source.draw(rng, "high", 60, easy_share=0.0, inner_share=inner_share)
+        return float((batch.targets["color"][:, 4:] != IGNORED).sum() / 60)
+
+    assert inner_cards(1.0) > inner_cards(0.5) + 0.2 > inner_cards(0.0) + 0.4
+
+
+def test_a_vision_stage_sees_its_tiers_alone(trainer):
+    stage = replace(STAGE, vision_only=True, vision_tiers=("medium",))
+    trainer.start_stage(stage)
+    report = trainer.step(stage, 0)
+    assert "medium loss" in report
+    assert not {name for name in report if name.startswith(("low", "high"))}
+
+
 def test_words_are_hinted_their_card_and_the_rest_the_answer(trainer):
     tokenizer = trainer.source.tokenizer
     rng = random.Random(4)

@@ -29,6 +29,8 @@ from .vision_targets import Targets, easy_targets, scene_targets
 
 TEXT_BUDGET = 96
 IGNORED = -100
+MANY_INNER = 0.4
+"""How likely an inner place holds a card in the images of `inner_share`: zero, one and two such cards are common."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,16 @@ class BatchSource:
         large_only: bool = False,
         crowded: bool = False,
         weights: dict[str, float] | None = None,
+        inner_share: float = 0.0,
     ) -> Batch:
-        """Draws `images` images of one tier, `easy_share` of them easy_vqa's."""
+        """Draws `images` images of one tier, `easy_share` of them easy_vqa's, `inner_share` with many inner cards."""
         pictures = []
         for index in range(images):
             if index < round(easy_share * images):
                 pictures.append(self._easy_picture(rng))
             else:
-                pictures.append(_scene_picture(rng, large_only, crowded, weights))
+                inner_chance = MANY_INNER if index >= images - round(inner_share * images) else None
+                pictures.append(_scene_picture(rng, large_only, crowded, weights, inner_chance))
         return self.pack(pictures, TIER_SIDES[tier])
 
     def picture(self, rng: random.Random, dataset: str) -> Picture:
@@ -197,8 +201,14 @@ def _encode_answer(tokenizer: PromptTokenizer, answer: str) -> tuple[int, ...]:
     return (*tokenizer.encode(f" {answer}"), tokenizer.special.end)
 
 
-def _scene_picture(rng: random.Random, large_only: bool, crowded: bool, weights: dict[str, float] | None) -> Picture:
-    scene = sample_scene(rng, large_only=large_only, crowded=crowded)
+def _scene_picture(
+    rng: random.Random,
+    large_only: bool,
+    crowded: bool,
+    weights: dict[str, float] | None,
+    inner_chance: float | None = None,
+) -> Picture:
+    scene = sample_scene(rng, large_only=large_only, crowded=crowded, inner_chance=inner_chance)
     return Picture(render_scene(scene, rng), sample_questions(scene, rng, 8, weights), scene, None)
 
 

@@ -9,6 +9,7 @@ Shapes: B images, T positions, A positions that predict a token of an answer, D 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
@@ -98,19 +99,22 @@ def full_plan(model: Molmoe) -> Plan:
     return (model.config.native_top_k,) * model.config.num_blocks
 
 
-def draw_plan(model: Molmoe, rng: random.Random, *, fewer_experts: float, fewer_blocks: float) -> Plan:
+def draw_plan(
+    model: Molmoe, rng: random.Random, *, fewer_experts: float, fewer_blocks: float, droppable: Sequence[int] = ()
+) -> Plan:
     """Draws a plan for one step.
 
     Args:
         fewer_experts: share of steps in which the blocks after a random insertion position run with 4 or 6 experts.
-        fewer_blocks: share of steps in which one to four of the blocks after the fifth are left out.
+        fewer_blocks: share of steps in which one to four of the `droppable` blocks are left out.
+        droppable: empty for all blocks after the fifth.
     """
     plan = list(full_plan(model))
     if rng.random() < fewer_experts:
         position, top_k = rng.randint(1, FIRST_DROPPABLE), rng.choice((4, 6))
         plan[position:] = [top_k] * (len(plan) - position)
     if rng.random() < fewer_blocks:
-        for index in rng.sample(range(FIRST_DROPPABLE, len(plan)), k=rng.randint(1, 4)):
+        for index in rng.sample(droppable or range(FIRST_DROPPABLE, len(plan)), k=rng.randint(1, 4)):
             plan[index] = 0
     return tuple(plan)
 

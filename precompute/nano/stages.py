@@ -16,10 +16,12 @@ class Stage:
     images: int  # per step
     easy_share: float = 0.3  # of the images are easy_vqa's
     warmup: int = 50
-    vision_only: bool = False  # train the vision tower by itself, all tiers in every step
+    vision_only: bool = False  # train the vision tower by itself, on every one of `vision_tiers` in each step
+    vision_tiers: tuple[str, ...] = ("low", "medium", "high")
     frozen_tower: bool = False  # leave the tower and the word embeddings as they are
     ideal_share: float = 0.0  # of the steps are on ideal features
     crowded: bool = False  # a card in nearly every place: more to learn from each image
+    inner_share: float = 0.0  # of the images have more inner cards than the dataset's
     large_only_steps: int = 0  # begin with cards that every tier can read
     vision_weight: float = 0.1  # of the vision loss beside the answers'
     hint_weight: float = 0.0  # of the hints beside the answers: see `hint_loss`
@@ -30,6 +32,7 @@ class Stage:
     max_router_norm: float = 0.3  # length that router rows are held to: see `bound_routers`
     fewer_experts: float = 0.0
     fewer_blocks: float = 0.0
+    droppable: tuple[int, ...] = ()  # blocks that `fewer_blocks` chooses from; empty for all after the fifth
 
 
 LOOKUPS = (
@@ -62,6 +65,19 @@ FINAL = (
     ("compare", 0.11),
     ("sum", 0.13),
 )
+
+COUNTING = (
+    ("read", 0.20),
+    ("count", 0.20),
+    ("extreme", 0.17),
+    ("value", 0.20),
+    ("compare", 0.13),
+    ("sum", 0.10),
+)
+"""Those that the polished model answers worst, more often."""
+
+COPIES = (3, 4, 5, 6, 8, 10, 12)
+"""Blocks that looked dispensable one by one after `spread`: pairs that do the same, and one of each later pair."""
 
 STAGES = (
     # The tower learns to name colours, shapes and digits before any question is asked.
@@ -199,6 +215,77 @@ STAGES = (
         tier_shares=(0.15, 0.25, 0.6),
         weights=FINAL,
         max_router_norm=0.05,
+    ),
+    # Side by side a last time: the tower learns the small digits of the tiers that show them (the low tier's crop is in
+    # every tier), at a falling rate, ...
+    Stage(
+        "fine_print",
+        1050,
+        8e-4,
+        5.7e-5,
+        images=24,
+        vision_only=True,
+        vision_tiers=("medium", "high"),
+        crowded=True,
+        easy_share=0.1,
+    ),
+    # ... the decoder to count and to find extremes, and to do with up to four blocks fewer.
+    Stage(
+        "counting",
+        600,
+        1.2e-3,
+        8.78e-4,
+        images=16,
+        warmup=20,
+        easy_share=0.15,
+        ideal_share=0.75,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.1, 0.2, 0.7),
+        weights=COUNTING,
+        max_router_norm=0.05,
+        fewer_blocks=0.35,
+        droppable=COPIES,
+    ),
+    # It counted the outer cards only, on ideal features too: few of the dataset's images have inner ones.
+    Stage(
+        "inner_cards",
+        314,
+        1e-3,
+        7.39e-4,
+        images=16,
+        warmup=20,
+        easy_share=0.12,
+        inner_share=0.5,
+        ideal_share=0.6,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.08, 0.17, 0.75),
+        weights=COUNTING,
+        max_router_norm=0.05,
+        fewer_blocks=0.35,
+        droppable=COPIES,
+    ),
+    # Together on the tower's own features, down to a rate of nearly nothing.
+    Stage(
+        "gradual",
+        340,
+        8e-4,
+        1e-5,
+        images=16,
+        warmup=20,
+        easy_share=0.3,
+        inner_share=0.3,
+        vision_weight=1.0,
+        hint_weight=0.3,
+        slow_blocks=0,
+        tier_shares=(0.12, 0.2, 0.68),
+        weights=FINAL,
+        max_router_norm=0.05,
+        fewer_blocks=0.3,
+        droppable=COPIES,
     ),
 )
 SLOW = 0.15

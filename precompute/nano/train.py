@@ -106,7 +106,7 @@ class Trainer:
     def _vision_losses(self, stage: Stage, step: int, rng: random.Random) -> dict[str, float]:
         report = {}
         large_only = step < stage.large_only_steps
-        for tier in TIER_SIDES:
+        for tier in stage.vision_tiers:
             batch = self.source.draw(
                 rng, tier, stage.images, easy_share=stage.easy_share, large_only=large_only, crowded=stage.crowded
             )
@@ -120,8 +120,16 @@ class Trainer:
     def _answer_losses(self, stage: Stage, rng: random.Random) -> dict[str, float]:
         tier = rng.choices(tuple(TIER_SIDES), weights=stage.tier_shares)[0]
         weights = dict(stage.weights) or None
-        batch = self.source.draw(rng, tier, stage.images, easy_share=stage.easy_share, weights=weights)
-        plan = draw_plan(self.model, rng, fewer_experts=stage.fewer_experts, fewer_blocks=stage.fewer_blocks)
+        batch = self.source.draw(
+            rng, tier, stage.images, easy_share=stage.easy_share, weights=weights, inner_share=stage.inner_share
+        )
+        plan = draw_plan(
+            self.model,
+            rng,
+            fewer_experts=stage.fewer_experts,
+            fewer_blocks=stage.fewer_blocks,
+            droppable=stage.droppable,
+        )
         is_ideal = rng.random() < stage.ideal_share
         features = self.features(batch, rng.getrandbits(62) if is_ideal else None, frozen=stage.frozen_tower)
         hidden = final_hidden(self.model, batch, features, plan, bfloat16=self.bfloat16)
