@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -20,7 +22,8 @@ from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.generated import GeneratedConfig, generate
 from knobctl.replay.bundle import TrainingBundle, make_bundle
 from knobctl.replay.recipes import TUNED, TrainConfig
-from knobctl.replay.tables import ReplayTables
+from knobctl.replay.tables import ChoiceGrid, ReplayTables
+from knobctl.replay.train import table_and_oracle
 from knobctl.replay.trainer import Trainer
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
@@ -28,9 +31,12 @@ LARGE = replace(TUNED, epochs=100, min_steps=0, batch_size=2048, lr=1e-2)
 TARGET_STEPS, TARGET_SAMPLES = 187_500, 15_000  # the system this replaces: 25 to 30 s a step
 
 
-def bundle_of(samples: int, d_model: int, budgets: int) -> TrainingBundle:
-    """Returns the projected inputs of a generated cache."""
-    generated = generate(GeneratedConfig(samples, 1000, 0, d_model, budgets, seed=1))
+def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> TrainingBundle:
+    """Returns the projected inputs of a generated cache, whose tokens are mapped from a file as a cache's are."""
+    start = time.perf_counter()
+    generated = generate(GeneratedConfig(samples, 1000, 0, d_model, budgets, seed=1), tokens)
+    gigabytes = f"{generated.token_STPMD.nbytes / 1e9:.1f} GB of latency tokens, mapped from a file"
+    report("cache generated", time.perf_counter() - start, gigabytes)
     tables = ReplayTables(
         space=generated.config.space,
         n_blocks=16,
@@ -45,14 +51,15 @@ def bundle_of(samples: int, d_model: int, budgets: int) -> TrainingBundle:
         token_STPMD=generated.token_STPMD,
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
     )
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     bundle = make_bundle(tables, BudgetEncoder.from_seed(d_model, 0), TUNED, "the generated cache")
-    report("bases fitted and inputs projected, once a run", time.perf_counter() - start)
+    cpu_s = time.process_time() - cpu_start
+    report("bases fitted and inputs projected, once a run", time.perf_counter() - start, f"cpu {cpu_s:.0f} s")
     return bundle
 
 
 def report(what: str, seconds: float, more: str = "") -> None:
-    click.echo(f"{what:<52} {seconds:9.2f} s   {more:<52} load {os.getloadavg()[0]:.1f}")
+    click.echo(f"{what:<48} {seconds:9.2f} s   {more:<52} load {os.getloadavg()[0]:.1f}")
 
 
 def first_samples(bundle: TrainingBundle, count: int) -> TrainingBundle:
@@ -91,16 +98,18 @@ def train_for(bundle: TrainingBundle, config: TrainConfig, goal: float = math.in
 @click.command()
 @click.option("--samples", default=TARGET_SAMPLES, show_default=True, help="Training samples.")
 @click.option("--d-model", default=2048, show_default=True, help="Tokens take 1 MB a sample at 2048 and 16 budgets.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Directory for the file of tokens; the system's own.")
 @click.option("--budgets", default=16, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--full", is_flag=True, help="Also run all 100 epochs of batch 8, and batch 2048 to the same reward.")
-def main(samples: int, d_model: int, budgets: int, threads: int, full: bool) -> None:
+def main(samples: int, d_model: int, scratch: Path | None, budgets: int, threads: int, full: bool) -> None:
     """Time small steps, large batches, an epoch, and several seeds at once."""
     torch.set_num_threads(threads)
     click.echo(
         f"{samples:,} samples, d_model {d_model}, {budgets} budgets, {threads} threads, torch {torch.__version__}"
     )
-    bundle = bundle_of(samples, d_model, budgets)
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        bundle = bundle_of(samples, d_model, budgets, Path(directory) / "tokens.float16")
     short = first_samples(bundle, min(samples, 4000))
     seconds, cpu_s, steps = time_epoch(short, SMALL)
     per_step = seconds / steps
@@ -118,6 +127,10 @@ def main(samples: int, d_model: int, budgets: int, threads: int, full: bool) -> 
     seconds, cpu_s, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
     report(f"one epoch of {samples:,}, exact, batch {TUNED.batch_size}", seconds)
     if full:
+        table, oracle = table_and_oracle(
+            bundle.inputs["train"], bundle.inputs["val"], ChoiceGrid.of(bundle.tables.space)
+        )
+        click.echo(f"reward on val: budget-only table {table:.4f}, oracle {oracle:.4f}")
         seconds, goal, epochs = train_for(bundle, SMALL)
         report(f"batch 8, {epochs} epochs", seconds, f"reward on val {goal:.4f}")
         seconds, reward, epochs = train_for(bundle, LARGE, goal)

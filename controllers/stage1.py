@@ -13,6 +13,7 @@ from .mlp import Mlp
 
 LANGUAGE_FEATURES = 48
 BUDGET_FEATURES = 16
+LANGUAGE_WAVES = 512  # random Fourier features behind the smooth part of the language basis
 HIDDEN = (256, 160)
 
 
@@ -24,7 +25,7 @@ class Stage1(nn.Module):
     def __init__(self, d_model: int, space: KnobSpace) -> None:
         super().__init__()
         self.choices = len(space.tiers) * len(space.insertion_positions)
-        self.language_basis = VectorBasis(d_model, LANGUAGE_FEATURES)
+        self.language_basis = VectorBasis(d_model, LANGUAGE_FEATURES, LANGUAGE_WAVES)
         self.budget_basis = VectorBasis(d_model, BUDGET_FEATURES)
         self.head = Mlp((LANGUAGE_FEATURES + BUDGET_FEATURES, *HIDDEN, self.choices))
         self.register_buffer("allowed_J", torch.ones(self.choices, dtype=torch.bool))

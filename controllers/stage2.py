@@ -12,6 +12,7 @@ from .bases import TokenBasis
 from .mlp import Mlp
 
 TOKEN_FEATURES = 48
+TOKEN_WAVES = 256  # random Fourier features behind the smooth part of the token basis
 HIDDEN = (128, 80)
 
 
@@ -32,7 +33,7 @@ class Stage2(nn.Module):
         tiers, positions = len(space.tiers), len(space.insertion_positions)
         self.positions = positions
         self.choices = len(space.top_k) * len(space.num_blocks)
-        self.token_basis = TokenBasis(d_model, TOKEN_FEATURES, tiers, positions)
+        self.token_basis = TokenBasis(d_model, TOKEN_FEATURES, tiers, positions, TOKEN_WAVES)
         self.head = Mlp((TOKEN_FEATURES + tiers + positions, *HIDDEN, self.choices))
         self.register_buffer("place_JH", place_codes(tiers, positions), persistent=False)
         self.register_buffer("allowed_JA", torch.ones(tiers * positions, self.choices, dtype=torch.bool))

@@ -17,6 +17,7 @@ Knows nothing of policies or training. `python -m knobctl.data.generated_cache O
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +72,13 @@ class GeneratedCache:
     shown_SL: NDArray[np.float32]  # the part of it that language and token together reveal
 
 
-def generate(config: GeneratedConfig) -> GeneratedCache:
-    """Returns a cache of known structure; the same config gives the same arrays."""
+def generate(config: GeneratedConfig, token_path: Path | None = None) -> GeneratedCache:
+    """Returns a cache of known structure; the same config gives the same arrays.
+
+    Args:
+        token_path: a new file that the latency tokens are mapped from (16 GB for 16,000 samples, d_model 2048 and 16
+            budgets); None keeps them in memory.
+    """
     rng = np.random.default_rng(config.seed)
     S = config.samples
     feature_SD, language_SL = _questions(config, rng)
@@ -85,7 +91,7 @@ def generate(config: GeneratedConfig) -> GeneratedCache:
     latency_ms_SX = _latency(config, crops_ST, text_tokens_S, output_tokens_S, rng)
     low, high = np.median(latency_ms_SX.min(axis=1)), np.quantile(latency_ms_SX.max(axis=1), 0.95)
     budgets_ms_M = np.round(np.geomspace(low, high, config.n_budgets)).astype(np.float32)
-    token_STPMD = _tokens(config, np.concatenate([language_SL, visual_SL], axis=1), budgets_ms_M, rng)
+    token_STPMD = _tokens(config, np.concatenate([language_SL, visual_SL], axis=1), budgets_ms_M, rng, token_path)
     hole_SX = rng.random(accuracy_SX.shape) < config.hole_share
     accuracy_SX[hole_SX] = np.nan
     latency_ms_SX[hole_SX] = np.nan
@@ -181,6 +187,7 @@ def _tokens(
     latent_SL: NDArray[np.float32],
     budgets_ms_M: NDArray[np.float32],
     rng: np.random.Generator,
+    token_path: Path | None,
 ) -> NDArray[np.float16]:
     """Returns the latency tokens [S, T, P, M, D]: budget, place and latents along few directions, and noise."""
     S, D = config.samples, config.d_model
@@ -209,7 +216,12 @@ def _tokens(
     spread_D = np.exp(0.5 * rng.standard_normal(D)).astype(np.float32) * np.float32(0.5)
     massive_D = np.zeros(D, dtype=np.float32)
     massive_D[rng.choice(D, 3, replace=False)] = 60.0
-    token_STPMD = np.empty((S, T, P, M, D), dtype=np.float16)
+    # In the order of writing: a file would otherwise be filled a page here and a page there.
+    token_TPMSD: NDArray[np.float16]
+    if token_path is None:
+        token_TPMSD = np.empty((T, P, M, S, D), dtype=np.float16)
+    else:
+        token_TPMSD = np.memmap(token_path, dtype=np.float16, mode="w+", shape=(T, P, M, S, D))
     own_SF = rng.standard_normal((S, factors), dtype=np.float32)
     for t in range(T):
         seen = np.float32(0.7 + 0.3 * t / max(T - 1, 1))  # a higher tier shows the image better
@@ -220,8 +232,8 @@ def _tokens(
             for m in range(M):
                 noise_SD = 0.6 * spread_D * rng.standard_normal((S, D), dtype=np.float32)
                 gain_S1 = 1.0 + 0.05 * rng.standard_normal((S, 1), dtype=np.float32)  # moves the massive dimensions
-                token_STPMD[:, t, p, m] = (gain_S1 * (base_SD + budget_MD[m]) + noise_SD).astype(np.float16)
-    return token_STPMD
+                token_TPMSD[t, p, m] = (gain_S1 * (base_SD + budget_MD[m]) + noise_SD).astype(np.float16)
+    return np.moveaxis(token_TPMSD, 3, 0)
 
 
 def _standard(value_SL: NDArray[np.float32]) -> NDArray[np.float32]:
