@@ -26,7 +26,8 @@ class TrainConfig:
     recipe: str = "tuned"
     seeds: tuple[int, ...] = (42,)  # trained side by side; the same cache and seed give the same controllers
     epochs: int = 60  # an epoch takes each training sample once, with one budget drawn for it
-    min_steps: int = 2000  # small caches take as many epochs as that needs
+    min_steps: int = 400  # small caches take as many epochs as that needs
+    warm_start_steps: int = 400  # begin at the budget-only table: see warm_start.py; 0 begins at even chances
     batch_size: int = 256  # requests (a sample under a budget) a step
     lr: float = 5e-3
     stage1_lr_ratio: float = 1.0  # Stage1 learns at lr * stage1_lr_ratio
@@ -69,7 +70,15 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "stage1_lr_ratio", "epsilon"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "beta", "entropy_bonus", "entropy_bonus_start", "warmup_share", "min_steps"):
+        for name in (
+            "weight_decay",
+            "beta",
+            "entropy_bonus",
+            "entropy_bonus_start",
+            "warmup_share",
+            "min_steps",
+            "warm_start_steps",
+        ):
             _require(0 <= getattr(self, name) < math.inf, f"{name} must not be negative: {getattr(self, name)}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         _require(self.estimator in ESTIMATORS, f"estimator is one of {list(ESTIMATORS)}, not {self.estimator!r}")
@@ -116,6 +125,7 @@ CLASSIC = TrainConfig(
     seeds=(42,),
     epochs=100,
     min_steps=0,
+    warm_start_steps=0,
     batch_size=8,
     lr=1e-4,
     stage1_lr_ratio=1.0,

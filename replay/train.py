@@ -24,6 +24,7 @@ from .recipes import TUNED, TrainConfig
 from .state import STATE_NAME, data_digest, load_state, save_state
 from .tables import ChoiceGrid, ReplayTables, budget_encoder_for
 from .trainer import Trainer
+from .warm_start import known_rewards, mean_reward
 
 REPORT_NAME = "train.json"
 SAVE_EVERY_S = 20.0
@@ -38,7 +39,7 @@ class SeedReport:
 
     seed: int
     path: str
-    best_epoch: int
+    best_epoch: int  # 0: the warm start was kept
     val_reward: float
     val_gap_closed: float | None  # 0 = budget-only table, 1 = oracle; None where the two are equal
 
@@ -157,7 +158,13 @@ def train_tables(
         seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
         report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()})
         (out / REPORT_NAME).write_text(report.to_json() + "\n", encoding="utf-8")
-    worse = [seed for seed in report.seeds if seed.val_reward < report.val_table_reward]
+    for seed in report.seeds:
+        if config.warm_start_steps and seed.best_epoch == 0:
+            say(
+                f"seed {seed.seed}: nothing learned on {report.training_samples} samples was better on val by more "
+                "than its standard error: these controllers choose like the budget-only table"
+            )
+    worse = [seed for seed in report.seeds if seed.val_reward < report.val_table_reward and seed.best_epoch]
     for seed in worse:
         say(
             f"seed {seed.seed}: reward {seed.val_reward:.4f} on val is below the budget-only table's "
@@ -265,14 +272,10 @@ def table_and_oracle(train: ReplayInputs, val: ReplayInputs, grid: ChoiceGrid) -
     A setting that some training sample lacks is scored over the others; where a `val` sample lacks the table's
     setting, the best that it has of the table's order stands in.
     """
-    exists_JA = grid.exists_JA
-    known_NJA = exists_JA.expand(len(train), -1, -1) if train.allowed_NJA is None else train.allowed_NJA & exists_JA
-    known_VJA = exists_JA.expand(len(val), -1, -1) if val.allowed_NJA is None else val.allowed_NJA & exists_JA
-    count_JA = known_NJA.sum(dim=0).clamp(min=1)
+    known_NJA, known_VJA = known_rewards(train, grid.exists_JA), known_rewards(val, grid.exists_JA)
     table, oracle = 0.0, 0.0
     for budget in range(val.budgets):
-        mean_JA = torch.where(known_NJA, train.reward_NMJA[:, budget], 0.0).sum(dim=0) / count_JA
-        mean_JA = mean_JA.masked_fill(~known_NJA.any(dim=0), -torch.inf)
+        mean_JA = mean_reward(train, known_NJA, budget)
         allowed_VJA = known_VJA
         if val.allowed_NMJ is not None:
             allowed_VJA = known_VJA & val.allowed_NMJ[:, budget, :, None]

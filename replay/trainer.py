@@ -24,6 +24,8 @@ from .metrics import StepLog
 from .recipes import TrainConfig
 from .stacked import StackedMlp
 from .step import Batch, exact_step, greedy_choices, grpo_step
+from .tables import ChoiceGrid
+from .warm_start import average_sample, learn_table
 
 
 class Trainer:
@@ -44,6 +46,7 @@ class Trainer:
             self.encoder.to(self.device).requires_grad_(True)
             self.budget_basis = bundle.budget_basis.to(self.device)
             self.budgets_ms_M = bundle.tables.budgets_ms_M.to(self.device)
+        self._warm_start()
         self.optimizer = self._optimizer()
         self.initial = [tensor.detach().clone() for tensor in self._trained()]
         self.ema = [tensor.detach().clone() for tensor in self._trained()]
@@ -59,6 +62,23 @@ class Trainer:
         self.epochs = config.epochs_for(samples)
         self.eval_every = max(1, self.epochs // config.evaluations)
         self.total_steps = self.epochs * math.ceil(samples / config.batch_size)
+        self.start_reward_NV: Tensor | None = None  # what the warm start earns on each sample of val
+        if config.warm_start_steps:
+            self.evaluate()
+
+    def _warm_start(self) -> None:
+        """Begins at the budget-only table; each seed at the same one, from its own weights."""
+        config, train = self.config, self.inputs["train"]
+        if config.warm_start_steps:
+            exists_JA = ChoiceGrid.of(self.bundle.tables.space).exists_JA.to(self.device)
+            learn_table(
+                self.stage1,
+                self.stage2,
+                self._optimizer(),
+                average_sample(train, exists_JA),
+                steps=config.warm_start_steps,
+                entropy_bonus=config.entropy_bonus_start,
+            )
 
     def _trained(self) -> list[Tensor]:
         """Everything that the optimizer moves: both flat tensors [N, parameters], and the encoder's where it learns."""
@@ -116,6 +136,9 @@ class Trainer:
     def evaluate(self) -> tuple[Tensor, Tensor]:
         """Scores the running means greedily on `val` and keeps each seed's best.
 
+        The warm start is only given up for weights that earn more by over one standard error of the paired difference:
+        the best of many evaluations on a few samples is mostly luck.
+
         Returns the mean rewards [N], and the choices [N, samples, M] as `greedy_choices` numbers them.
         """
         kept = [tensor.detach().clone() for tensor in self._trained()]
@@ -125,6 +148,11 @@ class Trainer:
         self._set(kept)
         running_N = ~self.stopped_N
         better_N = (reward_N > self.best_reward_N) & running_N
+        sample_reward_NV = reward.double().mean(dim=2).cpu()
+        if self.start_reward_NV is not None:
+            better_N &= surpasses(sample_reward_NV, self.start_reward_NV)
+        elif self.config.warm_start_steps:
+            self.start_reward_NV = sample_reward_NV
         for index in better_N.nonzero()[:, 0].tolist():
             for target, source in zip(self.best[:2], self.ema[:2], strict=True):
                 target[index] = source[index]
@@ -305,3 +333,13 @@ def _initial_networks(bundle: TrainingBundle, seed: int) -> tuple[Mlp, Mlp]:
     for head in heads:
         head.reset(generator)
     return heads
+
+
+def surpasses(reward_NV: Tensor, start_NV: Tensor) -> Tensor:
+    """Returns for which seeds [N] the mean reward lies above the start's by over a standard error of the difference."""
+    difference_NV = reward_NV - start_NV
+    samples = difference_NV.shape[1]
+    if samples < 2:
+        return torch.zeros(len(difference_NV), dtype=torch.bool)
+    error_N = difference_NV.std(dim=1) / math.sqrt(samples)
+    return difference_NV.mean(dim=1) > error_N

@@ -98,7 +98,7 @@ def test_several_seeds_make_a_checkpoint_each_and_differ(tables, tmp_path):
 
 
 def test_the_log_has_the_fields_usual_names(tables, tmp_path):
-    run(tables, tmp_path / "out", quick(num_iterations=2, beta=0.1, lr=0.05))
+    run(tables, tmp_path / "out", quick(num_iterations=2, beta=0.1, lr=0.05, warm_start_steps=0))
     with (tmp_path / "out" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     steps = [row for row in rows if row["reward"]]
@@ -116,8 +116,8 @@ def test_the_log_has_the_fields_usual_names(tables, tmp_path):
 
 
 def test_training_learns(tables, tmp_path):
-    before = run(tables, tmp_path / "a", quick(epochs=1, lr=1e-6))
-    after = run(tables, tmp_path / "b", quick(epochs=60))
+    before = run(tables, tmp_path / "a", quick(epochs=1, lr=1e-6, warm_start_steps=0))
+    after = run(tables, tmp_path / "b", quick(epochs=60, warm_start_steps=0))
     assert after.seeds[0].val_reward > before.seeds[0].val_reward + 0.05
 
 

@@ -1,0 +1,80 @@
+"""Where GRPO starts: at the budget-only look-up table, instead of at choices that are all equally likely.
+
+The networks are first taught the mean reward of every setting under every budget, with the inputs of an average sample.
+That takes a second whatever the cache's size, since there is one sample. On a few hundred samples the table is most of
+what can be learned, and steps on single samples find it late and only about; on thousands it does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .inputs import ReplayInputs
+from .stacked import StackedMlp
+from .step import Batch, exact_step
+
+LR = 5e-3
+WARMUP_STEPS = 20
+
+
+def known_rewards(inputs: ReplayInputs, exists_JA: Tensor) -> Tensor:
+    """Returns which pairs of choices each sample has a reward for, [N, J, A]."""
+    if inputs.allowed_NJA is None:
+        return exists_JA.expand(len(inputs), -1, -1)
+    return inputs.allowed_NJA & exists_JA
+
+
+def mean_reward(inputs: ReplayInputs, known_NJA: Tensor, budget: int) -> Tensor:
+    """Returns the mean reward under one budget over the samples that have it, [J, A]; -inf where none has."""
+    count_JA = known_NJA.sum(dim=0)
+    total_JA = torch.where(known_NJA, inputs.reward_NMJA[:, budget], 0.0).sum(dim=0)
+    return (total_JA / count_JA.clamp(min=1)).masked_fill(count_JA == 0, -math.inf)
+
+
+def average_sample(inputs: ReplayInputs, exists_JA: Tensor) -> ReplayInputs:
+    """Returns inputs of one sample: the mean of all features and rewards, each over the samples that have it."""
+    known_NJA = known_rewards(inputs, exists_JA)
+    reward_MJA = torch.stack([mean_reward(inputs, known_NJA, budget) for budget in range(inputs.budgets)])
+    known_MJA = torch.isfinite(reward_MJA)
+    known_JA = known_MJA[0]
+    if inputs.allowed_NMJ is None:
+        token_JMF = inputs.token_NJMF.mean(dim=0)
+    else:
+        weight_NJM = inputs.allowed_NMJ.transpose(1, 2).float()
+        count_JM = weight_NJM.sum(dim=0).clamp(min=1)
+        token_JMF = torch.einsum("njm,njmf->jmf", weight_NJM, inputs.token_NJMF) / count_JM[..., None]
+    some_J = known_JA.any(dim=1)
+    return replace(
+        inputs,
+        language_NF=inputs.language_NF.mean(dim=0, keepdim=True),
+        token_NJMF=token_JMF[None].contiguous(),
+        reward_NMJA=reward_MJA.masked_fill(~known_MJA, 0.0)[None],
+        allowed_NMJ=some_J.expand(1, inputs.budgets, -1),
+        allowed_NJA=(known_JA | ~some_J[:, None])[None],
+        holes=0,
+    )
+
+
+def learn_table(
+    stage1: StackedMlp,
+    stage2: StackedMlp,
+    optimizer: torch.optim.Optimizer,
+    average: ReplayInputs,
+    *,
+    steps: int,
+    entropy_bonus: float,
+) -> None:
+    """Steps along the exact gradient on the average sample, under all budgets at once; draws nothing."""
+    seeds, device = len(stage1.flat), stage1.flat.device
+    budget_NB = torch.arange(average.budgets, device=device).expand(seeds, -1).contiguous()
+    batch = Batch(torch.zeros_like(budget_NB), budget_NB)
+    for step in range(steps):
+        lr = LR * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        exact_step(stage1, stage2, average, batch, entropy_bonus=entropy_bonus)
+        optimizer.step()

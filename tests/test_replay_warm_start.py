@@ -1,0 +1,81 @@
+"""Training begins at the budget-only table, and gives it up only for what is better beyond luck."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+
+from knobctl.replay.bundle import make_bundle
+from knobctl.replay.recipes import CLASSIC, recipe
+from knobctl.replay.step import greedy_choices
+from knobctl.replay.tables import ChoiceGrid
+from knobctl.replay.trainer import Trainer, surpasses
+from knobctl.replay.warm_start import average_sample, known_rewards, mean_reward
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return tables_of(small_generated(space=SMALL_SPACE))
+
+
+def trainer_of(tables, **changes):
+    config = recipe("tuned", **{"epochs": 2, "min_steps": 0, "basis_rows": 1, **changes})
+    return Trainer(make_bundle(tables, encoder_for(tables), config, "the test's tables"), config)
+
+
+def table_rewards(trainer):
+    """Each budget's highest mean reward over the training split."""
+    train = trainer.inputs["train"]
+    known_NJA = known_rewards(train, ChoiceGrid.of(trainer.bundle.tables.space).exists_JA)
+    return torch.stack([mean_reward(train, known_NJA, budget).max() for budget in range(train.budgets)])
+
+
+def test_the_start_chooses_what_the_table_chooses(tables):
+    trainer = trainer_of(tables, seeds=(0, 1))
+    exists_JA = ChoiceGrid.of(tables.space).exists_JA
+    _, reward_NSM = greedy_choices(trainer.stage1, trainer.stage2, average_sample(trainer.inputs["train"], exists_JA))
+    best_M = table_rewards(trainer)
+    cold = trainer_of(tables, seeds=(0, 1), warm_start_steps=0)
+    _, cold_NSM = greedy_choices(cold.stage1, cold.stage2, average_sample(cold.inputs["train"], exists_JA))
+    assert torch.all((best_M - reward_NSM[:, 0]).mean(dim=1) < 0.01)
+    assert torch.all((best_M - cold_NSM[:, 0]).mean(dim=1) > 0.05)
+
+
+def test_holes_count_in_no_mean(tables):
+    accuracy_SX = tables.accuracy_SX.clone()
+    train_S = torch.from_numpy(tables.indices("train"))
+    accuracy_SX[train_S[::2], 3] = math.nan  # known of every other sample
+    accuracy_SX[train_S, 5] = math.nan  # of none
+    trainer = trainer_of(replace(tables, accuracy_SX=accuracy_SX))
+    train, grid = trainer.inputs["train"], ChoiceGrid.of(tables.space)
+    average = average_sample(train, grid.exists_JA)
+    weights = trainer.config.reward_weights
+    reward_NMX = tables.reward_NMX(tables.indices("train"), weights)
+    place = (grid.setting_JA == 3).nonzero()[0].tolist()
+    torch.testing.assert_close(average.reward_NMJA[0, :, place[0], place[1]], reward_NMX[1::2, :, 3].mean(dim=0))
+    nowhere = (grid.setting_JA == 5).nonzero()[0].tolist()
+    assert average.allowed_NJA is not None
+    assert not average.allowed_NJA[0, nowhere[0], nowhere[1]]
+
+
+def test_the_start_is_only_given_up_beyond_a_standard_error():
+    start_NV = torch.zeros(3, 4, dtype=torch.float64)
+    reward_NV = torch.tensor([[0.2, 0.2, 0.2, 0.1], [1.0, -0.9, 0.3, -0.1], [-0.2, -0.2, -0.2, -0.1]]).double()
+    assert surpasses(reward_NV, start_NV).tolist() == [True, False, False]
+    assert surpasses(torch.ones(2, 1), torch.zeros(2, 1)).tolist() == [False, False]  # one sample shows nothing
+
+
+def test_what_is_kept_is_the_start_where_training_finds_nothing_better(tables):
+    trainer = trainer_of(tables, lr=1e-9)
+    start = [tensor.clone() for tensor in trainer.best]
+    while not trainer.done:
+        trainer.run_epoch()
+        trainer.evaluate()
+    assert trainer.best_epoch_N.tolist() == [0]
+    assert all(torch.equal(a, b) for a, b in zip(start, trainer.best, strict=True))
+
+
+def test_the_classic_recipe_starts_at_even_chances():
+    assert CLASSIC.warm_start_steps == 0
