@@ -100,7 +100,9 @@ def train_for(bundle: TrainingBundle, config: TrainConfig, goal: float = math.in
 @click.option("--d-model", default=2048, show_default=True, help="Tokens take 1 MB a sample at 2048 and 16 budgets.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Directory for the file of tokens; the system's own.")
 @click.option("--budgets", default=16, show_default=True)
-@click.option("--threads", default=2, show_default=True)
+@click.option(
+    "--threads", default=1, show_default=True, help="Small steps gain nothing from more, and lose much when one waits."
+)
 @click.option("--full", is_flag=True, help="Also run all 100 epochs of batch 8, and batch 2048 to the same reward.")
 def main(samples: int, d_model: int, scratch: Path | None, budgets: int, threads: int, full: bool) -> None:
     """Time small steps, large batches, an epoch, and several seeds at once."""

@@ -242,7 +242,8 @@ def leading_directions(xx_DD: Tensor, rows: int, without_BD: Tensor | None = Non
     vector_DC, variance_C = torch.zeros(len(xx_DD), COMPONENTS), torch.zeros(COMPONENTS)
     vector_DC[:, :count] = vector_DD.flip(1)[:, :count]
     variance_C[:count] = value_D.flip(0)[:count].clamp(min=0.0) / max(1, rows)
-    return Directions(vector_DC, variance_C)
+    seen_C = variance_C > 1e-6 * variance_C.max()  # the rest is rounding, or the span left out
+    return Directions(vector_DC * seen_C, variance_C * seen_C)
 
 
 def draw_waves(variance_C: Tensor, waves: int) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,18 @@ import pytest
 import torch
 from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
-from knobctl.controllers.bases import CLAMP, TokenBasis
+from knobctl.controllers.bases import CLAMP, TokenBasis, waves_of
 from knobctl.data.cache import open_cache
 from knobctl.data.generated import GeneratedConfig, generate
 from knobctl.data.generated_cache import write_generated
 from knobctl.replay.bundle import make_bundle
 from knobctl.replay.fit_bases import (
     budget_waves,
+    draw_waves,
     fit_budget_basis,
     fit_language_basis,
     fold_of_samples,
+    leading_directions,
     principal_targets,
 )
 from knobctl.replay.inputs import project_tokens
@@ -107,11 +109,52 @@ def test_what_predicts_nothing_fades():
     assert explained[1] < 0.05
 
 
+def test_smooth_features_show_what_bends():
+    generated = small_generated(space=SMALL_SPACE, train=600, d_model=4)
+    detail_S1 = torch.from_numpy(generated.need_SL[:, :1])
+    bent_S1 = (3.0 * detail_S1).cos()  # the input tells the need up to its sign and a period
+    feature_SD = torch.cat([3.0 * bent_S1, (3.0 * detail_S1).sin() * 3.0, noise(len(detail_S1), 2)], dim=1)
+    accuracy_SX = torch.from_numpy(generated.accuracy_SX).clone()
+    accuracy_SX[:, :] = (bent_S1.square() > 0.5).float()  # even in both inputs: no line sees it
+    tables = tables_of(generated, language_feature_SD=feature_SD, accuracy_SX=accuracy_SX)
+    fold = fold_of_samples(tables.cluster_S[tables.indices("train")], 5, 0)
+    fitted = fit_language_basis(tables, fold, 48)
+    linear, smooth = fitted.explained_F[:32], fitted.explained_F[32:]
+    assert float(linear.max()) < 0.1
+    assert float(smooth.max()) > 0.6
+    features = fitted.whole(feature_SD[:500])
+    assert float(features[:, 32:].std(dim=0).max()) == pytest.approx(1.0, abs=0.2)
+
+
+def test_directions_that_tell_budgets_apart_are_left_out():
+    x_RD = noise(300, 6) * torch.tensor([10.0, 5.0, 1.0, 1.0, 1.0, 1.0])
+    budget_BD = torch.tensor([[1.0, 0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0, 0]])
+    found = leading_directions(x_RD.T @ x_RD, 300, budget_BD)
+    assert abs(float(found.vector_DC[1, 0])) > 0.99
+    assert float(found.vector_DC[0].abs().max()) < 1e-3
+    assert float(found.variance_C[0]) == pytest.approx(25.0, rel=0.2)
+
+
+def test_waves_approximate_a_kernel():
+    variance_C = torch.ones(32)
+    wave_CW, phase_W = draw_waves(variance_C, 8192)
+    x_BC = noise(40, 32)
+    feature_BW = waves_of(x_BC, wave_CW, phase_W)
+    leading_BB, all_BB = torch.cdist(x_BC[:, :8], x_BC[:, :8]).square(), torch.cdist(x_BC, x_BC).square()
+    wanted_BB = (torch.exp(-leading_BB / 32) + torch.exp(-all_BB / 128)) / 2
+    got_BB = feature_BW @ feature_BW.T / 4096
+    assert float((got_BB - wanted_BB).abs().max()) < 0.08
+
+
 def test_projection_and_deployment_read_a_token_alike():
     tables = tables_of(small_generated(space=SMALL_SPACE, d_model=12))
-    basis = TokenBasis(12, 48, tiers=2, positions=2)
+    basis = TokenBasis(12, 48, tiers=2, positions=2, waves=20)
     basis.projection_PDF.copy_(noise(2, 12, 48) / 12)
     basis.offset_TPF.copy_(noise(2, 2, 48, seed=1))
+    basis.direction_PDC.copy_(noise(2, 12, 32, seed=2) / 12)
+    basis.centre_TPC.copy_(noise(2, 2, 32, seed=3))
+    basis.wave_PCW.copy_(noise(2, 32, 20, seed=4) / 6)
+    basis.smooth_PWF.copy_(noise(2, 20, 48, seed=5))
     samples = np.array([3, 5])
     projected = project_tokens(tables, samples, basis)
     for row, sample in enumerate(samples):
@@ -138,6 +181,10 @@ def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
     config = GeneratedConfig(10, 3, 3, d_model=8, n_budgets=2, hole_share=0.1, space=SMALL_SPACE, seed=3)
     first, second = generate(config), generate(config)
     np.testing.assert_array_equal(first.token_STPMD, second.token_STPMD)
+    mapped = generate(config, tmp_path / "tokens.float16")
+    assert isinstance(mapped.token_STPMD, np.memmap)
+    np.testing.assert_array_equal(mapped.token_STPMD, first.token_STPMD)
+    np.testing.assert_array_equal(mapped.accuracy_SX, first.accuracy_SX)
     write_generated(first, tmp_path / "cache")
     tables = ReplayTables.from_cache(open_cache(tmp_path / "cache"))
     np.testing.assert_array_equal(tables.accuracy_SX.numpy(), first.accuracy_SX)
