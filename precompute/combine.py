@@ -6,7 +6,9 @@ that the recorded run ran. Knows nothing of how results are read.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from ..data.errors import KnobctlError
@@ -95,6 +97,12 @@ def _recorded_latency(row: dict[str, Any]) -> PlanLatency | None:
     return PlanLatency(row["latency_ms"], None, row["vision_ms"], row["prefill_ms"], row["decode_ms"], ())
 
 
+def digest_of_sources(recorded: RecordedOutcomes) -> str:
+    """One digest of all files read, by name: a run that goes on must find the results that it began with."""
+    lines = sorted(f"{Path(source['file']).name} {source['sha256']}\n" for source in recorded.report.sources)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _notes(
     recorded: RecordedOutcomes, spread: Spread, ours: set[str], answers: dict[str, dict[KnobSetting, Answer]]
 ) -> dict[str, Any]:
@@ -125,6 +133,7 @@ def _notes(
             "outcomes_recorded": recorded.table.height,
             "outcomes_of_other_blocks": unplaced,
             "rows_imported": rows,
+            "sources_sha256": digest_of_sources(recorded),
             "findings": [finding.to_dict() for finding in recorded.report.findings],
         }
     }

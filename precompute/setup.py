@@ -97,8 +97,8 @@ def load_inputs(config: PrecomputeConfig) -> Inputs:
     return inputs
 
 
-def request_record(config: PrecomputeConfig, inputs: Inputs) -> dict[str, Any]:
-    """Returns what the run was asked for, as far as rows depend on it."""
+def request_record(config: PrecomputeConfig, inputs: Inputs, results_sha256: str | None = None) -> dict[str, Any]:
+    """Returns what the run was asked for, as far as rows depend on it; `results_sha256` stands for recorded results."""
     loaded = inputs.loaded
     datasets = {}
     for one in inputs.sets:
@@ -118,7 +118,11 @@ def request_record(config: PrecomputeConfig, inputs: Inputs) -> dict[str, Any]:
         "importance_samples": config.importance_samples,
         "results": None
         if config.from_results is None
-        else {"complete": config.complete, "imported_latency": config.imported_latency},
+        else {
+            "complete": config.complete,
+            "imported_latency": config.imported_latency,
+            "sources_sha256": results_sha256,
+        },
     }
 
 

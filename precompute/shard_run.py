@@ -43,7 +43,8 @@ def run_shard(
     """
     started = time.perf_counter()
     knobs = knob_model(config, inputs, fixed)
-    run = {"request": request_record(config, inputs), **fixed.to_dict()}
+    sources = known.notes.get("results", {}).get("sources_sha256")
+    run = {"request": request_record(config, inputs, sources), **fixed.to_dict()}
     with CacheWriter(config.out, run, shard=config.shard) as writer:
         samples = inputs.samples[config.shard.index :: config.shard.count]
         if not writer.complete:

@@ -159,3 +159,13 @@ def test_recorded_latencies_can_be_kept(config):
 def test_results_that_fit_nothing_are_refused(config):
     with pytest.raises(KnobctlError, match="no recorded outcome"):
         precompute(dataclasses.replace(config, space=dataclasses.replace(SMALL_SPACE, top_k=(2,))))
+
+
+def test_a_run_does_not_go_on_with_other_results(config, monkeypatch):
+    """The directory's name is the same; what its files hold is not."""
+    precompute(config)
+    found = combine.recorded_outcomes(config.from_results)
+    found.report.sources = [{"file": "results/a.json", "bytes": 3, "sha256": "ab", "rows": 1}]
+    monkeypatch.setattr(combine, "recorded_outcomes", lambda *_, **__: found)
+    with pytest.raises(KnobctlError, match="sources_sha256"):
+        precompute(config)
