@@ -12,6 +12,7 @@ from .data.errors import KnobctlError
 
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
+RUNS = 2  # timed runs: of ten minutes, more samples are the better use
 
 Log = Callable[[str], None]
 
@@ -45,11 +46,12 @@ def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable
         return result
 
     config = PrecomputeConfig(
-        model=MODEL, datasets=DATASETS, out=cache, samples=samples, seed=seed, device="cpu", runs=5
+        model=MODEL, datasets=DATASETS, out=cache, samples=samples, seed=seed, device="cpu", runs=RUNS
     )
     step(
         "precompute",
-        f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings",
+        f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
+        f"{RUNS} timed runs",
         lambda: precompute(config),
     )
     training = recipe("tuned", seeds=(seed,))
