@@ -26,7 +26,7 @@ from .ridge import FoldSums, RidgeFit, fit_ridge
 from .tables import ChoiceGrid, ReplayTables
 
 FOLDS = 5
-SAMPLES_AT_ONCE = 128
+SAMPLES_AT_ONCE = 64
 MOMENT_SAMPLES = 1024
 BUDGET_WAVES = 8
 SMOOTH_SHARE = 3  # every third feature is of the smooth part
@@ -171,12 +171,14 @@ def fit_token_basis(
         ratio_D = own_D / spread_D
         sums.xx_KDD *= ratio_D[:, None] * ratio_D
         sums.xy_KDQ *= ratio_D[:, None]
-    pooled_sums = by_position[0]
-    for sums in by_position[1:]:
-        pooled_sums = pooled_sums.plus(sums)
+    pooled_sums = FoldSums.zeros(folds, tables.d_model, width)
+    for sums in by_position:
+        pooled_sums.include(sums)
     pooled = fit_ridge(pooled_sums)
     fits = [fit_ridge(sums, pooled, POSITION_PENALTIES) for sums in by_position] if positions > 1 else [pooled]
     told = targets_TP.shape[-1]
+    linear_gain_Q = _gains(pooled, pooled_sums, 1.0)
+    del by_position, pooled_sums, sums  # 17 MB a fold and position at d_model 2048, and the tokens come by once more
 
     phase_W = draw_waves(directions[0].variance_C, TOKEN_WAVES)[1]
     wave_PCW = torch.stack([draw_waves(found.variance_C, TOKEN_WAVES)[0] for found in directions])
@@ -189,12 +191,9 @@ def fit_token_basis(
     smooth_fits = [fit_ridge(sums) for sums in smooth_sums]
     smooth_Q = torch.stack([fit.explained_Q for fit in smooth_fits]).mean(dim=0)
     best = max(float(pooled.explained_Q[:told].max()), float(smooth_Q.max()))
-    gain_Q = torch.cat(
-        [
-            _gains(pooled, pooled_sums, best)[:told],
-            _gains(pooled, pooled_sums, float(pooled.explained_Q[told:].max()))[told:],
-        ]
-    )
+    best_wave = float(pooled.explained_Q[told:].max())
+    best_Q = torch.tensor([best] * told + [best_wave] * (width - told))
+    gain_Q = linear_gain_Q / best_Q.clamp(min=1e-12).sqrt()
     smooth_gain_PQ = [_gains(fit, sums, best) for fit, sums in zip(smooth_fits, smooth_sums, strict=True)]
 
     def basis(weights: list[Tensor], smooth_weights: list[Tensor]) -> TokenBasis:

@@ -21,7 +21,7 @@ from ..data.errors import CacheError
 from .reward import RewardWeights
 from .tables import ChoiceGrid, ReplayTables
 
-SAMPLES_AT_ONCE = 128
+SAMPLES_AT_ONCE = 64
 
 
 @dataclass

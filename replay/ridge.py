@@ -34,9 +34,12 @@ class FoldSums:
         self.yy_KQ[fold] += y_RQ.square().sum(dim=0)
         self.rows += len(x_RD)
 
-    def plus(self, other: FoldSums) -> FoldSums:
-        sums = (self.xx_KDD + other.xx_KDD, self.xy_KDQ + other.xy_KDQ, self.yy_KQ + other.yy_KQ)
-        return FoldSums(*sums, self.rows + other.rows)
+    def include(self, other: FoldSums) -> None:
+        """Adds the sums over other rows."""
+        self.xx_KDD += other.xx_KDD
+        self.xy_KDQ += other.xy_KDQ
+        self.yy_KQ += other.yy_KQ
+        self.rows += other.rows
 
 
 @dataclass(frozen=True)
