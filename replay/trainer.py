@@ -62,7 +62,8 @@ class Trainer:
         self.epochs = config.epochs_for(samples)
         self.eval_every = max(1, self.epochs // config.evaluations)
         self.total_steps = self.epochs * math.ceil(samples / config.batch_size)
-        self.start_reward_NV: Tensor | None = None  # what the warm start earns on each sample of val
+        self.start_reward_N = torch.full((seeds,), -math.inf, dtype=torch.float64)  # on val, of the warm start
+        self.top_reward_NV: Tensor | None = None  # on each sample of val, of the evaluation with the highest mean
         if config.warm_start_steps:
             self.evaluate()
 
@@ -134,10 +135,11 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[Tensor, Tensor]:
-        """Scores the running means greedily on `val` and keeps each seed's best.
+        """Scores the running means greedily on `val` and keeps weights for each seed.
 
-        The warm start is only given up for weights that earn more by over one standard error of the paired difference:
-        the best of many evaluations on a few samples is mostly luck.
+        The latest weights are kept unless the best so far earned more by over one standard error of the paired
+        difference: the best of many evaluations on a few hundred samples is mostly luck, the end of a schedule is not.
+        Nothing that earns no more than the warm start replaces it.
 
         Returns the mean rewards [N], and the choices [N, samples, M] as `greedy_choices` numbers them.
         """
@@ -146,20 +148,24 @@ class Trainer:
         choice, reward = greedy_choices(self.stage1, self.stage2, self._inputs("val"))
         reward_N = reward.double().mean(dim=(1, 2)).cpu()
         self._set(kept)
-        running_N = ~self.stopped_N
-        better_N = (reward_N > self.best_reward_N) & running_N
         sample_reward_NV = reward.double().mean(dim=2).cpu()
-        if self.start_reward_NV is not None:
-            better_N &= surpasses(sample_reward_NV, self.start_reward_NV)
-        elif self.config.warm_start_steps:
-            self.start_reward_NV = sample_reward_NV
-        for index in better_N.nonzero()[:, 0].tolist():
+        if self.top_reward_NV is None:
+            self.top_reward_NV = sample_reward_NV.clone()
+            self.best_reward_N, self.start_reward_N = reward_N.clone(), reward_N.clone()
+            if not self.config.warm_start_steps:
+                self.start_reward_N.fill_(-math.inf)
+                self.best_reward_N.fill_(-math.inf)
+        running_N = ~self.stopped_N
+        better_N = (reward_N > self.top_reward_NV.mean(dim=1)) & running_N
+        kept_N = running_N & (reward_N > self.start_reward_N) & ~surpasses(self.top_reward_NV, sample_reward_NV)
+        for index in kept_N.nonzero()[:, 0].tolist():
             for target, source in zip(self.best[:2], self.ema[:2], strict=True):
                 target[index] = source[index]
             for target, source in zip(self.best[2:], self.ema[2:], strict=True):
                 target.copy_(source)
-        self.best_reward_N = torch.where(better_N, reward_N, self.best_reward_N)
-        self.best_epoch_N[better_N] = self.epoch
+        self.top_reward_NV = torch.where(better_N[:, None], sample_reward_NV, self.top_reward_NV)
+        self.best_reward_N = torch.where(kept_N, reward_N, self.best_reward_N)
+        self.best_epoch_N[kept_N] = self.epoch
         self.stale_N = torch.where(better_N, 0, self.stale_N + running_N.long())
         return reward_N, choice.cpu()
 
@@ -172,6 +178,8 @@ class Trainer:
             "best_epoch": self.best_epoch_N,
             "stale": self.stale_N,
         }
+        if self.top_reward_NV is not None:
+            state["top_reward"] = self.top_reward_NV
         state |= {f"generator.{i}": generator.get_state() for i, generator in enumerate(self.generators)}
         for name, tensors in (("trained", self._trained()), ("ema", self.ema), ("best", self.best)):
             state |= {f"{name}.{i}": tensor.detach() for i, tensor in enumerate(tensors)}
@@ -186,6 +194,8 @@ class Trainer:
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self.best_reward_N = state["best_reward"].clone()
         self.best_epoch_N, self.stale_N = state["best_epoch"].clone(), state["stale"].clone()
+        if "top_reward" in state:
+            self.top_reward_NV = state["top_reward"].clone()
         for i, generator in enumerate(self.generators):
             generator.set_state(state[f"generator.{i}"])
         for name, tensors in (("trained", self._trained()), ("ema", self.ema), ("best", self.best)):
@@ -335,11 +345,11 @@ def _initial_networks(bundle: TrainingBundle, seed: int) -> tuple[Mlp, Mlp]:
     return heads
 
 
-def surpasses(reward_NV: Tensor, start_NV: Tensor) -> Tensor:
-    """Returns for which seeds [N] the mean reward lies above the start's by over a standard error of the difference."""
-    difference_NV = reward_NV - start_NV
+def surpasses(reward_NV: Tensor, other_NV: Tensor) -> Tensor:
+    """Returns for which seeds [N] the mean reward lies above the other by over a standard error of the difference."""
+    difference_NV = reward_NV - other_NV
     samples = difference_NV.shape[1]
     if samples < 2:
-        return torch.zeros(len(difference_NV), dtype=torch.bool)
+        return difference_NV.mean(dim=1) > 0
     error_N = difference_NV.std(dim=1) / math.sqrt(samples)
     return difference_NV.mean(dim=1) > error_N

@@ -7,6 +7,7 @@ import pytest
 import torch
 from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
+from knobctl.replay import trainer as module
 from knobctl.replay.bundle import make_bundle
 from knobctl.replay.recipes import CLASSIC, recipe
 from knobctl.replay.step import greedy_choices
@@ -60,11 +61,32 @@ def test_holes_count_in_no_mean(tables):
     assert not average.allowed_NJA[0, nowhere[0], nowhere[1]]
 
 
-def test_the_start_is_only_given_up_beyond_a_standard_error():
-    start_NV = torch.zeros(3, 4, dtype=torch.float64)
+def test_one_surpasses_another_by_over_a_standard_error_of_the_paired_difference():
+    other_NV = torch.zeros(3, 4, dtype=torch.float64)
     reward_NV = torch.tensor([[0.2, 0.2, 0.2, 0.1], [1.0, -0.9, 0.3, -0.1], [-0.2, -0.2, -0.2, -0.1]]).double()
-    assert surpasses(reward_NV, start_NV).tolist() == [True, False, False]
-    assert surpasses(torch.ones(2, 1), torch.zeros(2, 1)).tolist() == [False, False]  # one sample shows nothing
+    assert surpasses(reward_NV, other_NV).tolist() == [True, False, False]
+    assert surpasses(torch.ones(2, 1), torch.zeros(2, 1)).tolist() == [True, True]
+
+
+def evaluated(trainer, rewards_NV, monkeypatch):
+    """Evaluates once, as if val had earned these; returns which epoch each seed keeps."""
+    budgets = trainer.inputs["val"].budgets
+    reward_NVM = torch.as_tensor(rewards_NV)[:, :, None].expand(-1, -1, budgets)
+    monkeypatch.setattr(module, "greedy_choices", lambda *_: (torch.zeros(reward_NVM.shape).long(), reward_NVM))
+    trainer.epoch += 1
+    trainer.evaluate()
+    return trainer.best_epoch_N.tolist()
+
+
+def test_the_latest_weights_are_kept_unless_earlier_ones_are_better_beyond_luck(tables, monkeypatch):
+    trainer = trainer_of(tables)
+    start_V = trainer.top_reward_NV[0]
+    noise_V = torch.linspace(-1, 1, len(start_V)).double()
+    assert evaluated(trainer, (start_V - 0.01)[None], monkeypatch) == [0]  # earns less than the start
+    assert evaluated(trainer, (start_V + 0.05)[None], monkeypatch) == [2]
+    assert evaluated(trainer, (start_V + 0.04 + noise_V)[None], monkeypatch) == [3]  # as good, as far as val can tell
+    assert evaluated(trainer, (start_V + 0.03)[None], monkeypatch) == [3]  # surely worse than the second
+    assert trainer.best_reward_N[0] == pytest.approx(float((start_V + 0.04).mean()))
 
 
 def test_what_is_kept_is_the_start_where_training_finds_nothing_better(tables):
