@@ -128,8 +128,14 @@ def random_controllers(cache: Cache, path: Path, *, seed: int = 0, settings: dic
     made = Controllers.untrained(cache.space, identity, tuple(manifest.budgets_ms), encoder)
     generator = torch.Generator().manual_seed(seed)
     for stage in (made.stage1, made.stage2):
-        linear = (b for name, b in stage.named_buffers() if b.is_floating_point() and "smooth" not in name)
-        for tensor in (*stage.parameters(), *linear):  # hundreds of random waves would drown what a request says
+        # The linear part alone: hundreds of random waves would drown what a request says.
+        smooth = ("smooth", "direction", "centre", "wave", "phase")
+        linear = [
+            buffer
+            for name, buffer in stage.named_buffers()
+            if buffer.is_floating_point() and not any(part in name for part in smooth)
+        ]
+        for tensor in (*stage.parameters(), *linear):
             tensor.data.normal_(0.0, 0.5, generator=generator)
     made.settings = settings or {}
     made.save_pretrained(path)
