@@ -77,6 +77,7 @@ class TokenStore:
     def _map(self) -> MappedTokens:
         if self._mapped is None:
             self._mapped = build_store(self.cache, self._key, self.shape, self._derived, self.paths, self.batches())
+            pa.default_memory_pool().release_unused()  # hundreds of MB at full size, which training then lacks
         return self._mapped
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
