@@ -65,23 +65,23 @@ def _write_parts(
     turn: DeviceTurn | None,
 ) -> None:
     done = writer.done_samples()
-    todo = [sample for sample in samples if sample.sample_id not in done]
+    waiting = [sample for sample in samples if sample.sample_id not in done]
     journal = Journal(config.out)
     measure = MeasureConfig(
         manifest_latency_mode(config), config.runs, config.checks_per_tiling, config.seed, config.sweep_threads
     )
     with progress_bar("samples", len(samples), len(done)) as advance, stop_on_interrupt() as stop_asked:
-        for start in range(0, len(todo), config.part_samples):
+        for start in range(0, len(waiting), config.part_samples):
             ledger = Ledger(knobs.model.device)
             runner = SampleRunner(knobs, measure, ledger, turn)
             results = []
-            for sample in todo[start : start + config.part_samples]:
+            for sample in waiting[start : start + config.part_samples]:
                 results.append(runner.run(sample, known.answers.get(sample.sample_id), complete=known.complete))
                 advance()
             with ledger.timed("write"):
                 part = writer.write_part(*part_tables(results, knobs.positions, knobs.budgets_ms))
             journal.append(part, ledger, [check for result in results for check in result.checks])
-            left = len(todo) - start - len(results)
+            left = len(waiting) - start - len(results)
             if stop_asked() and left:
                 raise Interrupted(
                     f"stopped as asked: {len(samples) - left} of {len(samples)} samples are in {config.out}. "

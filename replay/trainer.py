@@ -150,11 +150,9 @@ class Trainer:
         self._set(kept)
         sample_reward_NV = reward.double().mean(dim=2).cpu()
         if self.top_reward_NV is None:
-            self.top_reward_NV = sample_reward_NV.clone()
-            self.best_reward_N, self.start_reward_N = reward_N.clone(), reward_N.clone()
-            if not self.config.warm_start_steps:
-                self.start_reward_N.fill_(-math.inf)
-                self.best_reward_N.fill_(-math.inf)
+            self.top_reward_NV = sample_reward_NV
+            if self.config.warm_start_steps:
+                self.best_reward_N = self.start_reward_N = reward_N
         running_N = ~self.stopped_N
         better_N = (reward_N > self.top_reward_NV.mean(dim=1)) & running_N
         kept_N = running_N & (reward_N > self.start_reward_N) & ~surpasses(self.top_reward_NV, sample_reward_NV)
