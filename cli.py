@@ -257,10 +257,11 @@ def merge(shards: tuple[Path, ...], out: Path, as_json: bool) -> None:
     default=None,
     help="Let Stage1's copy of the budget encoder learn; the copy behind the latency tokens stays as cached.",
 )
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="More only where cores idle.")
 @click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard (pip install 'knobctl[logging]').")
 @click.option("--wandb-project", help="Also log to this Weights & Biases project (knobctl[logging]).")
 @json_option
-def train(cache: Path, out: Path, recipe: str, as_json: bool, **options: Any) -> None:
+def train(cache: Path, out: Path, recipe: str, threads: int, as_json: bool, **options: Any) -> None:
     """Train Stage1 and Stage2 with GRPO, by replay from CACHE.
 
     \b
@@ -268,6 +269,7 @@ def train(cache: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
     knobctl train runs/cache --out runs/exact --estimator exact --seeds 0,1,2
     """
     from .data.render import render_sections
+    from .precompute.threads import num_threads
     from .replay.recipes import recipe as make
     from .replay.reward import RewardWeights
     from .replay.train import train_controllers
@@ -285,7 +287,7 @@ def train(cache: Path, out: Path, recipe: str, as_json: bool, **options: Any) ->
         reward_weights=RewardWeights(**given) if given else None,
         **options,
     )
-    with progress("epochs") as advance:
+    with progress("epochs") as advance, num_threads(threads):
         report = train_controllers(cache, out, config, **how, say=log, progress=advance)
     emit(report.to_dict(), as_json, lambda record: render_sections(str(out), record))
 
@@ -369,7 +371,7 @@ def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options:
 
 @main.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Directory of all that is made.")
-@click.option("--samples", type=click.IntRange(20), default=75, show_default=True, help="Samples of each dataset.")
+@click.option("--samples", type=click.IntRange(20), default=110, show_default=True, help="Samples of each dataset.")
 @click.option("--seed", default=42, show_default=True, help="Of everything that is drawn.")
 @json_option
 def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:

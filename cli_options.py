@@ -107,7 +107,7 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
 TRAINING: tuple[tuple[str, Any, str], ...] = (
     ("epochs", int, "Times that each training sample is taken, each with one budget drawn for it."),
     ("batch_size", int, "Requests a step."),
-    ("lr", float, "Learning rate."),
+    ("lr", float, "Peak learning rate.  [default: by the size of the cache]"),
     ("stage1_lr_ratio", float, "Stage1 learns at lr times this."),
     ("lr_schedule", click.Choice(["cosine", "constant"]), "Cosine has a linear warm-up."),
     ("weight_decay", float, "Weight decay."),

@@ -12,7 +12,9 @@ from .data.errors import KnobctlError
 
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
-RUNS = 2  # timed runs: of ten minutes, more samples are the better use
+RUNS = 1  # timed runs: of ten minutes, more samples are the better use
+# Of the full setting's latency. Far below, every policy takes the cheapest setting; far above, none has to choose.
+BUDGETS = ("0.7x", "0.8x", "0.9x", "1.0x", "1.2x")
 
 Log = Callable[[str], None]
 
@@ -30,6 +32,7 @@ def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable
     from .precompute.config import PrecomputeConfig
     from .precompute.from_cache import live_factory
     from .precompute.run import precompute
+    from .precompute.threads import single_thread
     from .replay.evaluation.validate import validate_controllers
     from .replay.recipes import recipe
     from .replay.train import train_controllers
@@ -46,18 +49,21 @@ def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable
         return result
 
     config = PrecomputeConfig(
-        model=MODEL, datasets=DATASETS, out=cache, samples=samples, seed=seed, device="cpu", runs=RUNS
+        model=MODEL, datasets=DATASETS, out=cache, samples=samples, seed=seed, device="cpu", runs=RUNS, budgets=BUDGETS
     )
     step(
         "precompute",
         f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
-        f"{RUNS} timed runs",
+        f"{RUNS} timed run{'s' if RUNS > 1 else ''}",
         lambda: precompute(config),
     )
     training = recipe("tuned", seeds=(seed,))
-    step(
-        "train", "Stage1 and Stage2, by replay from the cache", lambda: train_controllers(cache, controllers, training)
-    )
+    with single_thread():
+        step(
+            "train",
+            "Stage1 and Stage2, by replay from the cache",
+            lambda: train_controllers(cache, controllers, training),
+        )
     report = step(
         "validate --live",
         "the test split, by replay and on the running model",

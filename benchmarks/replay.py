@@ -27,7 +27,7 @@ from knobctl.replay.train import table_and_oracle
 from knobctl.replay.trainer import Trainer
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
-LARGE = replace(TUNED, epochs=100, min_steps=0, batch_size=2048, lr=1e-2)
+LARGE = replace(TUNED, epochs=150, min_steps=0, batch_size=2048, lr=1e-2)
 TARGET_STEPS, TARGET_SAMPLES = 187_500, 15_000  # the system this replaces: 25 to 30 s a step
 
 

@@ -12,6 +12,9 @@ from .grpo import SCALE_REWARDS
 from .reward import RewardWeights
 
 ESTIMATORS = ("grpo", "exact")
+FULL_LR = 5e-3  # from this many training samples on; a share of it below
+FULL_LR_SAMPLES = 8000
+LEAST_LR_SHARE = 0.4
 
 
 def _require(holds: bool, message: str) -> None:
@@ -29,7 +32,7 @@ class TrainConfig:
     min_steps: int = 400  # small caches take as many epochs as that needs
     warm_start_steps: int = 400  # begin at the budget-only table: see warm_start.py; 0 begins at even chances
     batch_size: int = 256  # requests (a sample under a budget) a step
-    lr: float = 5e-3
+    lr: float | None = None  # None: by the size of the training split, see lr_for
     stage1_lr_ratio: float = 1.0  # Stage1 learns at lr * stage1_lr_ratio
     lr_schedule: str = "cosine"  # cosine (after a linear warm-up) or constant
     warmup_share: float = 0.05
@@ -68,7 +71,8 @@ class TrainConfig:
             "log_interval",
         ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "stage1_lr_ratio", "epsilon"):
+        _require(self.lr is None or 0 < self.lr < math.inf, f"lr must be above 0, not {self.lr}")
+        for name in ("stage1_lr_ratio", "epsilon"):
             _require(0 < getattr(self, name) < math.inf, f"{name} must be above 0, not {getattr(self, name)}")
         for name in (
             "weight_decay",
@@ -98,6 +102,16 @@ class TrainConfig:
         """Returns how many epochs a training split of this size takes."""
         steps = math.ceil(samples / self.batch_size)
         return max(self.epochs, math.ceil(self.min_steps / steps))
+
+    def lr_for(self, samples: int) -> float:
+        """Returns the peak learning rate on a training split of this size.
+
+        Without one given it goes with the square root of the size, between 2e-3 and 5e-3: what suits thousands of
+        samples makes networks follow the luck of a few hundred (docs/training.md has the figures).
+        """
+        if self.lr is not None:
+            return self.lr
+        return FULL_LR * min(1.0, max(LEAST_LR_SHARE, math.sqrt(samples / FULL_LR_SAMPLES)))
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)

@@ -46,6 +46,7 @@ class Trainer:
             self.encoder.to(self.device).requires_grad_(True)
             self.budget_basis = bundle.budget_basis.to(self.device)
             self.budgets_ms_M = bundle.tables.budgets_ms_M.to(self.device)
+        self.lr = config.lr_for(len(self.inputs["train"]))
         self._warm_start()
         self.optimizer = self._optimizer()
         self.initial = [tensor.detach().clone() for tensor in self._trained()]
@@ -92,8 +93,8 @@ class Trainer:
         flat1, flat2, *encoder = self._trained()
         return torch.optim.Adam(
             [
-                {"params": [flat1, *encoder], "lr": config.lr * config.stage1_lr_ratio},
-                {"params": [flat2], "lr": config.lr},
+                {"params": [flat1, *encoder], "lr": self.lr * config.stage1_lr_ratio},
+                {"params": [flat2], "lr": self.lr},
             ],
             weight_decay=config.weight_decay,
             decoupled_weight_decay=config.decoupled_weight_decay,
@@ -226,10 +227,10 @@ class Trainer:
         if config.lr_schedule == "cosine":
             warmup = max(1.0, config.warmup_share * self.total_steps)
             scale = min(1.0, (self.step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * done))
-        self.optimizer.param_groups[0]["lr"] = config.lr * config.stage1_lr_ratio * scale
-        self.optimizer.param_groups[1]["lr"] = config.lr * scale
+        self.optimizer.param_groups[0]["lr"] = self.lr * config.stage1_lr_ratio * scale
+        self.optimizer.param_groups[1]["lr"] = self.lr * scale
         bonus = config.entropy_bonus + (config.entropy_bonus_start - config.entropy_bonus) * (1.0 - done)
-        return config.lr * scale, bonus
+        return self.lr * scale, bonus
 
     def _fast_step(self, batch: Batch, entropy_bonus: float, log: StepLog) -> None:
         config, train = self.config, self.inputs["train"]

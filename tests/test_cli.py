@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from make_cache import make_cache
 
@@ -111,6 +112,19 @@ def test_a_changed_byte_is_named(cache: Path):
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     assert_one_line(run("inspect", cache, "--verify"), part.name)
+
+
+def test_training_takes_one_thread_unless_told(cache: Path, tmp_path: Path):
+    had = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        once = run("train", cache, "--out", tmp_path / "controllers", "--epochs", 1)
+        assert once.exit_code == 0, once.output
+        more = run("train", cache, "--out", tmp_path / "controllers", "--epochs", 1, "--threads", 3, "--resume")
+        assert_one_line(more, "threads (there 1, now 3)")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(had)
 
 
 def test_train_then_validate_and_compare(cache: Path, tmp_path: Path):

@@ -75,7 +75,7 @@ def test_resuming_after_a_kill_is_bit_equal(tables, tmp_path, monkeypatch, chang
 
 def test_resuming_another_run_names_what_differs(tables, tmp_path):
     run(tables, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"config\.lr \(there 0\.005, now 0\.001\)"):
+    with pytest.raises(CheckpointError, match=r"config\.lr \(there null, now 0\.001\)"):
         run(tables, tmp_path / "out", quick(lr=1e-3), resume=True)
     with pytest.raises(CheckpointError, match="data"):
         run(replace(tables, latency_ms_SX=tables.latency_ms_SX * 2), tmp_path / "out", resume=True)
@@ -126,6 +126,12 @@ def test_the_classic_recipe_is_the_originals():
     assert (CLASSIC.weight_decay, CLASSIC.group_size, CLASSIC.scale_rewards) == (1e-5, 5, "group")
     assert (CLASSIC.seeds, CLASSIC.estimator, CLASSIC.entropy_bonus_start, CLASSIC.ema_decay) == ((42,), "grpo", 0, 0)
     assert CLASSIC.epochs_for(15_000) * 15_000 // CLASSIC.batch_size == 187_500
+
+
+def test_the_learning_rate_goes_with_the_size_of_the_cache_unless_it_is_given():
+    rates = [TUNED.lr_for(samples) for samples in (10, 1000, 2000, 8000, 100_000)]
+    assert rates == pytest.approx([2e-3, 2e-3, 2.5e-3, 5e-3, 5e-3])
+    assert replace(TUNED, lr=1e-4).lr_for(10) == 1e-4
 
 
 def test_a_config_survives_its_record_and_refuses_nonsense():
