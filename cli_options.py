@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,9 +162,12 @@ def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def numbers(option: str, text: str) -> list[float] | None:
     try:
-        return [float(item) for item in text.split(",") if item.strip()] or None
+        found = [float(item) for item in text.split(",") if item.strip()]
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not a list of ms, such as 40,80", param_hint=option) from error
+    if not all(0 < number < math.inf for number in found):
+        raise click.BadParameter(f"{text!r}: each must be above 0 and finite", param_hint=option)
+    return found or None
 
 
 def shard(option: str) -> Any:

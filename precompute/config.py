@@ -65,6 +65,10 @@ class PrecomputeConfig:
             unknown = set(named) - set(self.dataset_names)
             if unknown:
                 raise KnobctlError(f"a {option} was given for {sorted(unknown)[0]!r}, which is no dataset of this run.")
+        if self.from_results is None and (self.complete or self.imported_latency or self.strict):
+            raise KnobctlError(
+                "--complete, --latency imported and --strict are about recorded results: add --from-results."
+            )
         if self.shard.count > 1 and self.shard.index > 0 and self.like is None:
             raise KnobctlError(
                 f"shard {self.shard} needs the budgets and importance scores of the first one: name the directory that "

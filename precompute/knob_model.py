@@ -190,6 +190,10 @@ def check_space(space: KnobSpace, loaded: LoadedModel) -> None:
     positions = [position for position in space.insertion_positions if position is not None]
     if not positions:
         raise UnknownSetting("the knob space has no insertion positions, so no latency token can be read.")
+    if not space.settings:
+        raise UnknownSetting(
+            f"no setting can run: num_blocks {list(space.num_blocks)} all lie below the insertion positions {positions}."
+        )
     if max(space.num_blocks) > config.num_blocks or max(positions) > config.num_blocks:
         raise UnknownSetting(
             f"{loaded.name} has {config.num_blocks} blocks, but the knob space asks for num_blocks up to "

@@ -39,9 +39,10 @@ class Pilot:
 
 
 def cheapest_setting(knobs: KnobModel) -> KnobSetting:
-    """The first tier, fewest experts and blocks."""
-    space = knobs.space
-    return KnobSetting(space.tiers[0], min(knobs.positions), min(space.top_k), min(space.num_blocks))
+    """The first tier, fewest experts and blocks: not fewer blocks than lie before the insertion position."""
+    space, position = knobs.space, min(knobs.positions)
+    num_blocks = min(setting.num_blocks for setting in space.settings if setting.insertion_position == position)
+    return KnobSetting(space.tiers[0], position, min(space.top_k), num_blocks)
 
 
 def full_setting(knobs: KnobModel) -> KnobSetting:

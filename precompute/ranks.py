@@ -80,6 +80,10 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
     )
     with _process_group(launch):
         inputs = load_inputs(mine)
+        if launch.count > len(inputs.samples):
+            raise KnobctlError(
+                f"{len(inputs.samples)} samples cannot be divided among {launch.count} ranks: use fewer."
+            )
         if not (config.out / MANIFEST_NAME).is_file():
             first = replace(config, out=home / f"0-of-{launch.count}", device=mine.device)
             fixed = _from_first(launch, lambda: fixed_before(first) or fix(first, inputs))

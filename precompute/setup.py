@@ -13,7 +13,7 @@ from typing import Any
 from ..controllers.budget_encoder import BudgetEncoder
 from ..data.cache import read_run
 from ..data.datasets import SampleSet, load_samples
-from ..data.errors import CacheError, DatasetError, ImportanceError
+from ..data.errors import CacheError, DatasetError, ImportanceError, KnobctlError
 from ..data.importer import load_importance, save_importance
 from ..data.plans import ImportanceScores
 from ..data.samples import Sample
@@ -94,6 +94,8 @@ def load_inputs(config: PrecomputeConfig) -> Inputs:
     for first, second in pairwise(ids):
         if first == second:
             raise DatasetError(f"sample {first} is there twice: leave one of its sources out.")
+    if config.shard.count > len(ids):
+        raise KnobctlError(f"{len(ids)} samples cannot be divided among {config.shard.count} shards: use fewer.")
     return inputs
 
 

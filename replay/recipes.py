@@ -14,7 +14,7 @@ from .reward import RewardWeights
 ESTIMATORS = ("grpo", "exact")
 FULL_LR = 5e-3  # from this many training samples on; a share of it below
 FULL_LR_SAMPLES = 8000
-LEAST_LR_SHARE = 0.4
+LEAST_LR_SHARE = 0.2
 
 
 def _require(holds: bool, message: str) -> None:
@@ -106,7 +106,7 @@ class TrainConfig:
     def lr_for(self, samples: int) -> float:
         """Returns the peak learning rate on a training split of this size.
 
-        Without one given it goes with the square root of the size, between 2e-3 and 5e-3: what suits thousands of
+        Without one given it goes with the square root of the size, between 1e-3 and 5e-3: what suits thousands of
         samples makes networks follow the luck of a few hundred (docs/training.md has the figures).
         """
         if self.lr is not None:

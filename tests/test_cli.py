@@ -81,6 +81,8 @@ def test_importance_for_another_number_of_blocks_is_refused(tmp_path: Path):
         ("train", "x"),
         ("train", "x", "--out", "y", "--seed", "1", "--seeds", "1,2"),
         ("validate", "x", "--cache", "y", "--budgets", "soon"),
+        ("validate", "x", "--cache", "y", "--live-budgets", "nan"),
+        ("compare", "x", "--budgets", "-5"),
         ("no-such-command",),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 
@@ -168,6 +169,26 @@ def test_shards_merge_into_the_same_rows(config, cache, tmp_path):
     merge_caches([tmp_path / "0", tmp_path / "1"], tmp_path / "merged")
     assert verify_cache(tmp_path / "merged") == []
     assert_same_rows(tmp_path / "merged", cache.path)
+    merged, whole = open_cache(tmp_path / "merged").manifest.datasets, cache.manifest.datasets
+    assert merged == whole  # rows of each split add up; seed and token limit are no counts
+
+
+def test_shards_may_find_their_images_in_different_folders(config, cache, tmp_path):
+    first = same_run(config, cache, tmp_path / "0", shard=Shard(0, 2))
+    precompute(first)
+    precompute(dataclasses.replace(first, shard=Shard(1, 2), like=first.out, out=tmp_path / "1"))
+    record = json.loads((tmp_path / "1" / "cache.json").read_text())
+    record["datasets"]["easy_vqa"]["source"] = "/elsewhere/easy_vqa.parquet"
+    (tmp_path / "1" / "cache.json").write_text(json.dumps(record))
+    merge_caches([tmp_path / "0", tmp_path / "1"], tmp_path / "merged")
+    assert open_cache(tmp_path / "merged").manifest.datasets["easy_vqa"]["source"] is None
+
+
+def test_a_space_whose_fewest_blocks_lie_below_the_position_runs(config, tmp_path):
+    space = KnobSpace(tiers=("low", "high"), insertion_positions=(2,), top_k=(2, 4), num_blocks=(1, 6))
+    out = tmp_path / "cache"
+    precompute(dataclasses.replace(config, space=space, out=out, samples=5, importance=None))
+    assert {setting.num_blocks for setting in open_cache(out).space.settings} == {6}
 
 
 def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
@@ -192,6 +213,9 @@ def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
         ({"runs": 0}, KnobctlError, "runs"),
         ({"budgets": ("fast",)}, KnobctlError, "fast"),
         ({"metrics": {"okvqa": "exact_match"}}, KnobctlError, "okvqa"),
+        ({"imported_latency": True}, KnobctlError, "--from-results"),
+        ({"complete": True}, KnobctlError, "--from-results"),
+        ({"shard": Shard(0, 13)}, KnobctlError, "12 samples cannot be divided among 13"),
     ],
 )
 def test_what_the_user_can_mend_is_said_and_nothing_is_written(config, tmp_path, change, error, says):

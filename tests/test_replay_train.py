@@ -129,8 +129,8 @@ def test_the_classic_recipe_is_the_originals():
 
 
 def test_the_learning_rate_goes_with_the_size_of_the_cache_unless_it_is_given():
-    rates = [TUNED.lr_for(samples) for samples in (10, 1000, 2000, 8000, 100_000)]
-    assert rates == pytest.approx([2e-3, 2e-3, 2.5e-3, 5e-3, 5e-3])
+    rates = [TUNED.lr_for(samples) for samples in (10, 320, 2000, 8000, 100_000)]
+    assert rates == pytest.approx([1e-3, 1e-3, 2.5e-3, 5e-3, 5e-3])
     assert replace(TUNED, lr=1e-4).lr_for(10) == 1e-4
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, CacheMismatch
+from ..schema import SPLITS
 from .disk import Disk
 from .manifest import Manifest
 from .parts import ENCODER_NAME, SAMPLES, part_paths
@@ -17,6 +18,7 @@ from .run_record import Shard, differences, read_run
 from .writer import CacheWriter
 
 # What a shard measured or did for itself; all else in the manifests must agree.
+_OWN_SOURCE = ("source", "skipped")  # of a dataset: folders differ between machines that share a run
 _OWN = ("files", "created_at", "created_by", "latency_check", "datasets", "extra")
 
 
@@ -113,7 +115,7 @@ def _merged_manifest(caches: Sequence[Cache]) -> Manifest:
 
 
 def _merged_datasets(records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Adds up the rows of each split; what is no count must agree, or is left out."""
+    """Adds up the rows of each split; the rest must agree, but for where a shard found its files, or is left out."""
     if any(record is None for record in records):
         return None
     merged: dict[str, Any] = {}
@@ -121,8 +123,11 @@ def _merged_datasets(records: Sequence[dict[str, Any] | None]) -> dict[str, Any]
         for name, entries in (record or {}).items():
             into = merged.setdefault(name, {})
             for key, value in entries.items():
-                if type(value) is int:
+                if key in SPLITS:
                     into[key] = into.get(key, 0) + value
+                elif key in _OWN_SOURCE:
+                    if into.setdefault(key, value) != value:
+                        into[key] = None
                 elif into.setdefault(key, value) != value:
                     raise CacheMismatch(f"dataset {name!r}: {key} is {into[key]!r} in one shard, {value!r} in another")
     return merged
