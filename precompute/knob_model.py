@@ -192,7 +192,7 @@ def check_space(space: KnobSpace, loaded: LoadedModel) -> None:
         raise UnknownSetting("the knob space has no insertion positions, so no latency token can be read.")
     if not space.settings:
         raise UnknownSetting(
-            f"no setting can run: num_blocks {list(space.num_blocks)} all lie below the insertion positions {positions}."
+            f"no setting can run: num_blocks {list(space.num_blocks)} lie below the positions {positions}."
         )
     if max(space.num_blocks) > config.num_blocks or max(positions) > config.num_blocks:
         raise UnknownSetting(

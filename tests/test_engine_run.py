@@ -187,7 +187,7 @@ def test_shards_may_find_their_images_in_different_folders(config, cache, tmp_pa
 def test_a_space_whose_fewest_blocks_lie_below_the_position_runs(config, tmp_path):
     space = KnobSpace(tiers=("low", "high"), insertion_positions=(2,), top_k=(2, 4), num_blocks=(1, 6))
     out = tmp_path / "cache"
-    precompute(dataclasses.replace(config, space=space, out=out, samples=5, importance=None))
+    precompute(dataclasses.replace(config, space=space, out=out))
     assert {setting.num_blocks for setting in open_cache(out).space.settings} == {6}
 
 
