@@ -125,6 +125,7 @@ def test_a_stopped_run_goes_on_where_it_was(config, cache, tmp_path, monkeypatch
     """SIGINT finishes the part in hand; the same command makes the rest; the rows are those of an undisturbed run."""
     again = same_run(config, cache, tmp_path / "again")
     run_part, parts = SampleRunner.run, []
+    handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs start with it ignored
 
     def interrupted(runner, sample, *args, **options):
         parts.append(sample.sample_id)
@@ -136,7 +137,7 @@ def test_a_stopped_run_goes_on_where_it_was(config, cache, tmp_path, monkeypatch
     with pytest.raises(Interrupted, match="6 of 12 samples"):
         precompute(again)
     monkeypatch.setattr(SampleRunner, "run", run_part)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     summary = precompute(again)
     assert summary["execution"]["counts"]["samples"] == 12
     assert_same_rows(again.out, cache.path)
