@@ -27,7 +27,7 @@ from ..data.errors import KnobctlError
 from .config import PrecomputeConfig
 from .device_turn import SharedDevice
 from .sample_run import Known
-from .setup import Fixed, Inputs, fix, fixed_before, load_inputs
+from .setup import Fixed, Inputs, check_shares, fix, fixed_before, load_inputs
 from .shard_run import run_shard, summary
 
 # Ranks meet when the slowest has done its share, which may take days.
@@ -80,10 +80,7 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
     )
     with _process_group(launch):
         inputs = load_inputs(mine)
-        if launch.count > len(inputs.samples):
-            raise KnobctlError(
-                f"{len(inputs.samples)} samples cannot be divided among {launch.count} ranks: use fewer."
-            )
+        check_shares(len(inputs.samples), launch.count)
         if not (config.out / MANIFEST_NAME).is_file():
             first = replace(config, out=home / f"0-of-{launch.count}", device=mine.device)
             fixed = _from_first(launch, lambda: fixed_before(first) or fix(first, inputs))
@@ -144,9 +141,7 @@ def _share(launch: Launch) -> Callable[[Callable[[], Any]], None]:
             work()
         except KnobctlError as failure:
             error = failure
-        messages: list[str | None] = [None] * launch.count
-        with _in_words(launch):
-            dist.all_gather_object(messages, None if error is None else str(error))
+        messages = [json.loads(text) for text in _exchange(launch, json.dumps(None if error is None else str(error)))]
         if error is not None:
             raise error
         _raise_first(messages)
@@ -156,19 +151,30 @@ def _share(launch: Launch) -> Callable[[Callable[[], Any]], None]:
 
 def _from_first(launch: Launch, work: Callable[[], Fixed | None]) -> Any:
     """Runs `work` on the first rank alone and returns its result, a `Fixed` or None, on every rank."""
-    message: list[str | None] = [None]
+    message: dict[str, Any] = {}
     if launch.rank == 0:
         try:
             result = work()
-            message = [json.dumps({"fixed": None if result is None else result.to_dict()})]
+            message = {"fixed": None if result is None else result.to_dict()}
         except KnobctlError as failure:
-            message = [json.dumps({"error": str(failure)})]
-    with _in_words(launch):
-        dist.broadcast_object_list(message, src=0)
-    record = json.loads(message[0] or "{}")
+            message = {"error": str(failure)}
+    record = json.loads(_exchange(launch, json.dumps(message))[0])
     if "error" in record:
         raise KnobctlError(record["error"])
     return None if record["fixed"] is None else Fixed.from_dict(record["fixed"], "the first rank's message")
+
+
+def _exchange(launch: Launch, text: str) -> list[str]:
+    """Returns every rank's text. Bytes in tensors, since torch's calls for objects unpickle what comes."""
+    mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(launch.count)]
+    with _in_words(launch):
+        dist.all_gather(lengths, torch.tensor([len(mine)]))
+        padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        rows = [torch.zeros_like(padded) for _ in lengths]
+        dist.all_gather(rows, padded)
+    return [bytes(row[: int(length)].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
 
 
 def _raise_first(messages: list[str | None]) -> None:

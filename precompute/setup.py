@@ -94,9 +94,14 @@ def load_inputs(config: PrecomputeConfig) -> Inputs:
     for first, second in pairwise(ids):
         if first == second:
             raise DatasetError(f"sample {first} is there twice: leave one of its sources out.")
-    if config.shard.count > len(ids):
-        raise KnobctlError(f"{len(ids)} samples cannot be divided among {config.shard.count} shards: use fewer.")
+    check_shares(len(ids), config.shard.count)
     return inputs
+
+
+def check_shares(samples: int, count: int) -> None:
+    """Raises KnobctlError where some shard or rank would have no sample: a cache without rows cannot be merged."""
+    if count > samples:
+        raise KnobctlError(f"{samples} samples cannot be divided among {count} shards or ranks: use fewer.")
 
 
 def request_record(config: PrecomputeConfig, inputs: Inputs, results_sha256: str | None = None) -> dict[str, Any]:

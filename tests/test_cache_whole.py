@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from knobctl.data.cache import CacheExecutor, CacheWriter, Shard, describe_cache, merge_caches, open_cache, verify_cache
+from knobctl.data.cache.outcomes import first_double
 from knobctl.data.errors import CacheError, CacheMismatch, UnknownSetting
 from knobctl.data.knobs import KnobSetting
 from knobctl.data.samples import Sample
@@ -113,6 +114,12 @@ def test_rows_do_not_depend_on_the_number_of_shards(tmp_path, count):
     for source in sources:
         shutil.rmtree(source)
     assert content(out) == expected
+
+
+def test_doubles_are_found_without_memory_for_every_cell_there_could_be():
+    assert first_double(np.array([3, 2**40, 3, 2**40]), 2**41) == (0, 2)
+    assert first_double(np.array([3, 2**40]), 2**41) is None
+    assert first_double(np.array([2, 1, 0, 1]), 3) == (1, 3)
 
 
 def test_a_killed_merge_goes_on(tmp_path):

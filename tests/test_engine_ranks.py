@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,12 @@ def test_a_rank_s_own_error_is_everyone_s(model_dir, tmp_path):
     said = launch(config, 2)
     assert "1-of-2" in said[1][1]
     assert "rank 1 failed" in said[0][1]
+
+
+def test_more_ranks_than_samples_are_refused_before_any_work(model_dir, tmp_path):
+    said = launch(replace(config_of(model_dir, tmp_path / "cache"), samples=1), 2)
+    assert all("1 samples cannot be divided among 2" in what for _, what in said.values())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_latency_runs_have_the_device_alone(tmp_path):

@@ -18,8 +18,8 @@ from .run_record import Shard, differences, read_run
 from .writer import CacheWriter
 
 # What a shard measured or did for itself; all else in the manifests must agree.
-_OWN_SOURCE = ("source", "skipped")  # of a dataset: folders differ between machines that share a run
 _OWN = ("files", "created_at", "created_by", "latency_check", "datasets", "extra")
+_OWN_SOURCE = ("source", "skipped")  # the same of a dataset's record: machines that share a run keep files apart
 
 
 def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk | None = None) -> Manifest:

@@ -214,10 +214,13 @@ def locate(paths: Sequence[Path], lengths: Sequence[int], row: int) -> tuple[Pat
 
 def first_double(key: NDArray[np.int64], size: int) -> tuple[int, int] | None:
     """Returns the first two rows that share a key below `size`; None when all differ."""
-    if not len(key) or np.bincount(key, minlength=size).max() <= 1:
+    # Counting is quick where keys are dense; of a few rows in a vast space (a stranger's) it would fill the memory.
+    if not len(key) or (size <= 64 * len(key) and np.bincount(key, minlength=size).max() <= 1):
         return None
     order = np.argsort(key, kind="stable")
     second = np.flatnonzero(key[order][1:] == key[order][:-1]) + 1
+    if not len(second):
+        return None
     which = second[np.argmin(order[second])]
     return int(order[which - 1]), int(order[which])
 
