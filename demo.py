@@ -14,7 +14,7 @@ MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
 RUNS = 1  # timed runs: of ten minutes, more samples are the better use
 # Of the full setting's latency. Far below, every policy takes the cheapest setting; far above, none has to choose.
-BUDGETS = ("0.7x", "0.8x", "0.9x", "1.0x", "1.2x")
+BUDGETS = ("0.55x", "0.6x", "0.65x", "0.7x", "1.0x")
 
 Log = Callable[[str], None]
 

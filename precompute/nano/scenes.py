@@ -26,15 +26,15 @@ GRID = 4
 """Cards begin at multiples of this many pixels: fewer ways for a digit to lie on the vision tower's patches of 8."""
 
 KINDS = {
-    "poster": (0.82, 0.14, 0.04),
-    "sign": (0.62, 0.28, 0.10),
-    "menu": (0.34, 0.40, 0.26),
-    "label": (0.16, 0.38, 0.46),
-    "contract": (0.05, 0.23, 0.72),
+    "poster": (0.94, 0.04, 0.02),
+    "sign": (0.90, 0.08, 0.02),
+    "menu": (0.40, 0.45, 0.15),
+    "label": (0.07, 0.23, 0.70),
+    "contract": (0.03, 0.07, 0.90),
 }
 """Kinds of image, and how likely a card in an outer place is large, middle or small there."""
 
-INNER_CARD_CHANCE = {"poster": 0.03, "sign": 0.06, "menu": 0.12, "label": 0.18, "contract": 0.25}
+INNER_CARD_CHANCE = {"poster": 0.01, "sign": 0.02, "menu": 0.04, "label": 0.2, "contract": 0.3}
 """How likely each of the four inner places holds a (small) card."""
 
 SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
