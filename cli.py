@@ -65,6 +65,7 @@ def main() -> None:
 @click.option("--shard", default="0/1", show_default=True, help="i/n: this share of the samples; join with merge.")
 @click.option("--like", type=PATH, help="Directory of shard 0, which the others take budgets and scores from.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the answer sweep.  [default: 1]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work.")
 @click.option("--dry-run", is_flag=True, help="Time a few samples and say what the run will take; writes nothing.")
 @model_options
 @json_option
@@ -95,21 +96,11 @@ def _precompute_config(options: dict[str, Any]) -> Any:
     from .data.knobs import KnobSpace
     from .precompute.config import PrecomputeConfig
 
-    same: tuple[str, ...] = (
-        "model",
-        "datasets",
-        "out",
-        "samples",
-        "revision",
-        "device",
-        "dtype",
-        "seed",
-        "latency_mode",
-        "runs",
-    )
-    same += ("importance", "data_root", "images", "skip_bad", "like", "threads", "from_results", "complete", "strict")
+    same = {"model", "datasets", "out", "samples", "revision", "device", "dtype", "seed", "latency_mode", "runs"}
+    same |= {"importance", "data_root", "images", "skip_bad", "like", "threads", "workers"}
+    same |= {"from_results", "complete", "strict"}
     return PrecomputeConfig(
-        **{name: options[name] for name in same},
+        **{name: options[name] for name in sorted(same)},
         space=KnobSpace.from_options(options["tiers"], options["positions"], options["top_k"], options["num_blocks"]),
         budgets=tuple(item.strip() for item in options["budgets"].split(",") if item.strip()),
         metrics=pairs("--metric", options["metric"]),

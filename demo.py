@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from .data.errors import KnobctlError
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
 RUNS = 1  # timed runs: of ten minutes, more samples are the better use
+MOST_WORKERS = 2  # processes side by side; more would fight for memory while they time
 # Of the full setting's latency. Far below, every policy takes the cheapest setting; far above, none has to choose.
 BUDGETS = ("0.55x", "0.6x", "0.65x", "0.7x", "1.0x")
 
@@ -49,12 +51,20 @@ def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable
         return result
 
     config = PrecomputeConfig(
-        model=MODEL, datasets=DATASETS, out=cache, samples=samples, seed=seed, device="cpu", runs=RUNS, budgets=BUDGETS
+        model=MODEL,
+        datasets=DATASETS,
+        out=cache,
+        samples=samples,
+        seed=seed,
+        device="cpu",
+        runs=RUNS,
+        budgets=BUDGETS,
+        workers=min(MOST_WORKERS, len(os.sched_getaffinity(0))),
     )
     step(
         "precompute",
         f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
-        f"{RUNS} timed run{'s' if RUNS > 1 else ''}",
+        f"{RUNS} timed run{'s' if RUNS > 1 else ''}, {config.workers} process{'es' if config.workers > 1 else ''}",
         lambda: precompute(config),
     )
     training = recipe("tuned", seeds=(seed,))

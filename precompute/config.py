@@ -44,6 +44,7 @@ class PrecomputeConfig:
     # Of the answer sweep on the CPU; None: one. A second one waits by spinning, so beside other work it cost 4 to 20
     # times the processor time (measured on two busy cores), and on idle ones it speeds up a small part of a run.
     threads: int | None = None
+    workers: int = 1  # processes of this machine that share the samples: see workers.py
     # Results of other runs (knobctl precompute --from-results with --model): see combine.py.
     from_results: Path | None = None
     complete: bool = False
@@ -58,7 +59,7 @@ class PrecomputeConfig:
             raise KnobctlError(f"a dataset was named twice: {', '.join(self.dataset_names)}.")
         if self.latency_mode not in MEASURED_MODES:
             raise KnobctlError(f"latency mode {self.latency_mode!r} is unknown: use {' or '.join(MEASURED_MODES)}.")
-        for name in ("runs", "part_samples", "importance_samples"):
+        for name in ("runs", "part_samples", "importance_samples", "workers"):
             if getattr(self, name) < 1:
                 raise KnobctlError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for option, named in (("metric", self.metrics), ("token limit", self.max_new_tokens)):
@@ -69,6 +70,8 @@ class PrecomputeConfig:
             raise KnobctlError(
                 "--complete, --latency imported and --strict are about recorded results: add --from-results."
             )
+        if self.workers > 1 and self.shard.count > 1:
+            raise KnobctlError("--shard and --workers both divide the samples: use one of them.")
         if self.shard.count > 1 and self.shard.index > 0 and self.like is None:
             raise KnobctlError(
                 f"shard {self.shard} needs the budgets and importance scores of the first one: name the directory that "

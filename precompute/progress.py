@@ -10,6 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Advance = Callable[[], None]
 
+_quiet = False  # of this process
+
+
+@contextmanager
+def quiet(hold: bool) -> Iterator[None]:
+    """Shows no bars while the body runs, if `hold`: another process shows its own on the same terminal."""
+    global _quiet
+    before, _quiet = _quiet, hold
+    try:
+        yield
+    finally:
+        _quiet = before
+
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
@@ -23,7 +36,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=_quiet or not console.is_terminal,
         transient=True,
     ) as bar:
         task = bar.add_task(title, total=total, completed=done)

@@ -74,7 +74,7 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
     home = config.out.parent / f"{config.out.name}.ranks"
     mine = replace(
         config,
-        out=home / f"{launch.rank}-of-{launch.count}",
+        out=share_directory(home, launch.rank, launch.count),
         device=_own_device(config.device, launch),
         like=None,
     )
@@ -82,7 +82,7 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
         inputs = load_inputs(mine)
         check_shares(len(inputs.samples), launch.count)
         if not (config.out / MANIFEST_NAME).is_file():
-            first = replace(config, out=home / f"0-of-{launch.count}", device=mine.device)
+            first = replace(config, out=share_directory(home, 0, launch.count), device=mine.device)
             fixed = _from_first(launch, lambda: fixed_before(first) or fix(first, inputs))
             lock = home / f".device-{socket.gethostname()}-{mine.device.replace(':', '-')}.lock"
             _share(launch)(
@@ -94,7 +94,7 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
                     turn=SharedDevice(lock),
                 )
             )
-            _from_first(launch, lambda: _merge(home, launch.count, config.out))
+            _from_first(launch, lambda: merge_shares(home, launch.count, config.out))
         manifest = Manifest.read(config.out)
     return summary(config, manifest, len(inputs.samples), time.perf_counter() - started)
 
@@ -103,10 +103,15 @@ def _own_device(device: str, launch: Launch) -> str:
     return f"cuda:{launch.local_rank % max(torch.cuda.device_count(), 1)}" if device == "cuda" else device
 
 
-def _merge(home: Path, count: int, out: Path) -> Fixed | None:
-    merge_caches([home / f"{rank}-of-{count}" for rank in range(count)], out)
+def share_directory(home: Path, index: int, count: int) -> Path:
+    """Where one process of several writes its share."""
+    return home / f"{index}-of-{count}"
+
+
+def merge_shares(home: Path, count: int, out: Path) -> None:
+    """Merges the shares of all processes into `out` and removes them."""
+    merge_caches([share_directory(home, index, count) for index in range(count)], out)
     shutil.rmtree(home)
-    return None
 
 
 @contextmanager

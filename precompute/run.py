@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.cache.manifest import MANIFEST_NAME
 from .combine import recorded_answers
 from .config import PrecomputeConfig
 from .ranks import Launch, precompute_ranks
 from .sample_run import Known
 from .setup import Fixed, Inputs, fix, fixed_before, load_inputs
 from .shard_run import Interrupted, run_shard
+from .workers import precompute_workers
 
 __all__ = ["Interrupted", "PrecomputeConfig", "precompute"]
 
@@ -17,7 +19,8 @@ __all__ = ["Interrupted", "PrecomputeConfig", "precompute"]
 def precompute(config: PrecomputeConfig) -> dict[str, Any]:
     """Runs the model under every knob setting of every sample and writes the cache. Returns a JSON-able summary.
 
-    Run again with the same config it goes on where it was. Under `torchrun` each rank takes its share.
+    Run again with the same config it goes on where it was. Under `torchrun` each rank takes its share,
+    with `config.workers` each of that many processes.
 
     Raises:
         KnobctlError: whatever the user can mend; Interrupted after SIGINT.
@@ -25,6 +28,8 @@ def precompute(config: PrecomputeConfig) -> dict[str, Any]:
     launch = Launch.from_environment()
     if launch is not None:
         return precompute_ranks(config, launch, find_known)
+    if config.workers > 1 and not (config.out / MANIFEST_NAME).is_file():
+        return precompute_workers(config, find_known)
     inputs = load_inputs(config)
     fixed = fixed_before(config) or fix(config, inputs)
     return run_shard(config, inputs, fixed, find_known(config, inputs, fixed))
