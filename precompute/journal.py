@@ -34,9 +34,16 @@ class Journal:
             "checks": [[list(check.blockwise_ms), list(check.end_to_end_ms)] for check in checks],
         }
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(("" if self._ends() else "\n") + json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _ends(self) -> bool:
+        """Whether the last line is whole: a full disk or a kill may have cut it off."""
+        with self._path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            return size == 0 or file.read(1) == b"\n"
 
     def read(self) -> tuple[Ledger, list[LatencyCheck]]:
         """Returns the sum of all lines."""
@@ -53,7 +60,7 @@ class Journal:
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # cut off by a kill; the next append starts a new line only if this one ended
+            except ValueError:  # cut off
                 continue
             records.append(record)
         return records

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..controllers.budget_encoder import BudgetEncoder
+from ..data.errors import CheckpointError
 from .molmoe.model import Molmoe
 from .passes import PromptCache, run_block
 from .threads import single_thread
@@ -90,7 +91,7 @@ def token_pass(
         prompt's state, in which no probe is left.
 
     Raises:
-        OverflowError: a token does not fit float16.
+        CheckpointError: a token does not fit float16, or is not a number.
     """
     length, num_probes = prompt_1SD.shape[1], probe_MD.shape[0]
     place = torch.arange(length + num_probes, device=prompt_1SD.device).clamp(max=length)
@@ -112,5 +113,8 @@ def token_pass(
     )
     token_PMD = torch.stack([after[position][0, length:] for position in positions]).half()
     if not bool(torch.isfinite(token_PMD).all()):
-        raise OverflowError("a latency token does not fit float16, or is not finite")
+        raise CheckpointError(
+            f"a latency token of a prompt of {length} positions does not fit float16, or is not finite: the model's "
+            "numbers are too large there, or the prompt is longer than it can take."
+        )
     return token_PMD.cpu().numpy(), state

@@ -81,7 +81,9 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
     with _process_group(launch):
         inputs = load_inputs(mine)
         check_shares(len(inputs.samples), launch.count)
-        if not (config.out / MANIFEST_NAME).is_file():
+        if (config.out / MANIFEST_NAME).is_file():
+            _from_first(launch, lambda: _check_finished(replace(config, device=mine.device), inputs, find_known))
+        else:
             first = replace(config, out=share_directory(home, 0, launch.count), device=mine.device)
             fixed = _from_first(launch, lambda: fixed_before(first) or fix(first, inputs))
             lock = home / f".device-{socket.gethostname()}-{mine.device.replace(':', '-')}.lock"
@@ -101,6 +103,14 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
 
 def _own_device(device: str, launch: Launch) -> str:
     return f"cuda:{launch.local_rank % max(torch.cuda.device_count(), 1)}" if device == "cuda" else device
+
+
+def _check_finished(config: PrecomputeConfig, inputs: Inputs, find_known: FindKnown) -> None:
+    """Raises KnobctlError when the finished cache is of another request; runs nothing."""
+    fixed = fixed_before(config)
+    if fixed is None:
+        raise KnobctlError(f"{config.out} was not made by precompute: choose another directory.")
+    run_shard(config, inputs, fixed, find_known(config, inputs, fixed))
 
 
 def share_directory(home: Path, index: int, count: int) -> Path:

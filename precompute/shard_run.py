@@ -80,7 +80,8 @@ def _write_parts(
                 advance()
             with ledger.timed("write"):
                 part = writer.write_part(*part_tables(results, knobs.positions, knobs.budgets_ms))
-            journal.append(part, ledger, [check for result in results for check in result.checks])
+            with writer.disk_errors():
+                journal.append(part, ledger, [check for result in results for check in result.checks])
             left = len(waiting) - start - len(results)
             if stop_asked() and left:
                 raise Interrupted(

@@ -97,6 +97,9 @@ REFUSED = [
     (changed(files=[{"path": "samples/a", "rows": 1, "sha256": "0" * 63}]), "64 hex digits"),
     (changed(files=[{"path": "a", "sha256": "0" * 64}, {"path": "./a", "sha256": "0" * 64}]), "twice"),
     (changed(files=["a"]), "must be an object"),
+    (changed(datasets={"easy_vqa": 7}), "datasets.easy_vqa must be an object"),
+    (changed(datasets={"easy_vqa": {"train": "many"}}), '"train" must be a whole number'),
+    (changed(datasets={"easy_vqa": {"style": 3}}), '"style" must be a string'),
     ([], "must be an object"),
 ]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.errors import CheckpointError
 from knobctl.precompute.loading import load_model
-from knobctl.precompute.probe import make_probes
+from knobctl.precompute.probe import make_probes, token_pass
 from knobctl.precompute.threads import num_threads
 
 BUDGETS_MS = tuple(float(budget) for budget in range(24, 72, 3))
@@ -32,3 +33,10 @@ def test_probes_have_the_typical_norm_of_word_embeddings(nano):
     norms = nano.embedding.weight.norm(dim=-1)
     probe_MD = make_probes(nano, encoder, BUDGETS_MS)
     torch.testing.assert_close(probe_MD.norm(dim=-1), norms[norms > 0].median().expand(len(BUDGETS_MS)))
+
+
+def test_a_token_beyond_float16_is_an_error_in_words(nano):
+    prompt_1SD = torch.ones(1, 3, nano.config.d_model)
+    probe_MD = torch.full((2, nano.config.d_model), 1e30)
+    with torch.inference_mode(), pytest.raises(CheckpointError, match="prompt of 3 positions does not fit float16"):
+        token_pass(nano, prompt_1SD, probe_MD, (1, 2))

@@ -90,6 +90,10 @@ def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(model_dir, alone,
     assert verify_cache(config.out) == []
     assert_same_rows(config.out, alone)
     assert not config.out.with_name("cache.ranks").exists()
+    if count == 2:  # finished: the same command runs nothing, another request is refused
+        assert [samples for samples, _ in launch(config, count).values()] == [[], []]
+        other = launch(replace(config, budgets=("10", "30")), count)
+        assert all("budgets" in what for _, what in other.values())
 
 
 def test_a_rank_that_dies_fails_the_run_which_then_needs_only_the_rest(model_dir, alone, tmp_path):

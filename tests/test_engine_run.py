@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from knobctl.data.cache import CacheExecutor, Shard, merge_caches, open_cache, verify_cache
 from knobctl.data.errors import (
+    CacheError,
     CacheMismatch,
     CheckpointError,
     DatasetError,
@@ -28,6 +30,7 @@ from knobctl.precompute.encoder_file import read_encoder
 from knobctl.precompute.forecast import forecast
 from knobctl.precompute.importance import measure_importance
 from knobctl.precompute.importance_run import run_importance
+from knobctl.precompute.journal import Journal
 from knobctl.precompute.live import LiveExecutor
 from knobctl.precompute.run import Interrupted, precompute
 from knobctl.precompute.sample_run import SampleRunner
@@ -142,6 +145,16 @@ def test_a_stopped_run_goes_on_where_it_was(config, cache, tmp_path, monkeypatch
     assert summary["execution"]["counts"]["samples"] == 12
     assert_same_rows(again.out, cache.path)
     assert not (again.out / "progress.jsonl").exists()
+
+
+def test_a_disk_that_fills_up_at_the_journal_is_said_in_words(config, cache, tmp_path, monkeypatch):
+    again = same_run(config, cache, tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(CacheError, match="disk is full"):
+            precompute(again)
+    precompute(again)
+    assert_same_rows(again.out, cache.path)
 
 
 def test_a_finished_run_is_not_made_again(config, cache, monkeypatch):

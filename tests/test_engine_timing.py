@@ -154,6 +154,10 @@ def test_the_check_states_errors_per_stage(tmp_path):
     ledger, read = journal.read()
     assert ledger.counts["samples"] == 3
     assert read == checks
+    ledger = Ledger()
+    ledger.add("samples", 4)
+    journal.append("part-2", ledger, [])  # starts a line of its own
+    assert journal.read()[0].counts["samples"] == 7
     stages = check_summary(read)["stages"]
     assert set(stages) == {"vision", "prefill", "total"}  # nothing was decoded
     assert stages["vision"]["median_absolute_error"] == pytest.approx(0.5)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CacheError, ImportanceError, UnknownSetting
 from ..knobs import KnobSpace
 from ..plans import ImportanceScores
-from ..schema import FORMAT_NAME, FORMAT_VERSION, LATENCY_MODES
+from ..schema import FORMAT_NAME, FORMAT_VERSION, LATENCY_MODES, SPLITS
 from ..strict_json import dump_json, read_json
 
 MANIFEST_NAME = "cache.json"
@@ -147,7 +147,7 @@ class Manifest:
             latency_check=fields.get("latency_check", dict, optional=True),
             prompt_template=fields.get("prompt_template", str, optional=True),
             max_new_tokens=fields.get("max_new_tokens", (int, dict), optional=True),
-            datasets=fields.get("datasets", dict, optional=True),
+            datasets=_datasets(fields.get("datasets", dict, optional=True), where),
             files=_files(fields.get("files", list, optional=True), where),
             created_by=fields.get("created_by", str, optional=True),
             created_at=fields.get("created_at", str, optional=True),
@@ -263,6 +263,17 @@ def _importance(record: dict[str, Any] | None, n_blocks: int, where: str) -> Imp
 
 def _optional_numbers(values: list[Any], where: str) -> list[float | None]:
     return [None if value is None else _numbers([value], f"{where}[{i}]")[0] for i, value in enumerate(values)]
+
+
+def _datasets(records: dict[str, Any] | None, where: str) -> dict[str, Any] | None:
+    """Checks what is read of them later; what else they say is kept as it is."""
+    for name, record in (records or {}).items():
+        fields = _Fields(record, f"{where}: datasets.{name}")
+        for split in SPLITS:
+            fields.get(split, int, optional=True)
+        for text in ("metric", "style", "source"):
+            fields.get(text, str, optional=True)
+    return records
 
 
 def _files(values: list[Any] | None, where: str) -> tuple[FileRecord, ...] | None:

@@ -62,7 +62,7 @@ class CacheWriter:
 
     def __enter__(self) -> CacheWriter:
         with ExitStack() as stack:
-            with self._disk_errors():
+            with self.disk_errors():
                 self._disk.make_directory(self.out)
                 stack.enter_context(DirectoryLock(self.out))
                 self.resumed = begin_run(self._disk, self.out, self._run, self.shard)
@@ -109,7 +109,7 @@ class CacheWriter:
         conformed = _conform(samples, samples_schema(d_model), SAMPLES)
         blobs[SAMPLES] = _parquet(conformed.replace_schema_metadata(digests), SAMPLES)
         part = self._next_part()
-        with self._disk_errors():
+        with self.disk_errors():
             self._commit(part, blobs)
         return part
 
@@ -118,7 +118,7 @@ class CacheWriter:
         if self.complete:
             raise CacheError(f"{self.out} is complete already: nothing more can be written to it")
         paths = {name: source / name / part for name in TABLES if (source / name / part).is_file()}
-        with self._disk_errors():
+        with self.disk_errors():
             for name in TABLES:
                 self._disk.make_directory(self.out / name)
             for name, path in paths.items():  # in the order of TABLES: samples, the commit, last
@@ -137,7 +137,7 @@ class CacheWriter:
         budget_encoder: the bytes of `budget_encoder.safetensors`. Every companion of a samples file must still have
         the digest that it was committed with, so a file that rotted before the end does not become the record.
         """
-        with self._disk_errors():
+        with self.disk_errors():
             if budget_encoder is not None:
                 write_atomically(self._disk, self.out / ENCODER_NAME, budget_encoder)
             records = [self._record(RUN_NAME)]
@@ -208,7 +208,7 @@ class CacheWriter:
         return f"{prefix}{max(numbers, default=-1) + 1:06d}.parquet"
 
     @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+    def disk_errors(self) -> Iterator[None]:
         """Turns what the system says of the disk into what the user can do about it."""
         try:
             yield
