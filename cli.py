@@ -115,6 +115,10 @@ def _import_results(as_json: bool, dry_run: bool, options: dict[str, Any]) -> No
         raise click.UsageError("name the model with --model (for instance nano), or results with --from-results.")
     if dry_run or options["complete"]:
         raise click.UsageError("--dry-run and --complete run the model: name it with --model.")
+    without_effect = {"samples": None, "budgets": "", "shard": "0/1", "like": None, "threads": None, "workers": 1}
+    for name, default in without_effect.items():
+        if options[name] != default:
+            raise click.UsageError(f"--{name} is about running the model: name it with --model, or leave it out.")
     from .data.importer import import_results
     from .data.render import render_import_report
 
@@ -312,7 +316,7 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
         from .precompute.loading import find_device
 
         find_device(options["device"])  # before anything long is done
-        names = ("model", "revision", "device", "images", "runs")
+        names = ("model", "revision", "device", "dtype", "images", "runs")
         factory = live_factory(cache, **{name: options[name] for name in names})
     with progress("live") as advance:
         report = validate_controllers(

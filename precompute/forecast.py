@@ -111,7 +111,7 @@ def _fixed(config: PrecomputeConfig, inputs: Inputs) -> tuple[Fixed, float, bool
     drawn = choose_importance_samples(
         inputs.samples, limit=config.importance_samples, runs=DEFAULT_RUNS, seed=config.seed
     )
-    kept = scores_path(loaded, importance_key(config, loaded, drawn))
+    kept = scores_path(loaded, importance_key(config, inputs, drawn))
     if kept is not None and kept.is_file():
         return Fixed(find_importance(config, inputs), budgets_ms), 0.0, False
     few = drawn[:_IMPORTANCE_SAMPLES]

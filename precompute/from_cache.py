@@ -25,6 +25,7 @@ def live_factory(
     model: str | None = None,
     revision: str | None = None,
     device: str = "cuda",
+    dtype: str = "auto",
     images: Path | None = None,
     runs: int = 1,
 ) -> Factory:
@@ -32,21 +33,23 @@ def live_factory(
 
     Args:
         model: bundled name, directory or hub id; None takes the name that the cache records.
+        dtype: `auto` is the cache's; another one is refused where the cache names its own.
         images: root of the images that `image_ref` is relative to; bundled datasets need none.
         runs: timed runs of each request.
 
     Raises (when called):
-        CacheError: the cache lacks what a live run needs. CacheMismatch: another model made it.
+        CacheError: the cache lacks what a live run needs. CacheMismatch: another model or dtype made it.
         DatasetError: an image is not where the cache says.
     """
 
     def make(sample_ids: Sequence[str]) -> tuple[LiveExecutor, Mapping[str, Sample]]:
         cache = open_cache(cache_path, tokens=False)
         _check_live(cache)
+        kept = cache.manifest.dtype
+        if dtype != "auto" and kept is not None and dtype != kept:
+            raise CacheMismatch(f"{cache_path} was made in {kept}, and --dtype asks for {dtype}: leave --dtype out.")
         samples = samples_of(cache, sample_ids, images)
-        loaded = load_model(
-            model or cache.manifest.model_name, revision=revision, device=device, dtype=cache.manifest.dtype or "auto"
-        )
+        loaded = load_model(model or cache.manifest.model_name, revision=revision, device=device, dtype=kept or dtype)
         _check_model(cache, loaded)
         return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def find_importance(config: PrecomputeConfig, inputs: Inputs) -> ImportanceScore
     drawn = choose_importance_samples(
         inputs.samples, limit=config.importance_samples, runs=DEFAULT_RUNS, seed=config.seed
     )
-    kept = scores_path(loaded, importance_key(config, loaded, drawn))
+    kept = scores_path(loaded, importance_key(config, inputs, drawn))
     if kept is not None and kept.is_file():
         return load_importance(kept, n_blocks=loaded.model.config.num_blocks)
     with progress_bar("importance", len(drawn)) as advance:
@@ -214,16 +214,16 @@ def find_importance(config: PrecomputeConfig, inputs: Inputs) -> ImportanceScore
     return scores
 
 
-def importance_key(config: PrecomputeConfig, loaded: LoadedModel, drawn: list[Sample]) -> str:
+def importance_key(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]) -> str:
     """A digest of what measured scores depend on."""
     content = [
-        loaded.fingerprint,
-        dtype_name(loaded),
+        inputs.loaded.fingerprint,
+        dtype_name(inputs.loaded),
         config.space.to_dict().get("tier_crops"),
-        [[sample.sample_id, sample.question, list(sample.answers)] for sample in drawn],
-        sorted(config.metrics.items()),
+        [[sample.sample_id, sample.image_id, sample.question, list(sample.answers)] for sample in drawn],
+        {name: asdict(task) for name, task in inputs.tasks.items()},
     ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -154,6 +154,13 @@ def test_controllers_go_only_into_their_own_directory(cache: Path, tmp_path: Pat
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("option", [("--samples", 5), ("--budgets", "40"), ("--shard", "1/2"), ("--workers", 2)])
+def test_options_about_running_the_model_are_refused_without_one(tmp_path: Path, option: tuple[str, object]):
+    result = run("precompute", "--from-results", tmp_path, "--out", tmp_path / "imported", *option)
+    assert result.exit_code != 0
+    assert f"{option[0]} is about running the model" in result.stderr
+
+
 def test_results_are_imported_without_a_model(tmp_path: Path):
     sample = next(path for path in RESULTS.iterdir() if (path / "text-vqa").is_dir())
     result = run("precompute", "--from-results", sample, "--out", tmp_path / "imported", "--json")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from knobctl.data.cache import Cache, CacheExecutor, open_cache
+from knobctl.data.errors import CacheMismatch
 from knobctl.data.importer import save_importance
 from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.from_cache import live_factory
@@ -77,3 +78,8 @@ def test_a_budget_off_the_grid_has_a_token_of_its_own(cache):
     outcome = live.finish(handle, setting.top_k, setting.num_blocks)
     index = cache.sample_index[sample.sample_id]
     assert outcome.accuracy == cache.accuracy_SX[index, cache.space.index(setting)]
+
+
+def test_a_dtype_that_is_not_the_cache_s_is_refused(cache):
+    with pytest.raises(CacheMismatch, match="made in float32, and --dtype asks for bfloat16"):
+        live_factory(cache.path, device="cpu", dtype="bfloat16")(cache.sample_ids[:1])

@@ -34,6 +34,7 @@ from knobctl.precompute.journal import Journal
 from knobctl.precompute.live import LiveExecutor
 from knobctl.precompute.run import Interrupted, precompute
 from knobctl.precompute.sample_run import SampleRunner
+from knobctl.precompute.setup import importance_key, load_inputs
 
 from .engine_world import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
 
@@ -259,6 +260,14 @@ def test_measured_importance_is_kept_beside_the_model(config, summary, model_dir
         run_importance(config, model_dir / "scores.json")["scores"]
         == load_importance(model_dir / "scores.json").to_dict()["scores"]
     )
+
+
+def test_kept_importance_is_of_the_same_token_limit(config):
+    inputs = load_inputs(config)
+    longer = load_inputs(dataclasses.replace(config, max_new_tokens={"easy_vqa": 4}))
+    drawn = inputs.samples[:5]
+    assert importance_key(config, inputs, drawn) == importance_key(config, load_inputs(config), drawn)
+    assert importance_key(config, longer, drawn) != importance_key(config, inputs, drawn)
 
 
 def test_importance_is_the_accuracy_lost_without_a_block(model_dir):
