@@ -43,6 +43,7 @@ def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> Trainin
         native_top_k=8,
         sample_ids=generated.sample_ids,
         cluster_S=np.arange(len(generated.sample_ids)),
+        dataset_S=np.zeros(len(generated.sample_ids), dtype=np.int64),
         split_indices={split: np.flatnonzero(generated.split_S == split) for split in ("train", "val")},
         budgets_ms_M=torch.from_numpy(generated.budgets_ms_M),
         accuracy_SX=torch.from_numpy(generated.accuracy_SX),

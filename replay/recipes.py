@@ -30,7 +30,7 @@ class TrainConfig:
     seeds: tuple[int, ...] = (42,)  # trained side by side; the same cache and seed give the same controllers
     epochs: int = 60  # an epoch takes each training sample once, with one budget drawn for it
     min_steps: int = 400  # small caches take as many epochs as that needs
-    warm_start_steps: int = 400  # begin at the budget-only table: see warm_start.py; 0 begins at even chances
+    warm_start_steps: int = 400  # begin at a table per dataset: see warm_start.py; 0 begins at even chances
     batch_size: int = 256  # requests (a sample under a budget) a step
     lr: float | None = None  # None: by the size of the training split, see lr_for
     stage1_lr_ratio: float = 1.0  # Stage1 learns at lr * stage1_lr_ratio

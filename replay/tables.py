@@ -35,6 +35,7 @@ class ReplayTables:
     native_top_k: int
     sample_ids: tuple[str, ...]
     cluster_S: NDArray[np.int64]  # samples of one image share a number: they are never in two folds
+    dataset_S: NDArray[np.int64]  # samples of one dataset share a number
     split_indices: Mapping[str, NDArray[np.int64]]
     budgets_ms_M: Tensor
     accuracy_SX: Tensor
@@ -112,7 +113,8 @@ class ReplayTables:
             n_blocks=cache.manifest.n_blocks,
             native_top_k=cache.manifest.native_top_k,
             sample_ids=tuple(cache.sample_ids),
-            cluster_S=np.unique(np.asarray(image_ids, dtype=object).astype(str), return_inverse=True)[1],
+            cluster_S=_numbered(image_ids),
+            dataset_S=_numbered(frame["dataset"].to_list()),
             split_indices={split: cache.indices(split) for split in ("train", "val", "test")},
             budgets_ms_M=torch.tensor(cache.budgets_ms, dtype=torch.float32),
             accuracy_SX=torch.from_numpy(np.asarray(cache.accuracy_SX)),
@@ -124,6 +126,11 @@ class ReplayTables:
             model_name=cache.manifest.model_name,
             model_fingerprint=cache.manifest.fingerprint,
         )
+
+
+def _numbered(names: list[str]) -> NDArray[np.int64]:
+    """Returns one number per entry, the same for equal names."""
+    return np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)[1]
 
 
 @dataclass(frozen=True)

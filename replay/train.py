@@ -162,7 +162,7 @@ def train_tables(
         if config.warm_start_steps and seed.best_epoch == 0:
             say(
                 f"seed {seed.seed}: nothing learned on {report.training_samples} samples earned more on val than "
-                "the start: these controllers choose like the budget-only table"
+                "the start: these controllers choose like a look-up table per dataset"
             )
     worse = [seed for seed in report.seeds if seed.val_reward < report.val_table_reward and seed.best_epoch]
     for seed in worse:

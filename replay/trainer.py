@@ -25,7 +25,7 @@ from .recipes import TrainConfig
 from .stacked import StackedMlp
 from .step import Batch, exact_step, greedy_choices, grpo_step
 from .tables import ChoiceGrid
-from .warm_start import average_sample, learn_table
+from .warm_start import average_samples, learn_table
 
 
 class Trainer:
@@ -69,15 +69,16 @@ class Trainer:
             self.evaluate()
 
     def _warm_start(self) -> None:
-        """Begins at the budget-only table; each seed at the same one, from its own weights."""
-        config, train = self.config, self.inputs["train"]
+        """Begins at the look-up table per dataset; each seed at the same one, from its own weights."""
+        config, train, tables = self.config, self.inputs["train"], self.bundle.tables
         if config.warm_start_steps:
-            exists_JA = ChoiceGrid.of(self.bundle.tables.space).exists_JA.to(self.device)
+            exists_JA = ChoiceGrid.of(tables.space).exists_JA.to(self.device)
+            dataset_N = torch.from_numpy(tables.dataset_S[tables.indices("train")]).to(self.device)
             learn_table(
                 self.stage1,
                 self.stage2,
                 self._optimizer(),
-                average_sample(train, exists_JA),
+                average_samples(train, exists_JA, dataset_N),
                 steps=config.warm_start_steps,
                 entropy_bonus=config.entropy_bonus_start,
             )

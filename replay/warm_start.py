@@ -1,8 +1,9 @@
-"""Where GRPO starts: at the budget-only look-up table, instead of at choices that are all equally likely.
+"""Where GRPO starts: at a look-up table per dataset and budget, instead of at choices that are all equally likely.
 
-The networks are first taught the mean reward of every setting under every budget, with the inputs of an average sample.
-That takes a second whatever the cache's size, since there is one sample. On a few hundred samples the table is most of
-what can be learned, and steps on single samples find it late and only about; on thousands it does no harm.
+The networks are first taught the mean reward of every setting under every budget, with the inputs of an average sample
+of each dataset. That takes a second whatever the cache's size, since there are as many samples as datasets. On a few
+hundred samples the table is most of what can be learned, and steps on single samples find it late and only about; on
+thousands it does no harm. The controllers are told no dataset: they read it off the features, as they must when served.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .step import Batch, exact_step
 
 LR = 5e-3
 WARMUP_STEPS = 20
+PRIOR_SAMPLES = 25  # a dataset's mean rewards count as much as those of all samples once it has this many
 
 
 def known_rewards(inputs: ReplayInputs, exists_JA: Tensor) -> Tensor:
@@ -59,22 +61,55 @@ def average_sample(inputs: ReplayInputs, exists_JA: Tensor) -> ReplayInputs:
     )
 
 
+def average_samples(inputs: ReplayInputs, exists_JA: Tensor, group_N: Tensor) -> ReplayInputs:
+    """Returns one average sample per group of samples: its features, and its rewards drawn towards those of all.
+
+    A group of n samples keeps n / (n + PRIOR_SAMPLES) of how its mean rewards differ: few samples differ by luck.
+    """
+    everyone = average_sample(inputs, exists_JA)
+    if not bool((group_N != group_N[0]).any()):
+        return everyone
+    parts = []
+    for group in group_N.unique():
+        rows = (group_N == group).nonzero()[:, 0]
+        part = average_sample(rows_of(inputs, rows), exists_JA)
+        kept = len(rows) / (len(rows) + PRIOR_SAMPLES)
+        parts.append(replace(part, reward_NMJA=torch.lerp(everyone.reward_NMJA, part.reward_NMJA, kept)))
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("language_NF", "token_NJMF", "reward_NMJA", "allowed_NMJ", "allowed_NJA")
+    }
+    return replace(everyone, **joined)
+
+
+def rows_of(inputs: ReplayInputs, rows_N: Tensor) -> ReplayInputs:
+    """Returns some samples' inputs."""
+    return replace(
+        inputs,
+        language_NF=inputs.language_NF[rows_N],
+        token_NJMF=inputs.token_NJMF[rows_N],
+        reward_NMJA=inputs.reward_NMJA[rows_N],
+        allowed_NMJ=None if inputs.allowed_NMJ is None else inputs.allowed_NMJ[rows_N],
+        allowed_NJA=None if inputs.allowed_NJA is None else inputs.allowed_NJA[rows_N],
+    )
+
+
 def learn_table(
     stage1: StackedMlp,
     stage2: StackedMlp,
     optimizer: torch.optim.Optimizer,
-    average: ReplayInputs,
+    averages: ReplayInputs,
     *,
     steps: int,
     entropy_bonus: float,
 ) -> None:
-    """Steps along the exact gradient on the average sample, under all budgets at once; draws nothing."""
+    """Steps along the exact gradient on the average samples, under all budgets at once; draws nothing."""
     seeds, device = len(stage1.flat), stage1.flat.device
-    budget_NB = torch.arange(average.budgets, device=device).expand(seeds, -1).contiguous()
-    batch = Batch(torch.zeros_like(budget_NB), budget_NB)
+    request_NB = torch.arange(len(averages) * averages.budgets, device=device).expand(seeds, -1)
+    batch = Batch(request_NB // averages.budgets, request_NB % averages.budgets)
     for step in range(steps):
         lr = LR * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        exact_step(stage1, stage2, average, batch, entropy_bonus=entropy_bonus)
+        exact_step(stage1, stage2, averages, batch, entropy_bonus=entropy_bonus)
         optimizer.step()

@@ -78,6 +78,7 @@ def tables_of(generated: GeneratedCache, **changes: object) -> ReplayTables:
         native_top_k=8,
         sample_ids=generated.sample_ids,
         cluster_S=np.arange(len(generated.sample_ids)),
+        dataset_S=np.zeros(len(generated.sample_ids), dtype=np.int64),
         split_indices=splits,
         budgets_ms_M=torch.from_numpy(generated.budgets_ms_M),
         accuracy_SX=torch.from_numpy(generated.accuracy_SX),

@@ -1,8 +1,9 @@
-"""Training begins at the budget-only table, and gives it up only for what is better beyond luck."""
+"""Training begins at a look-up table per dataset, and gives it up only for what is better beyond luck."""
 
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
@@ -13,7 +14,7 @@ from knobctl.replay.recipes import CLASSIC, recipe
 from knobctl.replay.step import greedy_choices
 from knobctl.replay.tables import ChoiceGrid
 from knobctl.replay.trainer import Trainer, surpasses
-from knobctl.replay.warm_start import average_sample, known_rewards, mean_reward
+from knobctl.replay.warm_start import PRIOR_SAMPLES, average_sample, average_samples, known_rewards, mean_reward
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,39 @@ def test_holes_count_in_no_mean(tables):
     nowhere = (grid.setting_JA == 5).nonzero()[0].tolist()
     assert average.allowed_NJA is not None
     assert not average.allowed_NJA[0, nowhere[0], nowhere[1]]
+
+
+def test_datasets_that_differ_start_at_tables_of_their_own(tables):
+    """Half of the samples, told apart by their language feature, answer in the other settings."""
+    train_S = tables.indices("train")
+    dataset_S = np.arange(len(tables.sample_ids)) % 2
+    odd_S = torch.from_numpy(dataset_S == 1)
+    accuracy_SX = torch.zeros_like(tables.accuracy_SX)
+    settings = accuracy_SX.shape[1]
+    accuracy_SX[~odd_S, : settings // 2] = 1.0
+    accuracy_SX[odd_S, settings // 2 :] = 1.0
+    language_SD = tables.language_feature_SD.clone()
+    language_SD[:, 0] = torch.where(odd_S, 3.0, -3.0)
+    changed = replace(tables, accuracy_SX=accuracy_SX, language_feature_SD=language_SD)
+    train_reward = {}
+    for name, groups in (("one table", np.zeros_like(dataset_S)), ("a table each", dataset_S)):
+        trainer = trainer_of(replace(changed, dataset_S=groups))
+        _, reward_NSM = greedy_choices(trainer.stage1, trainer.stage2, trainer.inputs["train"])
+        train_reward[name] = float(reward_NSM.mean())
+    assert len(train_S) > 2 * PRIOR_SAMPLES
+    assert train_reward["a table each"] > train_reward["one table"] + 0.3
+
+
+def test_a_small_dataset_s_rewards_are_drawn_towards_those_of_all(tables):
+    train = trainer_of(tables).inputs["train"]
+    exists_JA = ChoiceGrid.of(tables.space).exists_JA
+    group_N = torch.zeros(len(train), dtype=torch.int64)
+    group_N[:PRIOR_SAMPLES] = 7
+    averages = average_samples(train, exists_JA, group_N)
+    everyone, own = train.reward_NMJA.mean(dim=0), train.reward_NMJA[:PRIOR_SAMPLES].mean(dim=0)
+    assert len(averages) == 2
+    torch.testing.assert_close(averages.reward_NMJA[1], (everyone + own) / 2)
+    torch.testing.assert_close(averages.language_NF[1], train.language_NF[:PRIOR_SAMPLES].mean(dim=0))
 
 
 def test_one_surpasses_another_by_over_a_standard_error_of_the_paired_difference():
