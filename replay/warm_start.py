@@ -75,11 +75,14 @@ def average_samples(inputs: ReplayInputs, exists_JA: Tensor, group_N: Tensor) ->
         part = average_sample(rows_of(inputs, rows), exists_JA)
         kept = len(rows) / (len(rows) + PRIOR_SAMPLES)
         parts.append(replace(part, reward_NMJA=torch.lerp(everyone.reward_NMJA, part.reward_NMJA, kept)))
-    joined = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("language_NF", "token_NJMF", "reward_NMJA", "allowed_NMJ", "allowed_NJA")
-    }
-    return replace(everyone, **joined)
+    return replace(
+        everyone,
+        language_NF=torch.cat([part.language_NF for part in parts]),
+        token_NJMF=torch.cat([part.token_NJMF for part in parts]),
+        reward_NMJA=torch.cat([part.reward_NMJA for part in parts]),
+        allowed_NMJ=torch.cat([part.allowed_NMJ for part in parts if part.allowed_NMJ is not None]),
+        allowed_NJA=torch.cat([part.allowed_NJA for part in parts if part.allowed_NJA is not None]),
+    )
 
 
 def rows_of(inputs: ReplayInputs, rows_N: Tensor) -> ReplayInputs:
