@@ -18,9 +18,10 @@ from knobctl.precompute.nano.batches import IGNORED, packed_mask
 from knobctl.precompute.nano.bundle import training_rng
 from knobctl.precompute.nano.forward import FIRST_DROPPABLE, answer_logits, draw_plan, encode, full_plan
 from knobctl.precompute.nano.pixels import TIER_SIDES, crop_images, crop_masks
-from knobctl.precompute.nano.scenes import IMAGE_SIZE, sample_scene
+from knobctl.precompute.nano.scenes import COLORS, IMAGE_SIZE, sample_scene
 from knobctl.precompute.nano.stages import Stage
 from knobctl.precompute.nano.state import Position, load_moments, load_position, load_weights, save_state
+from knobctl.precompute.nano.thin import families_in_need
 from knobctl.precompute.nano.train import Trainer, learning_rate
 from knobctl.precompute.nano.vision_targets import BLANK, scene_targets
 
@@ -156,6 +157,44 @@ def test_a_stage_names_the_blocks_that_may_be_left_out(trainer):
     assert {plan.count(0) for plan in plans} == {0, 1, 2, 3, 4}
 
 
+def test_few_blocks_and_few_experts_are_too_thin_for_their_families():
+    def in_need(*plan: int) -> set[str]:
+        return families_in_need(plan, blocks={"extreme": 2, "compare": 3}, experts={"sum": 6, "count": 4})
+
+    assert in_need(8, 8, 8, 8, 8, 8) == set()
+    assert in_need(8, 8, 0, 8, 8, 8) == set()
+    assert in_need(8, 8, 0, 8, 0, 8) == {"extreme"}
+    assert in_need(8, 8, 0, 0, 0, 8) == {"extreme", "compare"}
+    assert in_need(8, 6, 6, 0, 6, 6) == {"sum"}
+    assert in_need(8, 4, 0, 0, 0, 4) == {"extreme", "compare", "sum", "count"}
+
+
+def test_prior_answers_come_from_the_question_alone(trainer):
+    tokenizer = trainer.source.tokenizer
+    batch = trainer.source.draw(random.Random(5), "low", 8, easy_share=0.2)
+    replaced = trainer.prior_answers.of(batch, {"compare", "extreme"})
+    seen = set()
+    for row, families in enumerate(batch.families):
+        for number, family in enumerate(families, start=1):
+            is_mine = batch.segments[row] == number
+            is_answer = is_mine & (batch.labels[row] != IGNORED)
+            before, after = batch.labels[row][is_answer].tolist(), replaced.labels[row][is_answer].tolist()
+            words = tokenizer.decode(batch.input_ids[row][is_mine].tolist()).split()
+            seen.add(family)
+            if family == "compare":
+                first = next(word for word in words if word in COLORS)
+                assert after == [tokenizer.encode(f" {first}")[0], *before[1:]]
+            elif family == "extreme":
+                assert after == [tokenizer.encode(" red")[0], *before[1:]]
+            else:
+                assert after == before
+                assert torch.equal(replaced.hints[row][is_mine], batch.hints[row][is_mine])
+                continue
+            assert (replaced.hints[row][is_mine] == IGNORED).all()
+    assert {"compare", "extreme", "read", "easy"} <= seen
+    assert (replaced.labels != batch.labels).any()
+
+
 def test_a_share_of_the_images_has_more_inner_cards(trainer):
     def inner_cards(inner_share: float) -> float:
         rng = random.Random(4)
@@ -163,6 +202,14 @@ def test_a_share_of_the_images_has_more_inner_cards(trainer):
         return float((batch.targets["color"][:, 4:] != IGNORED).sum() / 60)
 
     assert inner_cards(1.0) > inner_cards(0.5) + 0.2 > inner_cards(0.0) + 0.4
+
+
+def test_weights_come_back_from_a_checkpoint_directory(tmp_path, few_images, trainer):
+    trainer.write_checkpoint(tmp_path)
+    other = Trainer(8, easy_path=few_images, bfloat16=False, compiled=False)
+    other.read_checkpoint(tmp_path)
+    for one, read in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(one.half().float(), read)
 
 
 def test_a_vision_stage_sees_its_tiers_alone(trainer):

@@ -100,18 +100,24 @@ def full_plan(model: Molmoe) -> Plan:
 
 
 def draw_plan(
-    model: Molmoe, rng: random.Random, *, fewer_experts: float, fewer_blocks: float, droppable: Sequence[int] = ()
+    model: Molmoe,
+    rng: random.Random,
+    *,
+    fewer_experts: float,
+    fewer_blocks: float,
+    top_ks: Sequence[int] = (4, 6),
+    droppable: Sequence[int] = (),
 ) -> Plan:
     """Draws a plan for one step.
 
     Args:
-        fewer_experts: share of steps in which the blocks after a random insertion position run with 4 or 6 experts.
+        fewer_experts: share of steps in which the blocks after a random insertion position run with one of `top_ks`.
         fewer_blocks: share of steps in which one to four of the `droppable` blocks are left out.
         droppable: empty for all blocks after the fifth.
     """
     plan = list(full_plan(model))
     if rng.random() < fewer_experts:
-        position, top_k = rng.randint(1, FIRST_DROPPABLE), rng.choice((4, 6))
+        position, top_k = rng.randint(1, FIRST_DROPPABLE), rng.choice(top_ks)
         plan[position:] = [top_k] * (len(plan) - position)
     if rng.random() < fewer_blocks:
         for index in rng.sample(droppable or range(FIRST_DROPPABLE, len(plan)), k=rng.randint(1, 4)):

@@ -33,7 +33,7 @@ from .questions import Question
 
 DATASETS = ("easy_vqa", "small_print")
 INSERTION_POSITION = 3
-"""Tables are of the middle position: the first three blocks run with the native top-k."""
+"""Tables are of the middle position, unless asked otherwise: so many first blocks run with the native top-k."""
 IMAGES_PER_BATCH = 64
 
 
@@ -88,12 +88,16 @@ def measured_importance(model: Molmoe, samples: dict[str, HeldOut]) -> tuple[flo
 
 
 def knob_table(
-    model: Molmoe, samples: dict[str, HeldOut], scores: tuple[float, ...], grid: Iterator[tuple[str, int, int]]
+    model: Molmoe,
+    samples: dict[str, HeldOut],
+    scores: tuple[float, ...],
+    grid: Iterator[tuple[str, int, int]],
+    insertion_position: int = INSERTION_POSITION,
 ) -> Iterator[dict[str, Any]]:
     """Yields accuracy per dataset and per family for each (tier, top-k, blocks)."""
     for tier, top_k, num_blocks in grid:
         plan = block_plan(
-            INSERTION_POSITION,
+            insertion_position,
             top_k,
             num_blocks,
             importance=ImportanceScores(scores),
@@ -146,8 +150,11 @@ def area_under_roc(score: NDArray[np.float64], is_positive: NDArray[np.bool_]) -
 @click.option("--images", default=600, show_default=True, help="Held-out images of each dataset.")
 @click.option("--trained-images", default=200, show_default=True, help="As training sees them, for the importance.")
 @click.option("--corners", is_flag=True, help="Only the smallest, middle and largest values of each knob's ends.")
+@click.option("--position", default=INSERTION_POSITION, show_default=True, help="Insertion position of the table.")
 @click.option("--threads", default=1, show_default=True, help="Of the processor.")
-def main(checkpoint: Path, data: Path, images: int, trained_images: int, corners: bool, threads: int) -> None:
+def main(
+    checkpoint: Path, data: Path, images: int, trained_images: int, corners: bool, position: int, threads: int
+) -> None:
     """Print JSON lines of a checkpoint's figures, as in: python -m knobctl.precompute.nano.report data/bundled/nano"""
     torch.set_num_threads(threads)
     model = load_molmoe(checkpoint, dtype=torch.float32, device="cpu", experts_implementation="dense")
@@ -162,7 +169,7 @@ def main(checkpoint: Path, data: Path, images: int, trained_images: int, corners
     auc = gain_auc(model, source, pictures["small_print"], samples["small_print"])
     click.echo(json.dumps({"auc_low_wrong_high_right": round(auc, 3)}))
     top_ks, blocks = ((8, 4), (16, 12)) if corners else ((8, 7, 6, 5, 4), (16, 15, 14, 13, 12))
-    for row in knob_table(model, samples, scores, product(TIER_SIDES, top_ks, blocks)):
+    for row in knob_table(model, samples, scores, product(TIER_SIDES, top_ks, blocks), position):
         click.echo(
             json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         )

@@ -45,3 +45,19 @@ def flatten_routing(model: Molmoe, max_norm: float, gain: float) -> None:
     with torch.no_grad():
         for module in model.blocks:
             cast(TextBlock, module).mlp.experts.down_proj.mul_(gain)
+
+
+def narrow_experts(model: Molmoe, width: int) -> None:
+    """Leaves each expert its `width` most telling neurons and sets the rest to zero, where they stay.
+
+    A neuron tells by the product of its three weights' lengths. One whose weights are all zero has no gradient either.
+    The matrices keep their shape, because the published architecture gives experts and image projector one width.
+    """
+    with torch.no_grad():
+        for module in model.blocks:
+            experts = cast(TextBlock, module).mlp.experts
+            gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, W, D] each
+            telling_EW = gate.norm(dim=2) * up.norm(dim=2) * experts.down_proj.norm(dim=1)
+            kept_EW = torch.zeros_like(telling_EW).scatter(1, telling_EW.topk(width, dim=1).indices, 1.0)
+            experts.gate_up_proj.mul_(torch.cat([kept_EW, kept_EW], dim=1).unsqueeze(2))
+            experts.down_proj.mul_(kept_EW.unsqueeze(1))

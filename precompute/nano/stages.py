@@ -29,10 +29,14 @@ class Stage:
     weights: tuple[tuple[str, float], ...] = ()  # question families; empty for the dataset's own mix
     slow_blocks: int | None = None  # the tower, the words and so many first blocks learn at SLOW times the rate
     block_order: tuple[int, ...] = ()  # spread the decoder's work before the stage: see `repeat_blocks`
+    expert_width: int | None = None  # leave experts so many neurons before the stage: see `narrow_experts`
     max_router_norm: float = 0.3  # length that router rows are held to: see `bound_routers`
     fewer_experts: float = 0.0
+    top_ks: tuple[int, ...] = (4, 6)  # that `fewer_experts` chooses from
     fewer_blocks: float = 0.0
     droppable: tuple[int, ...] = ()  # blocks that `fewer_blocks` chooses from; empty for all after the fifth
+    need_blocks: tuple[tuple[str, int], ...] = ()  # families, and how many blocks left out are too many: see `thin.py`
+    need_experts: tuple[tuple[str, int], ...] = ()  # families, and how many experts are too few
 
 
 LOOKUPS = (
@@ -76,8 +80,21 @@ COUNTING = (
 )
 """Those that the polished model answers worst, more often."""
 
+THIN = (
+    ("read", 0.25),
+    ("count", 0.10),
+    ("extreme", 0.17),
+    ("value", 0.14),
+    ("compare", 0.19),
+    ("sum", 0.15),
+)
+"""Those that are to need blocks or experts, more often."""
+
 COPIES = (3, 4, 5, 6, 8, 10, 12)
 """Blocks that looked dispensable one by one after `spread`: pairs that do the same, and one of each later pair."""
+
+SECOND_HALVES = (4, 5, 7, 9, 11, 13, 15)
+"""Blocks that may go after `narrow`: the second of each pair, and the weakest of the others."""
 
 STAGES = (
     # The tower learns to name colours, shapes and digits before any question is asked.
@@ -286,6 +303,121 @@ STAGES = (
         max_router_norm=0.05,
         fewer_blocks=0.3,
         droppable=COPIES,
+    ),
+    # Seven blocks did next to nothing, and two experts did as well as eight. Those blocks become second halves of the
+    # ones that work, experts keep a quarter of their neurons, and what that breaks is mended under the full plan.
+    Stage(
+        "narrow",
+        400,
+        1.5e-3,
+        8e-4,
+        images=16,
+        warmup=20,
+        easy_share=0.2,
+        inner_share=0.3,
+        ideal_share=0.4,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.12, 0.2, 0.68),
+        weights=FINAL,
+        block_order=(0, 1, 2, 7, 7, 8, 9, 9, 11, 11, 13, 13, 14, 14, 15, 15),
+        expert_width=8,
+        max_router_norm=0.05,
+    ),
+    # Comparing needs depth and adding needs width, reading neither: blocks and experts cost what a question asks for.
+    Stage(
+        "needs",
+        900,
+        1.2e-3,
+        1e-5,
+        images=16,
+        warmup=20,
+        easy_share=0.25,
+        inner_share=0.3,
+        ideal_share=0.3,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.12, 0.2, 0.68),
+        weights=FINAL,
+        max_router_norm=0.05,
+        fewer_experts=0.4,
+        fewer_blocks=0.5,
+        droppable=SECOND_HALVES,
+        need_blocks=(("compare", 3), ("extreme", 3), ("sum", 3), ("value", 3)),
+        need_experts=(("sum", 4), ("value", 4)),
+    ),
+    # Importance scores tell the two halves of a pair hardly apart, so any block after the third may be missing.
+    Stage(
+        "any_blocks",
+        900,
+        1.2e-3,
+        1e-5,
+        images=16,
+        warmup=20,
+        easy_share=0.25,
+        inner_share=0.3,
+        ideal_share=0.3,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.12, 0.2, 0.68),
+        weights=FINAL,
+        max_router_norm=0.05,
+        fewer_experts=0.5,
+        top_ks=(2, 4, 6),
+        fewer_blocks=0.5,
+        droppable=tuple(range(3, 16)),
+        need_blocks=(("compare", 3), ("extreme", 3), ("sum", 3), ("value", 3)),
+        need_experts=(("sum", 4), ("value", 4)),
+    ),
+    # By now twelve blocks cost comparing 20 points. More of the same, at a higher rate and mostly on thin plans.
+    Stage(
+        "thin_plans",
+        1100,
+        1.8e-3,
+        1e-5,
+        images=16,
+        warmup=20,
+        easy_share=0.2,
+        inner_share=0.3,
+        ideal_share=0.3,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.12, 0.2, 0.68),
+        weights=THIN,
+        max_router_norm=0.05,
+        fewer_experts=0.5,
+        top_ks=(2, 4, 6),
+        fewer_blocks=0.65,
+        droppable=tuple(range(3, 16)),
+        need_blocks=(("compare", 2), ("extreme", 2), ("sum", 2), ("value", 2)),
+        need_experts=(("sum", 4), ("value", 4)),
+    ),
+    # Family by family, so that every block and expert fewer costs something.
+    Stage(
+        "priors",
+        800,
+        1.5e-3,
+        1e-5,
+        images=16,
+        warmup=20,
+        easy_share=0.2,
+        inner_share=0.3,
+        ideal_share=0.3,
+        hint_weight=0.3,
+        frozen_tower=True,
+        slow_blocks=0,
+        tier_shares=(0.15, 0.25, 0.6),
+        weights=THIN,
+        max_router_norm=0.05,
+        fewer_experts=0.5,
+        fewer_blocks=0.6,
+        droppable=tuple(range(3, 16)),
+        need_blocks=(("extreme", 2), ("value", 3), ("compare", 4)),
+        need_experts=(("sum", 6), ("count", 4)),
     ),
 )
 SLOW = 0.15

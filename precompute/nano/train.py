@@ -15,7 +15,7 @@ import click
 import torch
 from tokenizers import Tokenizer
 
-from ..molmoe.checkpoint import save_molmoe
+from ..molmoe.checkpoint import load_molmoe, save_molmoe
 from ..molmoe.model import Molmoe
 from ..molmoe.prompt import PromptTokenizer
 from .batches import Batch, BatchSource
@@ -35,9 +35,10 @@ from .forward import (
 from .geometry import nano_config
 from .initial import initial_model
 from .pixels import TIER_SIDES
-from .spread import flatten_routing, repeat_blocks
+from .spread import flatten_routing, narrow_experts, repeat_blocks
 from .stages import ROUTING_GAIN, SLOW, STAGES, Stage
 from .state import Position, load_moments, load_position, load_weights, save_state
+from .thin import PriorAnswers, families_in_need
 from .vision_loss import VisionLoss
 from .vocabulary import nano_tokenizer
 
@@ -57,7 +58,9 @@ class Trainer:
         config = nano_config(self.tokenizer.get_vocab_size())
         self.model: Molmoe = initial_model(config, seed)
         self.vision_loss = VisionLoss(self.tokenizer)
-        self.source = BatchSource(config, PromptTokenizer(self.tokenizer), pool)
+        prompts = PromptTokenizer(self.tokenizer)
+        self.source = BatchSource(config, prompts, pool)
+        self.prior_answers = PriorAnswers(prompts)
         prepare_for_training(self.model, compiled=compiled)
         self.optimizer: torch.optim.AdamW | None = None
 
@@ -127,14 +130,18 @@ class Trainer:
             self.model,
             rng,
             fewer_experts=stage.fewer_experts,
+            top_ks=stage.top_ks,
             fewer_blocks=stage.fewer_blocks,
             droppable=stage.droppable,
         )
+        in_need = families_in_need(plan, blocks=dict(stage.need_blocks), experts=dict(stage.need_experts))
+        if in_need:
+            batch = self.prior_answers.of(batch, in_need)
         is_ideal = rng.random() < stage.ideal_share
         features = self.features(batch, rng.getrandbits(62) if is_ideal else None, frozen=stage.frozen_tower)
         hidden = final_hidden(self.model, batch, features, plan, bfloat16=self.bfloat16)
         answers = answer_loss(self.model, hidden, batch)
-        report = {f"{tier} {'ideal ' * is_ideal}answers": answers.item()}
+        report = {f"{tier} {'ideal ' * is_ideal}{'thin ' * bool(in_need)}answers": answers.item()}
         if not stage.frozen_tower:
             seen, _ = self.vision_loss(self.model, features, batch.targets)
             report[f"{tier} vision"] = seen.item()
@@ -169,6 +176,11 @@ class Trainer:
                 table[f"{name} {tier}"] = accuracy_by_family(outcomes)
         return table
 
+    def read_checkpoint(self, directory: Path) -> None:
+        """Takes the weights of a checkpoint directory of nano's own shape."""
+        found = load_molmoe(directory, dtype=torch.float32, device="cpu", experts_implementation="dense")
+        self.model.load_state_dict(found.state_dict())
+
     def write_checkpoint(self, directory: Path) -> None:
         """Writes nano as a checkpoint directory, in float16."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -196,7 +208,10 @@ def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, 
             load_moments(state, trainer.model, optimizer)
     if first == 0 and stage.block_order:
         repeat_blocks(trainer.model, stage.block_order)
-        flatten_routing(trainer.model, stage.max_router_norm, ROUTING_GAIN)
+        if stage.expert_width is None:
+            flatten_routing(trainer.model, stage.max_router_norm, ROUTING_GAIN)
+        else:
+            narrow_experts(trainer.model, stage.expert_width)
     sums: dict[str, list[float]] = {}
     started = time.monotonic()
     for step in range(first, stage.steps):
@@ -240,6 +255,11 @@ def remaining_stages(state: Path) -> tuple[Stage, ...]:
     type=click.Path(path_type=Path),
     help="State file whose vision tower to take, when it was trained beside `--only symbolic`.",
 )
+@click.option(
+    "--begin-from",
+    type=click.Path(path_type=Path, exists=True),
+    help="Checkpoint directory whose weights `--only` begins with, where there is no state yet.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="Log of JSON lines.  [default: beside the state]")
 @click.option("--seed", default=7, show_default=True, help="Same seed, threads and machine: same weights.")
 @click.option("--threads", default=2, show_default=True, help="Of the processor.")
@@ -250,6 +270,7 @@ def main(
     until: str | None,
     only: str | None,
     tower: Path | None,
+    begin_from: Path | None,
     log: Path | None,
     seed: int,
     threads: int,
@@ -266,6 +287,11 @@ def main(
         load_weights(state, trainer.model, except_vision=True)
         position = load_position(state)
         save_state(state, trainer.model, trainer.start_stage(STAGES[0]), position)
+    if begin_from is not None and not state.exists():
+        if only is None:
+            raise click.UsageError("--begin-from goes with --only: it says which stage the weights are for.")
+        trainer.read_checkpoint(begin_from)
+        save_state(state, trainer.model, trainer.start_stage(STAGES[0]), Position(only, 0))
     stages = [stage for stage in STAGES if stage.name == only] if only else remaining_stages(state)
     for stage in stages:
         run_stage(trainer, stage, state, check_every=check_every, log=log or state.with_suffix(".jsonl"))
