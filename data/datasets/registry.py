@@ -76,8 +76,8 @@ DATASETS: dict[str, DatasetSpec] = {
             image_name="COCO_{split}2014_{image_id:0>12}.jpg",
         ),
         # Only `test`: images that nano's training never saw.
-        DatasetSpec("easy_vqa", None, "exact_match", 8, source_split="test", bundled=True),
-        DatasetSpec("small_print", None, "exact_match", 8, source_split="test", bundled=True),
+        DatasetSpec("easy_vqa", None, "exact_match", 4, source_split="test", bundled=True),
+        DatasetSpec("small_print", None, "exact_match", 4, source_split="test", bundled=True),
     )
 }
 
