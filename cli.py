@@ -366,7 +366,7 @@ def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options:
 
 @main.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Directory of all that is made.")
-@click.option("--samples", type=click.IntRange(20), default=190, show_default=True, help="Samples of each dataset.")
+@click.option("--samples", type=click.IntRange(20), default=130, show_default=True, help="Samples of each dataset.")
 @click.option("--seed", default=42, show_default=True, help="Of everything that is drawn.")
 @json_option
 def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
