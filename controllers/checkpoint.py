@@ -32,6 +32,8 @@ WEIGHTS_NAME = "controllers.safetensors"
 MAX_D_MODEL = 1 << 16
 MAX_SETTINGS = 1 << 15
 MAX_WEIGHT_BYTES = 1 << 32
+MAX_AXIS = 64  # values of one knob: the token basis has a map of d_model x features for every insertion position
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,10 @@ def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, 
     except UnknownSetting as cause:
         raise CheckpointError(f"{where}: {cause}") from cause
     sizes = [len(axis) for axis in (space.tiers, space.insertion_positions, space.top_k, space.num_blocks)]
-    if sizes[0] * sizes[1] * sizes[2] * sizes[3] > MAX_SETTINGS:
-        raise CheckpointError(f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations")
+    if sizes[0] * sizes[1] * sizes[2] * sizes[3] > MAX_SETTINGS or max(sizes) > MAX_AXIS:
+        raise CheckpointError(
+            f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations or {MAX_AXIS} of one knob"
+        )
     identity = ModelIdentity(
         model["name"], model["d_model"], model["n_blocks"], model["native_top_k"], model.get("fingerprint")
     )
@@ -277,9 +281,13 @@ def _load_weights(modules: Mapping[str, nn.Module], path: Path, digest: object) 
                 if shape != tuple(target.shape):
                     raise CheckpointError(f"{path}: tensor {name} has shape {shape}, expected {tuple(target.shape)}")
                 source = file.get_tensor(name)
+                if source.dtype not in (target.dtype, *_FLOATS):
+                    raise CheckpointError(f"{path}: tensor {name} holds {source.dtype}, expected {target.dtype}")
                 if source.is_floating_point() != target.is_floating_point() or not bool(torch.isfinite(source).all()):
                     raise CheckpointError(f"{path}: tensor {name} holds {source.dtype} or numbers that are not finite")
                 with torch.no_grad():
                     target.copy_(source)
+                if not bool(torch.isfinite(target).all()):
+                    raise CheckpointError(f"{path}: tensor {name} holds numbers beyond {target.dtype}")
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{path} cannot be read: {cause}") from cause

@@ -81,13 +81,14 @@ class TwoStagePolicy:
         return self._encoded[budget_ms]
 
     def _available(self, requests: Requests) -> Tensor | None:
-        """Returns which pairs of choices each request may take, [B, J, A]; None when all."""
+        """Returns which pairs of choices each request may take, [B, J, A]: it has them, and training saw them."""
         if requests.available_BX is None:
             return None
         available_BX = torch.from_numpy(np.asarray(requests.available_BX))
         exists_JA = self._setting_JA >= 0
         spread_BJA = available_BX[:, self._setting_JA.clamp(min=0).flatten()].unflatten(1, self._setting_JA.shape)
-        return spread_BJA & exists_JA
+        trained_JA = self._stage2.allowed_JA & self._stage1.allowed_J[:, None]
+        return spread_BJA & exists_JA & trained_JA
 
 
 def setting_grid(space: KnobSpace) -> Tensor:

@@ -144,8 +144,12 @@ class KnobSpace:
         if missing:
             raise UnknownSetting(f"the knob space lacks {missing}")
         tiers = tuple(_typed(record, "tiers", str))
+        if not isinstance(record["insertion_positions"], list | tuple):
+            raise UnknownSetting(f"insertion_positions must be a list, not {record['insertion_positions']!r}")
         positions = [p for p in record["insertion_positions"] if p is not None]
         crops = record.get("tier_crops")
+        if crops is not None and not isinstance(crops, list | tuple):
+            raise UnknownSetting(f"tier_crops must be a list of crop ranges, not {crops!r}")
         return cls(
             tiers,
             tuple(_typed({"insertion_positions": positions}, "insertion_positions", int)) or (None,),

@@ -161,3 +161,36 @@ def test_a_caches_encoder_is_read_or_refused(tmp_path):
     assert torch.equal(read_budget_encoder(path, 8)(budget), BudgetEncoder.from_seed(8, 3)(budget))
     with pytest.raises(CheckpointError, match="shape"):
         read_budget_encoder(path, 9)
+
+
+@pytest.mark.parametrize("knobs", [{"insertion_positions": 5}, {"insertion_positions": None}, {"tier_crops": 5}])
+def test_a_strangers_knobs_are_refused_in_words(controllers, tmp_path, knobs):
+    controllers.save_pretrained(tmp_path)
+    record = json.loads((tmp_path / CONFIG_NAME).read_text())
+    record["knobs"] |= knobs
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=next(iter(knobs))):
+        Controllers.from_pretrained(tmp_path)
+
+
+def test_one_knob_of_very_many_values_is_refused_before_it_is_built(controllers, tmp_path):
+    controllers.save_pretrained(tmp_path)
+    record = json.loads((tmp_path / CONFIG_NAME).read_text())
+    record["knobs"] |= {"insertion_positions": list(range(1, 3001)), "top_k": [2], "num_blocks": [4000]}
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="3000"):
+        Controllers.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((8, 2048), 1e300, dtype=torch.float64), "beyond"),
+        (torch.zeros(8, 2048).to(torch.float8_e4m3fn), "float8"),
+    ],
+)
+def test_numbers_of_other_kinds_are_refused(tmp_path, tensor, message):
+    weights = BudgetEncoder.from_seed(8, 0).state_dict()
+    save_file({**weights, "layers.1.weight": tensor}, tmp_path / "encoder.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        read_budget_encoder(tmp_path / "encoder.safetensors", 8)
