@@ -145,3 +145,24 @@ def test_rows_in_any_order_land_in_their_cells(tmp_path):
     shape = expected.shape
     mapped = derived.build_store(path, "k" * 32, shape, tmp_path / "elsewhere", [], shuffled)
     np.testing.assert_array_equal(mapped.token_STPMD, expected)
+
+
+def test_unpacking_removes_nothing_outside_the_cache(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    kept = tmp_path / "elsewhere" / "thesis" / "store.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    (path / "derived").symlink_to(tmp_path / "elsewhere")
+    open_cache(path).tokens.unpack()
+    assert kept.exists()
+
+
+def test_only_stores_are_removed_inside_the_cache(tmp_path):
+    path = make_cache(tmp_path / "cache")
+    mine, old = path / "derived" / "mine" / "store.json", path / "derived" / ("0" * 32) / "store.json"
+    for file in (mine, old):
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+    open_cache(path).tokens.unpack()
+    assert mine.exists()
+    assert not old.exists()

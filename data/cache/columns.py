@@ -42,7 +42,8 @@ class PartColumn:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             value = self.values[row].as_py()
-            self.refuse(row, what.format(value if not isinstance(value, str) else repr(value[:80])))
+            shown = repr(value[:80]) if isinstance(value, str) else str(value)
+            self.refuse(row, what.replace("{}", shown, 1))  # no str.format: names in `what` may hold braces
 
     def nulls(self) -> NDArray[np.bool_]:
         if self.values.null_count == 0:

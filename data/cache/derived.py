@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from .parts import sha256_file
 
 DERIVED_NAME = "derived"
 DERIVED_VARIABLE = "KNOBCTL_DERIVED_DIR"
+_STORE_KEY = re.compile(r"[0-9a-f]{32}")  # the names of this module's own directories
 TOKEN_NAME, PRESENT_NAME, STORE_NAME = "token.float16", "present.bool", "store.json"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -86,7 +88,8 @@ def build_store(
     try:
         with _alone(root, key):
             if not ((directory / STORE_NAME).is_file() and _sizes_fit(directory, shape)):
-                _remove_leftovers(root, key, everything=root == cache / DERIVED_NAME)
+                own = root == cache / DERIVED_NAME and not root.is_symlink()  # what is elsewhere may be another's
+                _remove_leftovers(root, key, everything=own)
                 temporary = root / f"{TEMPORARY_PREFIX}{key}"
                 try:
                     temporary.mkdir()
@@ -167,7 +170,8 @@ def _remove_leftovers(root: Path, key: str, *, everything: bool) -> None:
     shutil.rmtree(root / key, ignore_errors=True)
     if everything:
         for path in root.glob(f"*/{STORE_NAME}"):
-            shutil.rmtree(path.parent, ignore_errors=True)
+            if _STORE_KEY.fullmatch(path.parent.name) and not path.parent.is_symlink():
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _fill(

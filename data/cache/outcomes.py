@@ -87,9 +87,12 @@ class OutcomeRows:
 
     def _spread(self, values: pa.ChunkedArray) -> NDArray[Any]:
         missing = self.row_SX < 0
+        is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+        if not len(values):
+            return np.full(missing.shape, np.nan, np.float32) if is_number else np.full(missing.shape, None, object)
         row = np.where(missing, 0, self.row_SX)
-        if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-            dense = values.cast(pa.float32()).to_numpy()[row]
+        if is_number:
+            dense = values.cast(pa.float32(), safe=False).to_numpy()[row]  # counts beyond 2^24 are rounded
             return np.where(missing, np.float32(np.nan), dense)
         objects = np.empty(len(values), object)
         objects[:] = [

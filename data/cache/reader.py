@@ -191,15 +191,17 @@ def _read_samples(
 ) -> tuple[pl.DataFrame, NDArray[np.float32]]:
     """Returns the samples, sorted by id, and their language features [S, D]."""
     required, optional = samples_schema(d_model)
-    files = [open_part(cache, path) for path in paths]
-    rows = sum(file.metadata.num_rows for file in files)
+    rows = 0
+    for path in paths:  # one at a time: there may be more parts than a process may open files
+        with open_part(cache, path) as file:
+            rows += file.metadata.num_rows
     if rows == 0:
         raise CacheError(f"{cache / SAMPLES} holds no sample")
     if rows * d_model > MAX_FEATURE_NUMBERS:
         raise CacheError(f"{cache / SAMPLES}: {rows:,} samples of {d_model} numbers each are too many to open")
     frames, features = [], []
-    for path, file in zip(paths, files, strict=True):
-        with file:
+    for path in paths:
+        with open_part(cache, path) as file:
             check_schema(path, file.schema_arrow, required, optional)
             known = [f for f in (*required, *optional) if f.name in file.schema_arrow.names]
             with parquet_errors(path):
