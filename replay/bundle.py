@@ -15,7 +15,7 @@ from ..controllers.stage1 import BUDGET_FEATURES, LANGUAGE_FEATURES
 from ..controllers.stage2 import TOKEN_FEATURES
 from ..data.errors import CacheError
 from .fit_bases import FOLDS, FittedBasis, fit_budget_basis, fit_language_basis, fit_token_basis, fold_of_samples
-from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs
+from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
 from .recipes import TrainConfig
 from .tables import ReplayTables
 
@@ -69,7 +69,11 @@ def split_for_selection(tables: ReplayTables) -> tuple[ReplayTables, list[str]]:
         note = f"the cache has no `val` split and {len(train_S)} training samples: selection uses these themselves"
         return _with_splits(tables, train_S, train_S), [note]
     fold_S = fold_of_samples(tables.cluster_S[train_S], round(1 / SELECTION_SHARE), FOLD_SEED)
-    note = f"the cache has no `val` split: {int((fold_S == 0).sum())} of {len(train_S)} training samples select instead"
+    selecting = int((fold_S == 0).sum())
+    if selecting > len(train_S) / 2:  # nearly all samples are of one image, which no split may cut
+        note = f"the cache has no `val` split and too few images to make one of: all {len(train_S)} select themselves"
+        return _with_splits(tables, train_S, train_S), [note]
+    note = f"the cache has no `val` split: {selecting} of {len(train_S)} training samples select instead"
     return _with_splits(tables, train_S[fold_S != 0], train_S[fold_S == 0]), [note]
 
 
@@ -103,6 +107,7 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
         project_language(tables, val_S, language.whole),
         project_tokens(tables, val_S, token.whole),
         budget_MF,
+        settings_seen(tables)[1],
     )
     for split, made in inputs.items():
         if made.holes:

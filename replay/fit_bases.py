@@ -317,7 +317,10 @@ def _token_moments(tables: ReplayTables) -> _Moments:
                 there_RD = token_SMD[present_SM[:, budget], budget]
                 if len(there_RD):
                     budget_PMD[position, budget] += (there_RD.mean(dim=0) - mean_TPD[tier, position]) / tiers
-    return _Moments(mean_TPD, square_PD.sqrt().clamp(min=1e-6), budget_PMD)
+    spread_PD = square_PD.sqrt()
+    # What these samples do not vary in is left as it is: divided by next to nothing, the one sample elsewhere that
+    # does vary would outweigh all other columns, and with them the penalties.
+    return _Moments(mean_TPD, torch.where(spread_PD > 1e-6, spread_PD, torch.ones(())), budget_PMD)
 
 
 @dataclass(frozen=True)

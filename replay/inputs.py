@@ -76,13 +76,22 @@ def replay_inputs(
     language_NF: Tensor,
     token_NJMF: Tensor,
     budget_MF: Tensor,
+    trained_JA: Tensor | None = None,
 ) -> ReplayInputs:
-    """Returns the split's inputs, with holes masked and counted. Raises CacheError for a sample with nothing left."""
+    """Returns the split's inputs, with holes masked and counted. Raises CacheError for a sample with nothing left.
+
+    Args:
+        trained_JA: settings that the training split has: another split's others are masked too, for the controllers
+            will never choose them.
+    """
     assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
     grid = ChoiceGrid.of(tables.space)
     reward_NMX = tables.reward_NMX(sample_N, weights)
+    _refuse_infinite(tables, sample_N, reward_NMX)
     reward_NMJA = grid.spread(reward_NMX.flatten(0, 1).nan_to_num(nan=0.0), 0.0).unflatten(0, reward_NMX.shape[:2])
     known_NJA = grid.spread(tables.available_SX[torch.from_numpy(sample_N)], False)
+    if trained_JA is not None:
+        known_NJA &= trained_JA
     token_NJM = torch.from_numpy(tables.token_present_STPM[sample_N]).flatten(1, 2)
     allowed_NMJ = known_NJA.any(dim=2)[:, None, :] & token_NJM.transpose(1, 2)
     if not bool(allowed_NMJ.any(dim=2).all()):
@@ -108,6 +117,19 @@ def replay_inputs(
         allowed_NJA=None if whole else allowed_NJA,
         holes=holes,
     )
+
+
+def _refuse_infinite(tables: ReplayTables, sample_N: NDArray[np.int64], reward_NMX: Tensor) -> None:
+    """Raises CacheError for a latency so long that its reward is no number, as a time-out written as one may be."""
+    known_NX = tables.available_SX[torch.from_numpy(sample_N)]
+    wrong_NX = known_NX & ~torch.isfinite(reward_NMX).all(dim=1)
+    if bool(wrong_NX.any()):
+        sample, setting = wrong_NX.nonzero()[0].tolist()
+        latency_ms = float(tables.latency_ms_SX[sample_N[sample], setting])
+        raise CacheError(
+            f"sample {tables.sample_ids[sample_N[sample]]!r} under {tables.space.settings[setting]} took "
+            f"{latency_ms:g} ms, too long to be rewarded: a latency that was not measured is null"
+        )
 
 
 def settings_seen(tables: ReplayTables) -> tuple[Tensor, Tensor]:

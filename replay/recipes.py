@@ -84,6 +84,11 @@ class TrainConfig:
             "warm_start_steps",
         ):
             _require(0 <= getattr(self, name) < math.inf, f"{name} must not be negative: {getattr(self, name)}")
+        _require(self.patience is None or self.patience >= 1, f"patience must be at least 1, not {self.patience}")
+        norm = self.max_grad_norm
+        _require(norm is None or 0 < norm < math.inf, f"max_grad_norm must be above 0, not {norm}")
+        weights = self.reward_weights.to_dict()
+        _require(all(map(math.isfinite, weights.values())), f"reward weights must be finite numbers, not {weights}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         _require(self.estimator in ESTIMATORS, f"estimator is one of {list(ESTIMATORS)}, not {self.estimator!r}")
         _require(self.scale_rewards in SCALE_REWARDS, f"scale_rewards is one of {list(SCALE_REWARDS)}")

@@ -130,7 +130,8 @@ class ReplayTables:
 
 def _numbered(names: list[str]) -> NDArray[np.int64]:
     """Returns one number per entry, the same for equal names."""
-    return np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)[1]
+    number = {name: place for place, name in enumerate(sorted(set(names)))}
+    return np.array([number[name] for name in names], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..controllers.budget_encoder import BudgetEncoder
-from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
+from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
 from ..data.cache import open_cache
 from ..data.cache.lock import DirectoryLock
 from ..data.errors import CheckpointError, KnobctlError
@@ -137,6 +137,7 @@ def train_tables(
             **{f"config.{name}": value for name, value in config.to_dict().items()},
             "cache": tables.fingerprint,
             "data": data_digest(tables),
+            "budget_encoder": encoder_digest(encoder),
             "threads": torch.get_num_threads(),
         }
         saved = load_state(out, identity) if resume else None
@@ -289,7 +290,13 @@ def table_and_oracle(train: ReplayInputs, val: ReplayInputs, grid: ChoiceGrid) -
 
 
 def _check_device(device: str) -> None:
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as cause:
+        raise KnobctlError(f"--device {device}: no such device; use cpu, cuda or cuda:0") from cause
+    if kind not in ("cpu", "cuda"):
+        raise KnobctlError(f"--device {device}: training runs on cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise KnobctlError(f"--device {device}: no CUDA device is available here; use --device cpu")
 
 
@@ -308,3 +315,6 @@ def _check_out(out: Path) -> None:
 def _remove_earlier_run(out: Path) -> None:
     for name in (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME):
         (out / name).unlink(missing_ok=True)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        for path in out.glob(f"seed-*/{name}"):  # another run's seeds would pass for this one's
+            path.unlink()

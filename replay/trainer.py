@@ -67,6 +67,7 @@ class Trainer:
         self.top_reward_NV: Tensor | None = None  # on each sample of val, of the evaluation with the highest mean
         if config.warm_start_steps:
             self.evaluate()
+            self.stale_N.zero_()  # the start is what later evaluations have to better, and none of them itself
 
     def _warm_start(self) -> None:
         """Begins at the look-up table per dataset; each seed at the same one, from its own weights."""
@@ -148,9 +149,9 @@ class Trainer:
         kept = [tensor.detach().clone() for tensor in self._trained()]
         self._set(self.ema)
         choice, reward = greedy_choices(self.stage1, self.stage2, self._inputs("val"))
-        reward_N = reward.double().mean(dim=(1, 2)).cpu()
         self._set(kept)
         sample_reward_NV = reward.double().mean(dim=2).cpu()
+        reward_N = sample_reward_NV.mean(dim=1)
         if self.top_reward_NV is None:
             self.top_reward_NV = sample_reward_NV
             if self.config.warm_start_steps:

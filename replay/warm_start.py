@@ -27,7 +27,8 @@ def known_rewards(inputs: ReplayInputs, exists_JA: Tensor) -> Tensor:
     """Returns which pairs of choices each sample has a reward for, [N, J, A]."""
     if inputs.allowed_NJA is None:
         return exists_JA.expand(len(inputs), -1, -1)
-    return inputs.allowed_NJA & exists_JA
+    known_NJA = inputs.allowed_NJA & exists_JA  # open where a sample has nothing of a pair: see replay_inputs
+    return known_NJA if inputs.allowed_NMJ is None else known_NJA & inputs.allowed_NMJ.any(dim=1)[:, :, None]
 
 
 def mean_reward(inputs: ReplayInputs, known_NJA: Tensor, budget: int) -> Tensor:

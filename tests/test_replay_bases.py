@@ -1,5 +1,7 @@
 """The frozen bases: ridge from sums, what cross-fitting guards against, and that training and deployment read alike."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from knobctl.replay.fit_bases import (
     draw_waves,
     fit_budget_basis,
     fit_language_basis,
+    fit_token_basis,
     fold_of_samples,
     leading_directions,
     principal_targets,
@@ -191,3 +194,18 @@ def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
     np.testing.assert_array_equal(tables.latency_ms_SX.numpy(), first.latency_ms_SX)
     np.testing.assert_array_equal(np.asarray(tables.token_STPMD), first.token_STPMD)
     assert [len(tables.indices(split)) for split in ("train", "val", "test")] == [10, 3, 3]
+
+
+def test_one_odd_dimension_leaves_the_others_readable(monkeypatch):
+    monkeypatch.setattr("knobctl.replay.fit_bases.MOMENT_SAMPLES", 40)
+    tables = tables_of(small_generated(space=SMALL_SPACE))
+    train_S = tables.indices("train")
+    token_STPMD = tables.token_STPMD.copy()
+    token_STPMD[..., 0] = 0.0
+    fold_S = fold_of_samples(tables.cluster_S[train_S], 5, 0)
+    plain = fit_token_basis(replace(tables, token_STPMD=token_STPMD), fold_S, 30, 1, 0)
+    odd_STPMD = token_STPMD.copy()
+    odd_STPMD[train_S[1], ..., 0] = 1.0  # not among the 40 samples that the spread is taken over
+    odd = fit_token_basis(replace(tables, token_STPMD=odd_STPMD), fold_S, 30, 1, 0)
+    assert plain.explained_F.sum() > 0.1
+    torch.testing.assert_close(odd.explained_F, plain.explained_F, rtol=0.1, atol=0.02)

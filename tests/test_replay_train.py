@@ -10,6 +10,7 @@ import torch
 from make_cache import make_cache
 from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
+from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.checkpoint import WEIGHTS_NAME, Controllers
 from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.errors import CacheError, CheckpointError, KnobctlError
@@ -18,6 +19,8 @@ from knobctl.data.policy import Requests
 from knobctl.replay import train
 from knobctl.replay.inputs import settings_seen
 from knobctl.replay.recipes import CLASSIC, TUNED, TrainConfig, recipe
+from knobctl.replay.reward import RewardWeights
+from knobctl.replay.tables import _numbered
 from knobctl.replay.train import train_controllers, train_tables
 
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 32, "evaluations": 4, "log_interval": 2, "basis_rows": 1}
@@ -288,3 +291,73 @@ def test_no_cuda_is_said(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(KnobctlError, match="--device cpu"):
         run(tables, tmp_path / "out", quick(device="cuda"))
+
+
+def test_without_val_an_image_is_never_cut_in_two(tables, tmp_path):
+    train_S = tables.indices("train")
+    one = replace(tables, cluster_S=np.zeros_like(tables.cluster_S), split_indices={"train": train_S})
+    said: list[str] = []
+    run(one, tmp_path, say=said.append)
+    assert any("too few images" in line for line in said)
+
+
+def test_a_choice_that_training_never_saw_is_left_out_for_samples_that_have_it(tables, tmp_path):
+    accuracy_SX = tables.accuracy_SX.clone()
+    low = [x for x, setting in enumerate(tables.space.settings) if setting.tier == "low"]
+    unseen = [x for x in low if tables.space.settings[x].top_k == 2]
+    accuracy_SX[torch.from_numpy(tables.indices("train"))[:, None], torch.tensor(unseen)] = torch.nan
+    run(replace(tables, accuracy_SX=accuracy_SX), tmp_path)
+    policy = TwoStagePolicy(Controllers.from_pretrained(tmp_path))
+    available_X = np.ones(len(tables.space.settings), dtype=bool)
+    available_X[[x for x in low if x not in unseen]] = False  # of `low` the request has only what training lacked
+    requests = Requests(
+        sample_ids=("one",),
+        datasets=("generated",),
+        language_feature_BD=tables.language_feature_SD[:1].numpy(),
+        budget_ms_B=np.array([float(tables.budgets_ms_M[0])], dtype=np.float32),
+        available_BX=available_X[None],
+    )
+    tier_B, _ = policy.choose_image(requests)
+    assert tables.space.tiers[tier_B[0]] == "high"
+
+
+def test_resuming_with_another_encoder_or_other_images_is_refused(tables, tmp_path):
+    run(tables, tmp_path)
+    other = replace(tables, cluster_S=tables.cluster_S // 2)
+    with pytest.raises(CheckpointError, match="data"):
+        run(other, tmp_path, resume=True)
+    encoder = BudgetEncoder.from_seed(tables.d_model, 5)
+    with pytest.raises(CheckpointError, match="budget_encoder"):
+        train_tables(tables, encoder, tmp_path, quick(), where="the test's tables", resume=True)
+
+
+def test_a_time_out_written_as_a_latency_is_refused_by_name(tables, tmp_path):
+    latency_ms_SX = tables.latency_ms_SX.clone()
+    latency_ms_SX[tables.indices("train")[4], 3] = 3.4e38
+    with pytest.raises(CacheError, match=r"generated/.*3\.4e\+38 ms.*null"):
+        run(replace(tables, latency_ms_SX=latency_ms_SX), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patience": 0}, {"max_grad_norm": -1.0}, {"reward_weights": RewardWeights(alpha=float("nan"))}]
+)
+def test_settings_that_undo_training_are_refused(wrong):
+    with pytest.raises(KnobctlError, match=next(iter(wrong)).split("_")[0]):
+        quick(**wrong)
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps"])
+def test_a_device_that_training_does_not_know_is_said(tables, tmp_path, device):
+    with pytest.raises(KnobctlError, match=device):
+        run(tables, tmp_path, quick(device=device))
+
+
+def test_another_runs_seeds_are_removed(tables, tmp_path):
+    run(tables, tmp_path, quick(seeds=(5, 6)))
+    run(tables, tmp_path)
+    assert not list(tmp_path.glob("seed-*/*.json"))
+
+
+def test_long_names_cost_their_own_length():
+    names = ["a", "b\0", "b", "c" * 10_000_000, "a"]
+    assert _numbered(names).tolist() == [0, 2, 1, 3, 0]

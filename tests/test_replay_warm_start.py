@@ -135,3 +135,23 @@ def test_what_is_kept_is_the_start_where_training_finds_nothing_better(tables):
 
 def test_the_classic_recipe_starts_at_even_chances():
     assert CLASSIC.warm_start_steps == 0
+
+
+def test_a_pair_that_a_sample_lacks_counts_in_no_mean(tables):
+    accuracy_SX = tables.accuracy_SX.clone()
+    train_S = torch.from_numpy(tables.indices("train"))
+    high_X = [x for x, setting in enumerate(tables.space.settings) if setting.tier == "high"]
+    accuracy_SX[train_S[::2, None], torch.tensor(high_X)] = math.nan
+    trainer = trainer_of(replace(tables, accuracy_SX=accuracy_SX))
+    train, grid = trainer.inputs["train"], ChoiceGrid.of(tables.space)
+    average = average_sample(train, grid.exists_JA)
+    reward_NMX = tables.reward_NMX(tables.indices("train"), trainer.config.reward_weights)
+    for setting in high_X:
+        pair, compute = (grid.setting_JA == setting).nonzero()[0].tolist()
+        torch.testing.assert_close(average.reward_NMJA[0, :, pair, compute], reward_NMX[1::2, :, setting].mean(dim=0))
+
+
+def test_the_start_is_no_evaluation_without_a_better_one(tables):
+    trainer = trainer_of(tables, seeds=(0, 1, 2, 3), patience=1)
+    assert trainer.stale_N.tolist() == [0, 0, 0, 0]
+    assert not trainer.done
