@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .mixes import COUNTING, FINAL, LOOKUPS, REASONING, THIN
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -38,57 +40,6 @@ class Stage:
     need_blocks: tuple[tuple[str, int], ...] = ()  # families, and how many blocks left out are too many: see `thin.py`
     need_experts: tuple[tuple[str, int], ...] = ()  # families, and how many experts are too few
 
-
-LOOKUPS = (
-    ("read", 0.42),
-    ("beside", 0.14),
-    ("place", 0.12),
-    ("compare", 0.10),
-    ("sum", 0.09),
-    ("extreme", 0.05),
-    ("value", 0.04),
-    ("count", 0.04),
-)
-"""The families that come late, more often than the dataset has them."""
-
-REASONING = (
-    ("read", 0.34),
-    ("compare", 0.21),
-    ("sum", 0.21),
-    ("extreme", 0.12),
-    ("value", 0.08),
-    ("count", 0.04),
-)
-"""The dataset's families, those that take longest more often."""
-
-FINAL = (
-    ("read", 0.32),
-    ("count", 0.18),
-    ("extreme", 0.14),
-    ("value", 0.12),
-    ("compare", 0.11),
-    ("sum", 0.13),
-)
-
-COUNTING = (
-    ("read", 0.20),
-    ("count", 0.20),
-    ("extreme", 0.17),
-    ("value", 0.20),
-    ("compare", 0.13),
-    ("sum", 0.10),
-)
-"""Those that the polished model answers worst, more often."""
-
-THIN = (
-    ("read", 0.25),
-    ("count", 0.10),
-    ("extreme", 0.17),
-    ("value", 0.14),
-    ("compare", 0.19),
-    ("sum", 0.15),
-)
-"""Those that are to need blocks or experts, more often."""
 
 COPIES = (3, 4, 5, 6, 8, 10, 12)
 """Blocks that looked dispensable one by one after `spread`: pairs that do the same, and one of each later pair."""

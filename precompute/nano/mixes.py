@@ -1,0 +1,54 @@
+"""How often stages of nano's training draw each family of small_print's questions, where not as the dataset does."""
+
+from __future__ import annotations
+
+LOOKUPS = (
+    ("read", 0.42),
+    ("beside", 0.14),
+    ("place", 0.12),
+    ("compare", 0.10),
+    ("sum", 0.09),
+    ("extreme", 0.05),
+    ("value", 0.04),
+    ("count", 0.04),
+)
+"""The families that come late, more often than the dataset has them."""
+
+REASONING = (
+    ("read", 0.34),
+    ("compare", 0.21),
+    ("sum", 0.21),
+    ("extreme", 0.12),
+    ("value", 0.08),
+    ("count", 0.04),
+)
+"""The dataset's families, those that take longest more often."""
+
+FINAL = (
+    ("read", 0.32),
+    ("count", 0.18),
+    ("extreme", 0.14),
+    ("value", 0.12),
+    ("compare", 0.11),
+    ("sum", 0.13),
+)
+
+COUNTING = (
+    ("read", 0.20),
+    ("count", 0.20),
+    ("extreme", 0.17),
+    ("value", 0.20),
+    ("compare", 0.13),
+    ("sum", 0.10),
+)
+"""Those that the polished model answers worst, more often."""
+
+THIN = (
+    ("read", 0.25),
+    ("count", 0.10),
+    ("extreme", 0.17),
+    ("value", 0.14),
+    ("compare", 0.19),
+    ("sum", 0.15),
+)
+"""Those that are to need blocks or experts, more often."""
