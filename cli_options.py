@@ -32,6 +32,9 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
 
 
+TABLE_WIDTH = 140  # characters that the widest report takes
+
+
 def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
     """Prints a result on stdout: JSON, or what `render` makes of it."""
     if as_json:
@@ -39,7 +42,9 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
         return
     from rich.console import Console
 
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140).print(render(result))
+    # A narrower terminal wraps long lines, which can be read; a table fitted to it would lose its figures.
+    width = max(TABLE_WIDTH, Console(file=sys.stdout).width) if sys.stdout.isatty() else TABLE_WIDTH
+    Console(file=sys.stdout, width=width).print(render(result))
 
 
 @contextmanager
@@ -149,8 +154,20 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that reports on policies."""
     for option in (
-        click.option("--seed", default=0, show_default=True, help="Of the intervals and the random baseline."),
-        click.option("--resamples", default=1000, show_default=True, help="Bootstrap resamples, clustered by image."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Of the intervals and the random baseline.",
+        ),
+        click.option(
+            "--resamples",
+            type=click.IntRange(1),
+            default=1000,
+            show_default=True,
+            help="Bootstrap resamples, clustered by image.",
+        ),
         click.option("--ablations", is_flag=True, help="Also Stage1 alone, Stage2 alone, each knob alone."),
         click.option("--baseline", "baselines", multiple=True, help="Baselines to report.  [default: the usual ones]"),
         click.option("--budgets", default="", help="Budgets of the cache's grid, in ms: 40,80  [default: all]"),

@@ -68,7 +68,8 @@ def write_array_cache(
         value_X = [getattr(setting, name) for setting in space.settings]
         outcomes[name] = pa.array(value_X, pa.int8()).take(pa.array(cell[1]))
     if runs_ms_SXR is not None:
-        outcomes["latency_runs_ms"] = pa.array(list(runs_ms_SXR[cell]), pa.list_(pa.float32()))
+        runs = [row[np.isfinite(row)] for row in runs_ms_SXR[cell]]  # NaN ends a row of fewer runs
+        outcomes["latency_runs_ms"] = pa.array(runs, pa.list_(pa.float32()))
     if vision_tokens_SX is not None:
         outcomes["vision_tokens"] = pa.array(np.asarray(vision_tokens_SX)[cell], pa.int32())
     tokens = None if token_STPMD is None else _token_table(ids, space, budgets_ms, np.asarray(token_STPMD))

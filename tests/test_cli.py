@@ -83,6 +83,8 @@ def test_importance_for_another_number_of_blocks_is_refused(tmp_path: Path):
         ("validate", "x", "--cache", "y", "--budgets", "soon"),
         ("validate", "x", "--cache", "y", "--live-budgets", "nan"),
         ("compare", "x", "--budgets", "-5"),
+        ("compare", "x", "--seed", "-1"),
+        ("compare", "x", "--resamples", "0"),
         ("no-such-command",),
     ],
 )

@@ -253,3 +253,58 @@ def test_ten_samples_one_budget_and_no_val_work(tmp_path: Path):
     assert any("only 4 images" in warning for warning in report.warnings)
     assert len(FOUR.settings) == 4
     rendered(report)
+
+
+def test_runs_weigh_the_same_where_samples_have_different_numbers_of_them(tmp_path: Path):
+    """Half of the samples are fast with twenty runs, half slow with two."""
+    count = 60
+    fast_N = np.arange(count) % 2 == 0
+    latency = np.where(fast_N[:, None], 20.0, 45.0) * np.ones(4)
+    noise = np.random.default_rng(0).normal(1, 0.01, (count, 4, 20))
+    runs = latency[:, :, None] * noise
+    runs[~fast_N, :, 2:] = np.nan
+    report = report_of(
+        tmp_path / "c",
+        np.ones((count, 4)),
+        ("cheapest",),
+        splits=["train"] * 2 + ["test"] * (count - 2),
+        latency_ms_SX=latency,
+        runs_ms_SXR=runs,
+    )
+    for name in ("latency_p50_ms", "latency_p95_ms"):
+        found = report.policies["cheapest"].overall.metrics[name]
+        assert found.low <= found.value <= found.high, name
+
+
+def test_a_dataset_called_overall_is_one_dataset_of_several(tmp_path: Path):
+    datasets = ["overall", "overall", "other", "other"]
+    report = report_of(tmp_path / "c", ACCURACY, ("full",), splits=["train", *["test"] * 3], datasets=datasets)
+    policy = report.policies["full"]
+    assert policy.overall.n_samples == 3
+    assert {name: group.n_samples for name, group in policy.datasets.items()} == {"overall": 1, "other": 2}
+
+
+def test_names_of_datasets_are_no_markup(tmp_path: Path):
+    datasets = ["vqa[v2]", "vqa[/x]", "vqa[v2]", "vqa[/x]"]
+    report = report_of(tmp_path / "c", ACCURACY, ("full",), splits=["train", *["test"] * 3], datasets=datasets)
+    shown = io.StringIO()
+    Console(file=shown, width=140).print(render_report(report.to_dict()))
+    assert "vqa[v2] (1)" in shown.getvalue()
+    assert "vqa[/x] (2)" in shown.getvalue()
+
+
+def test_what_is_not_held_out_is_said(tmp_path: Path):
+    images = ["a", "a", "b", "c"]
+    shared = report_of(tmp_path / "c", ACCURACY, ("full",), splits=SPLITS, image_ids=images)
+    assert any(w.startswith("1 samples of split `test` show images that `train`") for w in shared.warnings)
+    train = report_of(tmp_path / "d", ACCURACY, ("full",), splits=SPLITS, split="train")
+    assert any("`train` are not held out" in warning for warning in train.warnings)
+    plain = report_of(tmp_path / "e", ACCURACY, ("full",), splits=SPLITS)
+    assert not any("held out" in warning for warning in plain.warnings)
+
+
+def test_budgets_that_an_error_lists_can_be_asked_for(tmp_path: Path):
+    with pytest.raises(KnobctlError, match=r"choose from \[23\.456789, 41\.0\] ms"):
+        report_of(tmp_path / "c", ACCURACY, ("full",), splits=SPLITS, budgets_ms=(23.456789, 41.0), budgets=[23.457])
+    asked = {"splits": SPLITS, "budgets_ms": (23.456789, 41.0), "budgets": [23.456789]}
+    assert len(report_of(tmp_path / "d", ACCURACY, ("full",), **asked).budgets_ms) == 1

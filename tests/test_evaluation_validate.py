@@ -13,6 +13,7 @@ from evaluation_cases import FOUR, random_controllers, write_array_cache
 from make_cache import BUDGETS_MS, make_cache
 from rich.console import Console
 
+from knobctl.controllers.checkpoint import Controllers
 from knobctl.data.cache import Cache, open_cache
 from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSetting
@@ -135,3 +136,20 @@ def text_of(report: object) -> str:
     console = Console(width=220, file=io.StringIO())
     console.print(render_report(report))
     return console.file.getvalue()
+
+
+def test_controllers_of_another_cache_are_said_to_be_unchecked(cache: Cache, tmp_path: Path):
+    controllers = Controllers.from_pretrained(cache.path.parent / "a")
+    for name, fingerprint, said in (("own", cache.fingerprint, False), ("other", "0" * 64, True)):
+        controllers.cache_fingerprint = fingerprint
+        controllers.save_pretrained(tmp_path / name)
+        report = validate_controllers(tmp_path / name, cache.path, resamples=10)
+        assert any("trained on another cache" in warning for warning in report.warnings) == said
+
+
+def test_choices_below_a_file_are_one_clear_error(cache: Cache, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KnobctlError, match="cannot write the choices"):
+        validate_controllers(
+            cache.path.parent / "a", cache.path, resamples=10, choices_out=tmp_path / "file" / "x.parquet"
+        )

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.policy import Requests
-from .reward_table import RewardTable
+from .reward_table import RewardTable, mean_over_samples
 from .scored import ScoredPolicy
 
 
@@ -20,6 +20,25 @@ class BudgetTable(ScoredPolicy):
 
     def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
         return self.reward_MX[self.table.budget_rows(requests.budget_ms_B)]
+
+
+class AnyBudgetTable(ScoredPolicy):
+    """The same under any budget, of the grid or not: a live caller may name another one."""
+
+    def __init__(self, table: RewardTable) -> None:
+        super().__init__("table", table.axes)
+        self.table = table
+        self._reward_X: dict[float, NDArray[np.float64]] = {}
+
+    def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
+        return np.stack([self._mean_reward_X(float(budget_ms)) for budget_ms in requests.budget_ms_B])
+
+    def _mean_reward_X(self, budget_ms: float) -> NDArray[np.float64]:
+        if budget_ms not in self._reward_X:
+            rows = self.table.train_rows()
+            budget_ms_B = np.full(len(rows), budget_ms, dtype=np.float32)
+            self._reward_X[budget_ms] = mean_over_samples(self.table.reward_BX(rows, budget_ms_B))
+        return self._reward_X[budget_ms]
 
 
 class DatasetTable(ScoredPolicy):

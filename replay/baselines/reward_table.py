@@ -112,7 +112,7 @@ class RewardTable:
             strangers = sorted({float(budget) for budget in budget_ms_B[~match_BM.any(axis=1)]})
             raise KnobctlError(
                 f"budgets {strangers} ms are not in the cache's grid, and replay knows no other: choose from "
-                f"{[round(float(budget), 3) for budget in self.budgets_ms_M]} ms"
+                f"[{', '.join(str(budget) for budget in self.budgets_ms_M)}] ms"
             )
         return match_BM.argmax(axis=1)
 

@@ -62,7 +62,7 @@ def compare(
         resamples=resamples,
         seed=seed,
     )
-    report.warnings[:0] = warnings
+    report.warnings[:0] = [*warnings, *(line for one in loaded for line in one.warnings(cache))]
     report.controllers = {name: one.describe() for name, one in zip(names, loaded, strict=True)}
     return report
 

@@ -17,7 +17,7 @@ from ..baselines.registry import BASELINES
 from ..baselines.reward_table import RewardTable
 from ..reward import RewardWeights
 from .bootstrap import DEFAULT_CONFIDENCE, DEFAULT_RESAMPLES, ClusterBootstrap
-from .decide import decide
+from .decide import decide, uses_latency_token
 from .measure import Measured, compare_pair, measure_group
 from .report import Comparison, Decisions, EvaluationReport, PolicyReport
 from .stats import Problem, latency_runs
@@ -64,7 +64,12 @@ def evaluate(
         problem, chosen, split=split, subjects=subjects, resamples=resamples, confidence=confidence, seed=seed
     )
     report.cluster_by, cluster_warnings = clustering(cache)
-    report.warnings[:0] = [*cluster_warnings, *hole_warnings(table, split)]
+    report.warnings[:0] = [
+        *cluster_warnings,
+        *held_out_warnings(table, split),
+        *hole_warnings(table, split),
+        *(token_warnings(table, split) if any(uses_latency_token(policy) for policy in policies) else []),
+    ]
     manifest = cache.manifest
     report.cache = {
         "path": str(cache.path),
@@ -92,7 +97,7 @@ def measure(
     names = sorted(set(dataset_N.tolist()))
     groups = {OVERALL: np.arange(len(sample_N))}
     if len(names) > 1:
-        groups |= {name: np.flatnonzero(dataset_N == name) for name in names}
+        groups |= {label(name): np.flatnonzero(dataset_N == name) for name in names}
     measured: dict[str, dict[str, Measured]] = {}
     comparisons: list[Comparison] = []
     n_clusters = 0
@@ -108,13 +113,13 @@ def measure(
             for policy, other in _pairs(list(chosen), subjects)
         ]
     if len(names) == 1:
-        measured[names[0]] = measured[OVERALL]
+        measured[label(names[0])] = measured[OVERALL]
     reports = {
         name: PolicyReport(
             name,
             describe(name),
             measured[OVERALL][name].group,
-            {dataset: measured[dataset][name].group for dataset in names},
+            {dataset: measured[label(dataset)][name].group for dataset in names},
             *_histograms(table.axes, chosen_NM),
         )
         for name, chosen_NM in chosen.items()
@@ -138,6 +143,11 @@ def measure(
         subjects=tuple(subjects),
         warnings=_warnings(problem, n_clusters, unmet_M),
     )
+
+
+def label(dataset: str) -> str:
+    """Returns what a dataset's group is called: its name, unless all samples together are called so."""
+    return dataset if dataset != OVERALL else f"dataset {OVERALL}"
 
 
 def split_samples(table: RewardTable, split: str) -> NDArray[np.int64]:
@@ -195,6 +205,32 @@ def hole_warnings(table: RewardTable, split: str) -> list[str]:
             "these, so figures are of what is on record"
         )
     return said
+
+
+def held_out_warnings(table: RewardTable, split: str) -> list[str]:
+    """Says where figures are of what policies were fitted or chosen on."""
+    if split != "test":
+        return [f"figures on `{split}` are not held out: policies were fitted or chosen on it"]
+    clusters_S = table.tables.cluster_S
+    seen = np.concatenate([table.tables.indices("train"), table.tables.indices("val")])
+    shared = np.isin(clusters_S[table.tables.indices(split)], clusters_S[seen])
+    if not shared.any():
+        return []
+    return [f"{int(shared.sum())} samples of split `{split}` show images that `train` or `val` has too: not held out"]
+
+
+def token_warnings(table: RewardTable, split: str) -> list[str]:
+    """Says how many latency tokens are missing: policies that read them cannot choose what lies behind one."""
+    present_STPM = table.tables.token_present_STPM
+    if present_STPM is None:
+        return []
+    missing = float(1.0 - present_STPM[table.tables.indices(split)].mean())
+    if not missing:
+        return []
+    return [
+        f"{missing:.1%} of the latency tokens of split `{split}` are missing: policies that read them (the controllers "
+        "among them) choose among fewer settings than the others"
+    ]
 
 
 def _part(problem: Problem, rows: NDArray[np.int64]) -> Problem:

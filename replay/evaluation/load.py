@@ -41,6 +41,16 @@ class LoadedControllers:
                 )
         return RewardWeights(**recorded)
 
+    def warnings(self, cache: Cache) -> list[str]:
+        """Says when nothing tells that the cache's held-out samples were held out in training too."""
+        trained_on = self.controllers.cache_fingerprint
+        if trained_on is None or trained_on == cache.fingerprint:
+            return []
+        return [
+            f"{self.path} was trained on another cache (fingerprint {trained_on[:12]}): whether it has seen samples of "
+            "this one's held-out split cannot be checked"
+        ]
+
     def describe(self) -> dict[str, Any]:
         """What the report says of them: where they lie, how large they are, how they were trained."""
         return {

@@ -134,12 +134,15 @@ def _percentiles(
     known = [np.isfinite(pool) for pool in pools]
     values = [pool[there] for pool, there in zip(pools, known, strict=True)]
     limit_PQ = [np.quantile(value, quantiles) for value in values]
-    # The share of a sample's runs at or under each percentile: its mean over resamples gives Woodruff's interval.
+    # The share of runs at or under each percentile, in every resample, gives Woodruff's interval. Both counts are
+    # resampled, so that each run weighs the same in the share too where samples have different numbers of runs.
     under = [
-        np.stack([((pool <= limit) & there).sum(axis=1) / there.sum(axis=1) for limit in limits], axis=1)
+        np.stack([((pool <= limit) & there).sum(axis=1) for limit in limits], axis=1)
         for pool, there, limits in zip(pools, known, limit_PQ, strict=True)
     ]
-    share_RPQ = bootstrap.resampled_means(np.concatenate(under, axis=1)).reshape(-1, len(pools), len(quantiles))
+    runs_NP = np.stack([there.sum(axis=1) for there in known], axis=1)
+    under_RPQ = bootstrap.resampled_means(np.concatenate(under, axis=1)).reshape(-1, len(pools), len(quantiles))
+    share_RPQ = under_RPQ / bootstrap.resampled_means(runs_NP)[:, :, None]
     return [
         {
             name: bootstrap.quantile_estimate(values[place], quantile, share_RPQ[:, place, column])

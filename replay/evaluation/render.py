@@ -127,7 +127,7 @@ def _per_dataset(record: Record) -> Table:
             group = policy["datasets"][dataset]
             metrics = group["all_budgets"]
             table.add_row(
-                f"{dataset} ({group['n_samples']})" if row == 0 else "",
+                Text(f"{dataset} ({group['n_samples']})" if row == 0 else ""),  # a name is no markup
                 _name(name, record),
                 figure(metrics["accuracy"], interval=True),
                 figure(metrics["reward"], interval=True),

@@ -13,7 +13,7 @@ from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from ..baselines.ablations import ABLATIONS, ablations
 from ..baselines.fixed import cheapest, full_model
-from ..baselines.lookup import BudgetTable
+from ..baselines.lookup import AnyBudgetTable, BudgetTable
 from ..baselines.registry import DEFAULT_BASELINES, build_baselines
 from ..baselines.reward_table import RewardTable
 from ..reward import RewardWeights
@@ -79,7 +79,7 @@ def validate_controllers(
         resamples=resamples,
         seed=seed,
     )
-    report.warnings[:0] = [*cache.warnings, *warnings]
+    report.warnings[:0] = [*cache.warnings, *loaded.warnings(cache), *warnings]
     report.controllers = loaded.describe()
     report.guard = guarded.to_dict() if guarded else None
     if choices_out is not None:
@@ -164,7 +164,7 @@ def _policies(
     guarded = None
     if guard:
         counts = TokenCounts.from_cache(cache, table.axes.axis_KX[0])
-        guarded = GuardedPolicy(policy, LatencyEstimate(table, counts), BudgetTable(table))
+        guarded = GuardedPolicy(policy, LatencyEstimate(table, counts), AnyBudgetTable(table))
         policies.append(guarded)
     if with_ablations:
         policies += ablations(policy, BudgetTable(table), tuple(ABLATIONS))
