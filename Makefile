@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/knobctl demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: lint types test
 
