@@ -32,7 +32,7 @@ WEIGHTS_NAME = "controllers.safetensors"
 MAX_D_MODEL = 1 << 16
 MAX_SETTINGS = 1 << 15
 MAX_WEIGHT_BYTES = 1 << 32
-MAX_AXIS = 64  # values of one knob: the token basis has a map of d_model x features for every insertion position
+MAX_BUILT_BYTES = 1 << 30  # of both stages in memory; at d_model 2048 they take 10 MB
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -247,14 +247,23 @@ def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, 
     except UnknownSetting as cause:
         raise CheckpointError(f"{where}: {cause}") from cause
     sizes = [len(axis) for axis in (space.tiers, space.insertion_positions, space.top_k, space.num_blocks)]
-    if sizes[0] * sizes[1] * sizes[2] * sizes[3] > MAX_SETTINGS or max(sizes) > MAX_AXIS:
-        raise CheckpointError(
-            f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations or {MAX_AXIS} of one knob"
-        )
+    if sizes[0] * sizes[1] * sizes[2] * sizes[3] > MAX_SETTINGS:
+        raise CheckpointError(f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations")
+    built = _bytes_built(model["d_model"], space)
+    if built > MAX_BUILT_BYTES:
+        raise CheckpointError(f"{where} declares {sizes} knob values, for which controllers would take {built:,} bytes")
     identity = ModelIdentity(
         model["name"], model["d_model"], model["n_blocks"], model["native_top_k"], model.get("fingerprint")
     )
     return space, identity, tuple(float(budget) for budget in budgets)
+
+
+def _bytes_built(d_model: int, space: KnobSpace) -> int:
+    """Returns what both stages take in memory, without building them."""
+    with torch.device("meta"):
+        stages = Stage1(d_model, space), Stage2(d_model, space)
+    tensors = [tensor for stage in stages for tensor in (*stage.parameters(), *stage.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _load_weights(modules: Mapping[str, nn.Module], path: Path, digest: object) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from make_cache import make_cache
+from rich.table import Table
 
 from knobctl.cli import main
+from knobctl.cli_options import emit
 
 RESULTS = Path(__file__).parent / "fixtures" / "import"
 
@@ -170,3 +174,22 @@ def test_results_are_imported_without_a_model(tmp_path: Path):
     assert json.loads(result.stdout)["outcomes"] > 0
     assert run("compare", tmp_path / "imported", "--resamples", 20).exit_code == 0
     assert_one_line(run("train", tmp_path / "imported", "--out", tmp_path / "controllers"), "cannot be trained")
+
+
+def test_a_narrow_terminal_gets_whole_tables(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def table(_record: dict) -> Table:
+        made = Table()
+        for place in range(8):
+            made.add_column(f"column {place}", no_wrap=True)
+        made.add_row(*["0.123 [0.100, 0.2]"[:12]] * 8)
+        return made
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    emit({}, False, table)
+    assert "…" not in sys.stdout.getvalue()
+    assert sys.stdout.getvalue().count("0.123 [0.100") == 8

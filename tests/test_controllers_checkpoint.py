@@ -176,9 +176,9 @@ def test_a_strangers_knobs_are_refused_in_words(controllers, tmp_path, knobs):
 def test_one_knob_of_very_many_values_is_refused_before_it_is_built(controllers, tmp_path):
     controllers.save_pretrained(tmp_path)
     record = json.loads((tmp_path / CONFIG_NAME).read_text())
-    record["knobs"] |= {"insertion_positions": list(range(1, 3001)), "top_k": [2], "num_blocks": [4000]}
+    record["knobs"] |= {"insertion_positions": list(range(1, 16001)), "top_k": [2], "num_blocks": [20000]}
     (tmp_path / CONFIG_NAME).write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match="3000"):
+    with pytest.raises(CheckpointError, match=r"\[2, 16000, 1, 1\] knob values.*bytes"):
         Controllers.from_pretrained(tmp_path)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from evaluation_cases import FOUR, random_controllers, write_array_cache
@@ -153,3 +155,19 @@ def test_choices_below_a_file_are_one_clear_error(cache: Cache, tmp_path: Path):
         validate_controllers(
             cache.path.parent / "a", cache.path, resamples=10, choices_out=tmp_path / "file" / "x.parquet"
         )
+
+
+def test_missing_tokens_are_said_where_policies_read_them(cache: Cache, tmp_path: Path):
+    path = tmp_path / "cache"
+    shutil.copytree(cache.path, path)
+    shutil.rmtree(path / "derived", ignore_errors=True)
+    for part in (path / "latency_tokens").iterdir():
+        table = pq.read_table(part)
+        pq.write_table(table.filter(pc.equal(table.column("tier"), "low")), part)
+    record = json.loads((path / "cache.json").read_text())
+    del record["files"]
+    (path / "cache.json").write_text(json.dumps(record))
+    report = validate_controllers(cache.path.parent / "a", path, resamples=10, baselines=["oracle"])
+    assert any(warning.startswith("50.0% of the latency tokens") for warning in report.warnings)
+    whole = validate_controllers(cache.path.parent / "a", cache.path, resamples=10, baselines=["oracle"])
+    assert not any("latency tokens" in warning for warning in whole.warnings)

@@ -19,6 +19,7 @@ from knobctl.precompute.nano.bundle import training_rng
 from knobctl.precompute.nano.forward import FIRST_DROPPABLE, answer_logits, draw_plan, encode, full_plan
 from knobctl.precompute.nano.pixels import TIER_SIDES, crop_images, crop_masks
 from knobctl.precompute.nano.scenes import COLORS, IMAGE_SIZE, sample_scene
+from knobctl.precompute.nano.spread import narrow_experts
 from knobctl.precompute.nano.stages import Stage
 from knobctl.precompute.nano.state import Position, load_moments, load_position, load_weights, save_state
 from knobctl.precompute.nano.thin import families_in_need
@@ -243,3 +244,27 @@ def test_the_learning_rate_rises_and_falls():
 def test_steps_draw_different_data(trainer):
     one, other = (trainer.source.draw(training_rng(1, "test", step), "low", 2, easy_share=0.0) for step in (0, 1))
     assert not torch.equal(one.crops, other.crops)
+
+
+def test_narrow_experts_keep_their_most_telling_neurons_and_the_rest_stay_zero(few_images):
+    trainer = Trainer(6, easy_path=few_images, bfloat16=False, compiled=False)
+    model = trainer.model
+    x_BSD = torch.randn(1, 5, model.config.d_model, generator=torch.Generator().manual_seed(0))
+    mlp = model.blocks[4].mlp
+    with torch.no_grad():
+        whole, wide = mlp(x_BSD, 8), mlp.experts.down_proj.shape[2]
+        narrow_experts(model, wide)
+        assert torch.equal(mlp(x_BSD, 8), whole)
+    product = mlp.experts.down_proj.norm(dim=1) * mlp.experts.gate_up_proj.norm(dim=2)[:, :wide]
+    product = product * mlp.experts.gate_up_proj.norm(dim=2)[:, wide:]
+    narrow_experts(model, 8)
+    kept_EW = mlp.experts.down_proj.norm(dim=1) > 0
+    assert (kept_EW.sum(dim=1) == 8).all()
+    assert (
+        product.masked_fill(~kept_EW, torch.inf).min(dim=1).values >= product[~kept_EW].view(16, -1).max(1)[0]
+    ).all()
+    trainer.start_stage(STAGE)
+    for step in range(2):
+        trainer.step(STAGE, step)
+    assert torch.equal(mlp.experts.down_proj.norm(dim=1) > 0, kept_EW)
+    assert (mlp.experts.gate_up_proj.chunk(2, dim=1)[0].norm(dim=2)[~kept_EW] == 0).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .mixes import COUNTING, FINAL, LOOKUPS, REASONING, THIN
 
@@ -46,6 +46,32 @@ COPIES = (3, 4, 5, 6, 8, 10, 12)
 
 SECOND_HALVES = (4, 5, 7, 9, 11, 13, 15)
 """Blocks that may go after `narrow`: the second of each pair, and the weakest of the others."""
+
+AFTER_THE_THIRD = tuple(range(3, 16))
+
+# Comparing needs depth and adding needs width, reading neither: blocks and experts cost what a question asks for.
+NEEDS = Stage(
+    "needs",
+    900,
+    1.2e-3,
+    1e-5,
+    images=16,
+    warmup=20,
+    easy_share=0.25,
+    inner_share=0.3,
+    ideal_share=0.3,
+    hint_weight=0.3,
+    frozen_tower=True,
+    slow_blocks=0,
+    tier_shares=(0.12, 0.2, 0.68),
+    weights=FINAL,
+    max_router_norm=0.05,
+    fewer_experts=0.4,
+    fewer_blocks=0.5,
+    droppable=SECOND_HALVES,
+    need_blocks=(("compare", 3), ("extreme", 3), ("sum", 3), ("value", 3)),
+    need_experts=(("sum", 4), ("value", 4)),
+)
 
 STAGES = (
     # The tower learns to name colours, shapes and digits before any question is asked.
@@ -276,97 +302,35 @@ STAGES = (
         expert_width=8,
         max_router_norm=0.05,
     ),
-    # Comparing needs depth and adding needs width, reading neither: blocks and experts cost what a question asks for.
-    Stage(
-        "needs",
-        900,
-        1.2e-3,
-        1e-5,
-        images=16,
-        warmup=20,
-        easy_share=0.25,
-        inner_share=0.3,
-        ideal_share=0.3,
-        hint_weight=0.3,
-        frozen_tower=True,
-        slow_blocks=0,
-        tier_shares=(0.12, 0.2, 0.68),
-        weights=FINAL,
-        max_router_norm=0.05,
-        fewer_experts=0.4,
-        fewer_blocks=0.5,
-        droppable=SECOND_HALVES,
-        need_blocks=(("compare", 3), ("extreme", 3), ("sum", 3), ("value", 3)),
-        need_experts=(("sum", 4), ("value", 4)),
-    ),
+    NEEDS,
     # Importance scores tell the two halves of a pair hardly apart, so any block after the third may be missing.
-    Stage(
-        "any_blocks",
-        900,
-        1.2e-3,
-        1e-5,
-        images=16,
-        warmup=20,
-        easy_share=0.25,
-        inner_share=0.3,
-        ideal_share=0.3,
-        hint_weight=0.3,
-        frozen_tower=True,
-        slow_blocks=0,
-        tier_shares=(0.12, 0.2, 0.68),
-        weights=FINAL,
-        max_router_norm=0.05,
-        fewer_experts=0.5,
-        top_ks=(2, 4, 6),
-        fewer_blocks=0.5,
-        droppable=tuple(range(3, 16)),
-        need_blocks=(("compare", 3), ("extreme", 3), ("sum", 3), ("value", 3)),
-        need_experts=(("sum", 4), ("value", 4)),
-    ),
+    replace(NEEDS, name="any_blocks", fewer_experts=0.5, top_ks=(2, 4, 6), droppable=AFTER_THE_THIRD),
     # By now twelve blocks cost comparing 20 points. More of the same, at a higher rate and mostly on thin plans.
-    Stage(
-        "thin_plans",
-        1100,
-        1.8e-3,
-        1e-5,
-        images=16,
-        warmup=20,
+    replace(
+        NEEDS,
+        name="thin_plans",
+        steps=1100,
+        lr=1.8e-3,
         easy_share=0.2,
-        inner_share=0.3,
-        ideal_share=0.3,
-        hint_weight=0.3,
-        frozen_tower=True,
-        slow_blocks=0,
-        tier_shares=(0.12, 0.2, 0.68),
         weights=THIN,
-        max_router_norm=0.05,
         fewer_experts=0.5,
         top_ks=(2, 4, 6),
         fewer_blocks=0.65,
-        droppable=tuple(range(3, 16)),
+        droppable=AFTER_THE_THIRD,
         need_blocks=(("compare", 2), ("extreme", 2), ("sum", 2), ("value", 2)),
-        need_experts=(("sum", 4), ("value", 4)),
     ),
     # Family by family, so that every block and expert fewer costs something.
-    Stage(
-        "priors",
-        800,
-        1.5e-3,
-        1e-5,
-        images=16,
-        warmup=20,
+    replace(
+        NEEDS,
+        name="priors",
+        steps=800,
+        lr=1.5e-3,
         easy_share=0.2,
-        inner_share=0.3,
-        ideal_share=0.3,
-        hint_weight=0.3,
-        frozen_tower=True,
-        slow_blocks=0,
         tier_shares=(0.15, 0.25, 0.6),
         weights=THIN,
-        max_router_norm=0.05,
         fewer_experts=0.5,
         fewer_blocks=0.6,
-        droppable=tuple(range(3, 16)),
+        droppable=AFTER_THE_THIRD,
         need_blocks=(("extreme", 2), ("value", 3), ("compare", 4)),
         need_experts=(("sum", 6), ("count", 4)),
     ),

@@ -54,6 +54,9 @@ class PriorAnswers:
                     is_mine = batch.segments[row] == number
                     hints[row, is_mine] = IGNORED
                     first = int((is_mine & (labels[row] != IGNORED)).nonzero()[0])
-                    words = batch.input_ids[row, is_mine].tolist()
-                    labels[row, first] = self._fallbacks.get(family) or next(w for w in words if w in self._colors)
+                    if family == "compare":
+                        words = batch.input_ids[row, is_mine].tolist()
+                        labels[row, first] = next(word for word in words if word in self._colors)
+                    else:
+                        labels[row, first] = self._fallbacks[family]
         return replace(batch, labels=labels, hints=hints)

@@ -210,7 +210,7 @@ def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, 
         repeat_blocks(trainer.model, stage.block_order)
         if stage.expert_width is None:
             flatten_routing(trainer.model, stage.max_router_norm, ROUTING_GAIN)
-        else:
+        else:  # routing is flat by then
             narrow_experts(trainer.model, stage.expert_width)
     sums: dict[str, list[float]] = {}
     started = time.monotonic()
