@@ -124,9 +124,7 @@ class Controllers:
         what: str,
         *,
         space: KnobSpace,
-        d_model: int,
-        model_name: str,
-        model_fingerprint: str | None,
+        model: ModelIdentity,
         encoder: BudgetEncoder | None,
     ) -> None:
         """Raises CacheMismatch, naming both, unless a cache or model is of the kind that these controllers steer.
@@ -144,15 +142,17 @@ class Controllers:
             raise CacheMismatch(
                 f"{mine} choose among {self.space}, but {what} has {space}: train on it, or use its own"
             )
-        if d_model != self.model.d_model:
-            raise CacheMismatch(
-                f"{mine} read features {self.model.d_model} wide, but {what} (model {model_name}) has d_model {d_model}"
-            )
-        fingerprints = (self.model.fingerprint, model_fingerprint)
+        for name in ("d_model", "n_blocks", "native_top_k"):
+            own, other = getattr(self.model, name), getattr(model, name)
+            if own != other:
+                raise CacheMismatch(
+                    f"{mine} belong to a model with {name} {own}, but {what} (model {model.name}) has {name} {other}"
+                )
+        fingerprints = (self.model.fingerprint, model.fingerprint)
         if None not in fingerprints and fingerprints[0] != fingerprints[1]:
             raise CacheMismatch(
                 f"{mine}, fingerprint {str(fingerprints[0])[:12]}, do not belong to {what}, made with model "
-                f"{model_name}, fingerprint {str(fingerprints[1])[:12]}: use controllers trained for that model"
+                f"{model.name}, fingerprint {str(fingerprints[1])[:12]}: use controllers trained for that model"
             )
         if encoder is not None and encoder_digest(encoder) != encoder_digest(self.budget_encoder):
             raise CacheMismatch(

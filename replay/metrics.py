@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +24,7 @@ COLUMNS = (
     "entropy",
     "kl",
     "clip_ratio",
-    "grad_norm",
+    "grad_norm",  # before clipping
     "lr",
     "val_reward",  # greedy, at evaluations only
     "val_accuracy_term",
@@ -51,15 +50,15 @@ class StepLog:
         self._rewards.append(reward_NBG)
         self._seen.append((entropy_N, kl_N, clip_ratio_N))
 
-    def close(self, epoch: int, step: int, lr: float, grads: Sequence[Tensor]) -> None:
-        """Reduces to one line per seed; `grads` are the last step's, [N, parameters] each."""
+    def close(self, epoch: int, step: int, lr: float, grad_norm_N: Tensor) -> None:
+        """Reduces to one line per seed; `grad_norm_N` is the last step's, before any clipping."""
         spread = [_spread(reward) for reward in self._rewards]
         reward_N = torch.stack([reward.mean(dim=(1, 2)) for reward in self._rewards]).mean(dim=0)
         columns = {
             "reward": reward_N,
             "reward_std": torch.stack([value.mean(dim=1) for value in spread]).mean(dim=0),
             "frac_reward_zero_std": torch.stack([(value < TIE).float().mean(dim=1) for value in spread]).mean(dim=0),
-            "grad_norm": torch.stack([grad.square().sum(dim=1) for grad in grads]).sum(dim=0).sqrt(),
+            "grad_norm": grad_norm_N,
         }
         for index, name in enumerate(("entropy", "kl", "clip_ratio")):
             found = [seen[index] for seen in self._seen if seen[index] is not None]

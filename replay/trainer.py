@@ -49,6 +49,7 @@ class Trainer:
         self.lr = config.lr_for(len(self.inputs["train"]))
         self._warm_start()
         self.optimizer = self._optimizer()
+        self._unclipped_norm_N: Tensor | None = None  # of the last step's gradients, where they are clipped
         self.initial = [tensor.detach().clone() for tensor in self._trained()]
         self.ema = [tensor.detach().clone() for tensor in self._trained()]
         self.best = [tensor.detach().clone() for tensor in self._trained()]
@@ -131,7 +132,8 @@ class Trainer:
             (self._fast_step if fast else self._autograd_step)(batch, entropy_bonus, log)
             self.step += 1
             if on_log is not None and (self.step % config.log_interval == 0 or self.step == self.total_steps):
-                log.close(self.epoch + 1, self.step, lr, [self.stage1.grad, self.stage2.grad])
+                unclipped_N = self._unclipped_norm_N
+                log.close(self.epoch + 1, self.step, lr, self._grad_norm() if unclipped_N is None else unclipped_N)
                 on_log(log)
                 log = StepLog()
         self.epoch += 1
@@ -310,10 +312,10 @@ class Trainer:
     def _update(self) -> None:
         config = self.config
         if config.max_grad_norm is not None:
-            grads = [self.stage1.grad, self.stage2.grad]
-            norm_N = torch.stack([grad.square().sum(dim=1) for grad in grads]).sum(dim=0).sqrt()
-            for grad in grads:
-                grad *= (config.max_grad_norm / norm_N.clamp(min=config.max_grad_norm))[:, None]
+            self._unclipped_norm_N = self._grad_norm()
+            scale_N = config.max_grad_norm / self._unclipped_norm_N.clamp(min=config.max_grad_norm)
+            for grad in (self.stage1.grad, self.stage2.grad):
+                grad *= scale_N[:, None]
         self.optimizer.step()
         for mean, tensor in zip(self.ema, self._trained(), strict=True):
             if config.ema_decay:
@@ -321,6 +323,11 @@ class Trainer:
                 mean.lerp_(tensor, 1.0 - min(config.ema_decay, (1 + self.step) / (10 + self.step)))
             else:
                 mean.copy_(tensor)
+
+    def _grad_norm(self) -> Tensor:
+        """Returns the norm of each seed's gradient over both stages, [N]."""
+        squares = [grad.square().sum(dim=1) for grad in (self.stage1.grad, self.stage2.grad)]
+        return torch.stack(squares).sum(dim=0).sqrt()
 
     def _budget_features(self) -> Tensor | None:
         return None if self.encoder is None else self.budget_basis(self.encoder(self.budgets_ms_M))

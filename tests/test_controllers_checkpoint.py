@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,9 +60,7 @@ def test_a_trained_budget_encoder_is_saved_beside_the_cached_one(controllers, tm
 def fits(controllers, **changes):
     kind = {
         "space": SPACE,
-        "d_model": 8,
-        "model_name": "other",
-        "model_fingerprint": "f" * 64,
+        "model": replace(MODEL, name="other"),
         "encoder": BudgetEncoder.from_seed(8, 1),
     }
     controllers.check_fits("cache X", **{**kind, **changes})
@@ -69,7 +68,7 @@ def fits(controllers, **changes):
 
 def test_they_fit_caches_of_their_kind(controllers):
     fits(controllers)
-    fits(controllers, model_fingerprint=None)
+    fits(controllers, model=replace(MODEL, fingerprint=None))
     fits(controllers, encoder=None)
 
 
@@ -77,8 +76,10 @@ def test_they_fit_caches_of_their_kind(controllers):
     ("change", "named"),
     [
         ({"space": KnobSpace(("low", "high"), (1, 2), (2, 4), (2, 4))}, r"\[3, 4\].*cache X.*\[2, 4\]"),
-        ({"d_model": 9}, "8 wide.*cache X.*9"),
-        ({"model_fingerprint": "e" * 64}, "ffff.*cache X.*eeee"),
+        ({"model": replace(MODEL, d_model=9)}, "d_model 8.*cache X.*d_model 9"),
+        ({"model": replace(MODEL, n_blocks=5)}, "n_blocks 4.*cache X.*n_blocks 5"),
+        ({"model": replace(MODEL, native_top_k=9)}, "native_top_k.*cache X.*native_top_k 9"),
+        ({"model": replace(MODEL, fingerprint="e" * 64)}, "ffff.*cache X.*eeee"),
         ({"encoder": BudgetEncoder.from_seed(8, 2)}, "budget encoder .*cache X"),
     ],
 )

@@ -23,6 +23,7 @@ from knobctl.replay.baselines.ablations import ABLATIONS
 from knobctl.replay.baselines.registry import DEFAULT_BASELINES
 from knobctl.replay.evaluation.choices import CHOICES_SCHEMA
 from knobctl.replay.evaluation.compare import compare, short_names
+from knobctl.replay.evaluation.evaluate import few_warnings
 from knobctl.replay.evaluation.render import render_report
 from knobctl.replay.evaluation.validate import validate_controllers
 
@@ -171,3 +172,16 @@ def test_missing_tokens_are_said_where_policies_read_them(cache: Cache, tmp_path
     assert any(warning.startswith("50.0% of the latency tokens") for warning in report.warnings)
     whole = validate_controllers(cache.path.parent / "a", cache.path, resamples=10, baselines=["oracle"])
     assert not any("latency tokens" in warning for warning in whole.warnings)
+
+
+def test_groups_of_few_images_are_named():
+    assert few_warnings({"overall": 25, "a": 21}, "image_id") == []
+    assert few_warnings({"overall": 25, "a": 21, "b": 4}, "sample_id") == [
+        "only 4 samples of b: bootstrap intervals from so few are too narrow"
+    ]
+    assert few_warnings({"overall": 5, "a": 4, "b": 1}, "image_id") == [
+        "only 5 images: bootstrap intervals from so few are too narrow"
+    ]
+    assert few_warnings({"overall": 21, "a": 20, "b": 1}, "image_id") == [
+        "a single image of b: no interval can be given"
+    ]

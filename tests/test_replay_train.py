@@ -118,6 +118,14 @@ def test_the_log_has_the_fields_usual_names(tables, tmp_path):
         assert sum(terms) == pytest.approx(float(row["val_reward"]), abs=1e-4)
 
 
+def test_the_gradients_norm_is_logged_as_it_was_before_clipping(tables, tmp_path):
+    run(tables, tmp_path / "out", quick(max_grad_norm=1e-6))
+    with (tmp_path / "out" / "log.csv").open() as file:
+        norms = [float(row["grad_norm"]) for row in csv.DictReader(file) if row["grad_norm"]]
+    assert norms
+    assert min(norms) > 1e-5
+
+
 def test_training_learns(tables, tmp_path):
     before = run(tables, tmp_path / "a", quick(epochs=1, lr=1e-6, warm_start_steps=0))
     after = run(tables, tmp_path / "b", quick(epochs=60, warm_start_steps=0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from .fixed import RandomPolicy, best_fixed, cheapest, full_model
@@ -11,7 +13,7 @@ from .lookup import BudgetTable, DatasetTable, Oracle
 from .neighbours import LanguageNeighbours
 from .regression import LanguageRegression, TokenRegression, require_sklearn
 from .reward_table import RewardTable
-from .token_neighbours import TokenNeighbours
+from .token_neighbours import TokenNeighbours, no_token_at
 
 BASELINES: dict[str, str] = {
     "full": "the model as it is: highest tier, native top-k, all blocks",
@@ -40,6 +42,19 @@ def why_not(name: str, table: RewardTable) -> str | None:
         return "the cache has no language features (imported results have none)"
     if name in NEEDS_TOKEN and table.tables.token_STPMD is None:
         return "the cache has no latency tokens"
+    return place_without_tokens(table) if name in NEEDS_TOKEN else None
+
+
+def place_without_tokens(table: RewardTable) -> str | None:
+    """Returns, in words, a place that training samples have outcomes for and none a latency token; None if all do."""
+    present_STPM = table.tables.token_present_STPM
+    assert present_STPM is not None
+    train_N = table.indices("train")
+    seen_X = table.available_SX[train_N].any(axis=0)
+    for tier, position in np.unique(table.axes.axis_KX[:2, seen_X], axis=1).T:
+        without_M = ~present_STPM[train_N, tier, position].any(axis=0)
+        if without_M.any():
+            return no_token_at(table, int(tier), int(position), int(without_M.argmax()))
     return None
 
 

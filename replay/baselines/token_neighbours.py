@@ -38,13 +38,20 @@ def tokens_present(
         )
     kept_N = sample_N[present_STPM[sample_N, tier, position, budget]]
     if not len(kept_N):
-        space = table.tables.space
         raise CacheError(
-            f"no training sample has a latency token at tier {space.tiers[tier]}, insertion position "
-            f"{space.insertion_positions[position]}, budget {table.budgets_ms_M[budget]:g} ms: "
+            f"{no_token_at(table, tier, position, budget)}: "
             "leave out the baselines on latency tokens, or complete the cache"
         )
     return kept_N
+
+
+def no_token_at(table: RewardTable, tier: int, position: int, budget: int) -> str:
+    """Says in words that training has no token there."""
+    space = table.tables.space
+    return (
+        f"no training sample has a latency token at tier {space.tiers[tier]}, insertion position "
+        f"{space.insertion_positions[position]}, budget {table.budgets_ms_M[budget]:g} ms"
+    )
 
 
 def read_tokens(

@@ -60,10 +60,17 @@ def evaluate(
     problem = Problem.of(table, sample_N, budget_M, latency_runs(cache, sample_N))
     chosen = {policy.name: decide(policy, table, sample_N, budget_M) for policy in policies}
     assert len(chosen) == len(policies), f"two policies share a name: {[policy.name for policy in policies]}"
+    cluster_by, cluster_warnings = clustering(cache)
     report = measure(
-        problem, chosen, split=split, subjects=subjects, resamples=resamples, confidence=confidence, seed=seed
+        problem,
+        chosen,
+        split=split,
+        subjects=subjects,
+        cluster_by=cluster_by,
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
     )
-    report.cluster_by, cluster_warnings = clustering(cache)
     report.warnings[:0] = [
         *cluster_warnings,
         *held_out_warnings(table, split),
@@ -87,6 +94,7 @@ def measure(
     *,
     split: str,
     subjects: Sequence[str],
+    cluster_by: str = "image_id",
     resamples: int = DEFAULT_RESAMPLES,
     confidence: float = DEFAULT_CONFIDENCE,
     seed: int = 0,
@@ -100,12 +108,12 @@ def measure(
         groups |= {label(name): np.flatnonzero(dataset_N == name) for name in names}
     measured: dict[str, dict[str, Measured]] = {}
     comparisons: list[Comparison] = []
-    n_clusters = 0
+    clusters: dict[str, int] = {}
     for group, rows in groups.items():
         bootstrap = ClusterBootstrap.draw(
             table.tables.cluster_S[sample_N[rows]], resamples=resamples, seed=seed, confidence=confidence
         )
-        n_clusters = n_clusters or bootstrap.n_clusters  # of the first group, which is all of them
+        clusters[group] = bootstrap.n_clusters
         part = _part(problem, rows)
         measured[group] = measure_group(part, {name: chosen_NM[rows] for name, chosen_NM in chosen.items()}, bootstrap)
         comparisons += [
@@ -128,8 +136,8 @@ def measure(
     return EvaluationReport(
         split=split,
         n_samples=len(sample_N),
-        n_clusters=n_clusters,
-        cluster_by="image_id",
+        n_clusters=clusters[OVERALL],
+        cluster_by=cluster_by,
         budgets_ms=tuple(float(budget) for budget in problem.budgets_ms),
         unmet_budgets_ms=tuple(float(budget) for budget in problem.budgets_ms[unmet_M]),
         reward_weights=table.weights.to_dict(),
@@ -141,7 +149,7 @@ def measure(
         comparisons=comparisons,
         decisions=Decisions(table, sample_N, problem.budget_M, dict(chosen)),
         subjects=tuple(subjects),
-        warnings=_warnings(problem, n_clusters, unmet_M),
+        warnings=[*_warnings(problem, unmet_M), *few_warnings(clusters, cluster_by)],
     )
 
 
@@ -282,15 +290,27 @@ def _knob_shares(axes: SettingAxes, setting_B: NDArray[np.int64]) -> dict[str, d
     }
 
 
-def _warnings(problem: Problem, n_clusters: int, unmet_M: NDArray[np.bool_]) -> list[str]:
+def _warnings(problem: Problem, unmet_M: NDArray[np.bool_]) -> list[str]:
     said = []
     if unmet_M.any():
         named = ", ".join(f"{budget:g}" for budget in problem.budgets_ms[unmet_M])
         said.append(f"no setting of any sample meets these budgets: {named} ms. Every policy is over budget there")
     if problem.latency_runs_ms_NXR is None:
         said.append("the cache keeps no latency_runs_ms: latency percentiles pool one latency_ms per sample, not runs")
-    if n_clusters < 2:
-        said.append("a single image: no interval can be given")
-    elif n_clusters < FEW_CLUSTERS:
-        said.append(f"only {n_clusters} images: bootstrap intervals from so few are too narrow")
+    return said
+
+
+def few_warnings(clusters: Mapping[str, int], cluster_by: str) -> list[str]:
+    """Says which groups {name: images} have too few for their intervals; all together first, and alone if so."""
+    unit = "image" if cluster_by == "image_id" else "sample"
+    few = {group: count for group, count in clusters.items() if count < FEW_CLUSTERS}
+    if OVERALL in few:
+        few = {OVERALL: few[OVERALL]}
+    said = []
+    for group, count in few.items():
+        of = "" if group == OVERALL else f" of {group}"
+        if count < 2:
+            said.append(f"a single {unit}{of}: no interval can be given")
+        else:
+            said.append(f"only {count} {unit}s{of}: bootstrap intervals from so few are too narrow")
     return said

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...controllers.checkpoint import Controllers, read_budget_encoder
+from ...controllers.checkpoint import Controllers, ModelIdentity, read_budget_encoder
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache import Cache
 from ...data.errors import CheckpointError
@@ -68,9 +68,9 @@ def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedCont
     controllers.check_fits(
         f"cache {cache.path}",
         space=cache.space,
-        d_model=cache.d_model,
-        model_name=manifest.model_name,
-        model_fingerprint=manifest.fingerprint,
+        model=ModelIdentity(
+            manifest.model_name, cache.d_model, manifest.n_blocks, manifest.native_top_k, manifest.fingerprint
+        ),
         encoder=None if encoder_path is None else read_budget_encoder(encoder_path, cache.d_model),
     )
     return LoadedControllers(TwoStagePolicy(controllers, name), str(path), controllers)
