@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, median
 
 import numpy as np
@@ -88,11 +89,12 @@ def parse_budgets(texts: Sequence[str], full_mean_ms: Callable[[], float]) -> tu
     """Returns the budgets in ms, ascending, each once, from texts such as `25` (ms) and `0.5x` (of the full setting).
 
     Args:
-        full_mean_ms: asked only when a share is among them.
+        full_mean_ms: times the full setting; asked once, and only when a share is among them.
 
     Raises:
         KnobctlError: a text is neither, or not positive.
     """
+    full_mean_ms = cache(full_mean_ms)  # timed again, it would be another number, and shares out of order
     budgets = []
     for text in (part.strip() for item in texts for part in item.split(",")):
         try:

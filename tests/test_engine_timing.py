@@ -169,6 +169,8 @@ def test_the_check_states_errors_per_stage(tmp_path):
 
 def test_budgets_are_ms_or_shares_of_the_full_setting():
     assert parse_budgets(["40,10", "0.5x"], lambda: 50.0) == (10.0, 25.0, 40.0)
+    timings = iter([50.0])  # a second timing would give another number
+    assert parse_budgets(["0.5x,1.0x"], lambda: next(timings)) == (25.0, 50.0)
     assert parse_budgets(["10"], lambda: pytest.fail("nobody asked for a share")) == (10.0,)
     for wrong in ("", "0", "-3", "x", "5y", "nan", "inf"):
         with pytest.raises(KnobctlError, match="budget"):
