@@ -7,6 +7,9 @@ What each sample needs is drawn from latent numbers, of which the policy sees a 
 * four *visual* latents show in the latency token only: along a few directions, the clearer the later it is read;
 * the rest is *luck*, which no input reveals.
 
+How plainly they show is the structure's (`STRUCTURES`): in the first three, words that mean nothing set questions apart
+and neighbours say little; in `near`, the nearest neighbours are a strong baseline.
+
 A setting answers right when what the tier, the blocks and the experts give covers what the sample needs. The token
 also carries the budget, the position and the tier (large), anisotropic noise, and a few dimensions of massive
 activation, as tokens of language models do (Sun et al., 2024, "Massive Activations in Large Language Models").
@@ -28,6 +31,30 @@ LATENTS = ("detail", "depth", "width", "hardness")
 N_BLOCKS = 16
 NATIVE_TOP_K = 8
 TOKENS_PER_CROP = 36
+NEAR_FACTORS = 6  # leading directions of a `near` question that mean nothing
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How what a sample needs shows in its question and its tokens."""
+
+    meaning: str
+    near: bool = False  # the question shows it in its leading directions, instead of in some of its words
+    folded: bool = False  # both ends of what shows need the same, and one need turns around with another
+    mixed: bool = False  # tokens show it through 24 units of tanh
+    told: float = 0.9  # share of a language latent that the question tells
+    token_strength: float = 1.0  # times GeneratedConfig.signal
+
+
+STRUCTURES = {
+    "linear": Structure("needs show along few directions, among many words that mean nothing"),
+    "nonlinear": Structure("needs are folded before they show", folded=True, mixed=True),
+    "faint": Structure("a fifth of the signal", told=0.45, token_strength=0.3),
+    "near": Structure("samples of like needs lie near one another", near=True, mixed=True, told=1.0, token_strength=16),
+    "near_folded": Structure(
+        "near, with needs folded", near=True, folded=True, mixed=True, told=1.0, token_strength=16
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +66,7 @@ class GeneratedConfig:
     test: int = 2000
     d_model: int = 256
     n_budgets: int = 4
-    structure: str = (
-        "linear"  # linear, nonlinear (latents are folded before they show) or faint (a fifth of the signal)
-    )
+    structure: str = "linear"  # one of STRUCTURES
     signal: float = 0.5  # how far a latent moves the token, where the noise of one dimension is about 1 (d_model 256)
     hole_share: float = 0.0  # share of outcomes left out
     seed: int = 0
@@ -84,8 +109,9 @@ def generate(config: GeneratedConfig, token_path: Path | None = None) -> Generat
     feature_SD, language_SL = _questions(config, rng)
     visual_SL = rng.standard_normal((S, len(LATENTS)), dtype=np.float32)
     luck_SL = rng.standard_normal((S, len(LATENTS)), dtype=np.float32)
-    shown_SL = 0.6 * language_SL + 0.55 * visual_SL
-    need_SL = shown_SL + 0.58 * luck_SL
+    near = STRUCTURES[config.structure].near
+    shown_SL = (0.8 * language_SL + 0.4 * visual_SL) if near else (0.6 * language_SL + 0.55 * visual_SL)
+    need_SL = shown_SL + (0.45 if near else 0.58) * luck_SL
     crops_ST, text_tokens_S, output_tokens_S = _sizes(config, visual_SL, language_SL, rng)
     accuracy_SX = _accuracy(config, need_SL, rng)
     latency_ms_SX = _latency(config, crops_ST, text_tokens_S, output_tokens_S, rng)
@@ -117,20 +143,34 @@ def generate(config: GeneratedConfig, token_path: Path | None = None) -> Generat
 def _questions(config: GeneratedConfig, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Returns the language features [S, D] and the language latents [S, L], of unit variance."""
     S, D, words, length = config.samples, config.d_model, 300, 8
-    vector_VD = rng.standard_normal((words, D), dtype=np.float32) + rng.standard_normal(D, dtype=np.float32)
-    effect_VL = np.zeros((words, len(LATENTS)), dtype=np.float32)
-    informative = rng.choice(words, 60, replace=False)
-    effect_VL[informative] = rng.standard_normal((60, len(LATENTS)), dtype=np.float32)
-    frequency_V = 1.0 / np.arange(8, words + 8)
-    count_SV = rng.multinomial(length, frequency_V / frequency_V.sum(), size=S).astype(np.float32)
-    signal_SL = _standard(count_SV @ effect_VL)
-    if config.structure == "nonlinear":  # the words' effects are folded: both ends of a scale need the same
-        signal_SL[:, :2] = _standard(np.abs(signal_SL[:, :2]))
-        signal_SL[:, 2] = _standard(signal_SL[:, 2] * np.sign(signal_SL[:, 3]))
-    share = 0.45 if config.structure == "faint" else 0.9
-    noise_SL = rng.standard_normal(signal_SL.shape, dtype=np.float32)
-    latent_SL = share * signal_SL + np.float32(np.sqrt(1 - share**2)) * noise_SL
-    return (count_SV @ vector_VD / np.float32(length)).astype(np.float32, copy=False), latent_SL.astype(np.float32)
+    structure = STRUCTURES[config.structure]
+    if structure.near:
+        signal_SL = rng.standard_normal((S, len(LATENTS)), dtype=np.float32)
+        other_SF = rng.standard_normal((S, NEAR_FACTORS), dtype=np.float32)
+        feature_SD = signal_SL @ rng.standard_normal((len(LATENTS), D), dtype=np.float32)
+        feature_SD += 0.5 * other_SF @ rng.standard_normal((NEAR_FACTORS, D), dtype=np.float32)
+        feature_SD += 0.5 * rng.standard_normal((S, D), dtype=np.float32)
+    else:
+        vector_VD = rng.standard_normal((words, D), dtype=np.float32) + rng.standard_normal(D, dtype=np.float32)
+        effect_VL = np.zeros((words, len(LATENTS)), dtype=np.float32)
+        informative = rng.choice(words, 60, replace=False)
+        effect_VL[informative] = rng.standard_normal((60, len(LATENTS)), dtype=np.float32)
+        frequency_V = 1.0 / np.arange(8, words + 8)
+        count_SV = rng.multinomial(length, frequency_V / frequency_V.sum(), size=S).astype(np.float32)
+        signal_SL = _standard(count_SV @ effect_VL)
+        feature_SD = (count_SV @ vector_VD / np.float32(length)).astype(np.float32, copy=False)
+    latent_SL = _folded(signal_SL) if structure.folded else signal_SL
+    noise_SL = rng.standard_normal(latent_SL.shape, dtype=np.float32)
+    latent_SL = structure.told * latent_SL + np.float32(np.sqrt(1 - structure.told**2)) * noise_SL
+    return feature_SD, latent_SL.astype(np.float32)
+
+
+def _folded(signal_SL: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns needs that both ends of a scale share, and one that another turns around."""
+    folded_SL = signal_SL.copy()
+    folded_SL[:, :2] = _standard(np.abs(signal_SL[:, :2]))
+    folded_SL[:, 2] = _standard(signal_SL[:, 2] * np.sign(signal_SL[:, 3]))
+    return folded_SL
 
 
 def _sizes(
@@ -201,15 +241,11 @@ def _tokens(
     centred_M = np.log(budgets_ms_M) - np.log(budgets_ms_M).mean()
     budget_MD = (0.7 * budget_MD + 1.5 * centred_M[:, None] * slope_D).astype(np.float32)
     shown_SL = latent_SL.copy()
-    if config.structure == "nonlinear":
+    structure = STRUCTURES[config.structure]
+    if structure.mixed:
         mix_LH = rng.standard_normal((shown_SL.shape[1], 24), dtype=np.float32) / np.float32(1.5)
         shown_SL = np.tanh(shown_SL @ mix_LH + rng.standard_normal(24, dtype=np.float32))
-    strength = (
-        (0.3 if config.structure == "faint" else 1.0)
-        * config.signal
-        * np.sqrt(256 / D)
-        / np.sqrt(shown_SL.shape[1] / 8)
-    )
+    strength = structure.token_strength * config.signal * np.sqrt(256 / D) / np.sqrt(shown_SL.shape[1] / 8)
     signal_PLD = np.stack([strength * (0.6 + 0.2 * p) * directions(shown_SL.shape[1]) for p in range(P)])
     factors = 48
     factor_FD = directions(factors) * (0.8 / np.sqrt(np.arange(1, factors + 1)))[:, None].astype(np.float32)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .cache import CacheWriter, Manifest
-from .generated import N_BLOCKS, NATIVE_TOP_K, TOKENS_PER_CROP, GeneratedCache, GeneratedConfig, generate
+from .generated import N_BLOCKS, NATIVE_TOP_K, STRUCTURES, TOKENS_PER_CROP, GeneratedCache, GeneratedConfig, generate
 from .schema import latency_tokens_schema
 
 SAMPLES_PER_PART = 256
@@ -95,7 +95,7 @@ def _vectors(rows_RD: NDArray[np.floating], kind: pa.DataType) -> pa.FixedSizeLi
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--structure", type=click.Choice(["linear", "nonlinear", "faint"]), default="linear", show_default=True)
+@click.option("--structure", type=click.Choice(list(STRUCTURES)), default="linear", show_default=True)
 @click.option("--train", default=8000, show_default=True, help="Training samples.")
 @click.option("--val", default=2000, show_default=True)
 @click.option("--test", default=2000, show_default=True)
