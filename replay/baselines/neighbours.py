@@ -39,9 +39,11 @@ class NeighbourIndex:
         self.metric = metric
         feature_ND = np.asarray(feature_ND, dtype=np.float32)
         self.mean_D = feature_ND.mean(axis=0)
-        std_D = feature_ND.std(axis=0)
-        # A column that never varies in training says nothing, whatever it holds later.
-        self.scale_D = np.where(std_D > 0, 1.0 / np.maximum(std_D, 1e-12), 0.0).astype(np.float32)
+        # A column that never varies in training says nothing, whatever it holds later. (Its standard deviation need
+        # not come out as 0: the mean of a thousand float32 60.3 is not 60.3.)
+        varies_D = feature_ND.min(axis=0, initial=np.inf) < feature_ND.max(axis=0, initial=-np.inf)
+        std_D = np.where(varies_D, feature_ND.std(axis=0), np.inf)
+        self.scale_D = (1.0 / np.maximum(std_D, 1e-12)).astype(np.float32)
         self.row_ND = self._place(feature_ND)
         self.norm_N = torch.from_numpy(np.square(self.row_ND).sum(axis=1))
 
