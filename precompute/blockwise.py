@@ -69,6 +69,10 @@ class BlockTimes:
     overhead_RT: NDArray[np.float64]  # of each decoding step, outside the blocks
     decode_RTBK: NDArray[np.float64]
 
+    def whole_model_ms(self, top_k: int) -> float:
+        """Returns the latency of the longest answer that was timed, under all blocks with this top-k."""
+        return self.latency((top_k,) * self.prefill_RBK.shape[1], self.overhead_RT.shape[1] + 1).latency_ms
+
     def latency(self, plan: BlockPlan, output_tokens: int) -> PlanLatency:
         """Returns the latency of an answer of that many tokens under `plan`."""
         active = [block for block, top_k in enumerate(plan) if top_k]

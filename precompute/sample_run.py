@@ -7,6 +7,7 @@ all of it, settings that give one plan share an answer.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +20,18 @@ from ..data.metrics import Scorer
 from ..data.plans import BlockPlan
 from ..data.samples import Sample
 from .batching import BatchLimit
-from .blockwise import LatencyCheck, PlanLatency, TimedPlan, measure_blocks, measure_whole
+from .blockwise import BlockTimes, LatencyCheck, PlanLatency, TimedPlan, measure_blocks, measure_whole
 from .device_turn import DeviceTurn
 from .knob_model import KnobModel, PreparedPrompt
 from .ledger import Ledger
 from .molmoe.tiling import Tiling
+from .pace import PAUSES_S, Pace
 from .probe import PromptState
 from .sweep import sweep_answers
 from .threads import num_threads
 from .tree import PlanTree, active_blocks
+
+ALIKE_TEXT_TOKENS = 8  # prompts whose lengths differ by less take about the same time
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,11 @@ class SampleRunner:
         measure: MeasureConfig,
         ledger: Ledger,
         turn: DeviceTurn | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.knobs, self.measure, self.ledger = knobs, measure, ledger
         self._turn = turn or DeviceTurn()
+        self._pace = pace or Pace()
         self._limit = BatchLimit.of(knobs.model.device)
         self._trees: dict[tuple[BlockPlan, ...], PlanTree] = {}
 
@@ -212,11 +218,34 @@ class SampleRunner:
             return {}
         measure = self.measure
         draw = random.Random(f"{measure.seed}/{sample.sample_id}/{tiling}")
-        with self._turn.alone(), self.ledger.timed("timing"):
-            if measure.latency_mode == "end_to_end":
+        if measure.latency_mode == "end_to_end":
+            with self._turn.alone(), self.ledger.timed("timing"):
                 timed = measure_whole(self.knobs, prompt, list(requests.values()), runs=measure.runs, draw=draw)
-                return dict(zip(requests, timed, strict=True))
-            checked = draw.sample(list(requests.values()), min(measure.checks_per_tiling, len(requests)))
-            blocks, checks = measure_blocks(self.knobs, prompt, runs=measure.runs, draw=draw, end_to_end=checked)
+            return dict(zip(requests, timed, strict=True))
+        checked = draw.sample(list(requests.values()), min(measure.checks_per_tiling, len(requests)))
+        blocks, checks = self._block_times(prompt, draw, checked)
         result.checks += checks
         return {(plan, tokens): blocks.latency(plan, tokens) for plan, tokens in requests}
+
+    def _block_times(
+        self, prompt: PreparedPrompt, draw: random.Random, checked: Sequence[TimedPlan]
+    ) -> tuple[BlockTimes, list[LatencyCheck]]:
+        """Times one prompt, and again while the machine is slower than for prompts like it; returns the fastest."""
+        kind = (prompt.vision_tokens, prompt.text_tokens // ALIKE_TEXT_TOKENS)
+        kept: tuple[float, BlockTimes, list[LatencyCheck]] | None = None
+        for pause_s in (0.0, *PAUSES_S):
+            time.sleep(pause_s)
+            with self._turn.alone(), self.ledger.timed("timing"):
+                blocks, checks = measure_blocks(
+                    self.knobs, prompt, runs=self.measure.runs, draw=draw, end_to_end=checked
+                )
+            whole_ms = blocks.whole_model_ms(self.knobs.native_top_k)
+            if kept is not None:
+                self.ledger.add("timings_retaken")
+            if kept is None or whole_ms < kept[0]:
+                kept = whole_ms, blocks, checks
+            if not self._pace.is_slowed(kind, whole_ms):
+                break
+        assert kept is not None, "the first attempt is always made"
+        self._pace.note(kind, kept[0])
+        return kept[1], kept[2]

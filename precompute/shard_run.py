@@ -21,6 +21,7 @@ from .journal import Journal, check_summary
 from .knob_model import KnobModel
 from .ledger import Ledger
 from .loading import device_record
+from .pace import Pace
 from .part_tables import part_tables
 from .progress import progress_bar
 from .sample_run import Known, MeasureConfig, SampleRunner
@@ -70,10 +71,11 @@ def _write_parts(
     measure = MeasureConfig(
         manifest_latency_mode(config), config.runs, config.checks_per_tiling, config.seed, config.sweep_threads
     )
+    pace = Pace()
     with progress_bar("samples", len(samples), len(done)) as advance, stop_on_interrupt() as stop_asked:
         for start in range(0, len(waiting), config.part_samples):
             ledger = Ledger(knobs.model.device)
-            runner = SampleRunner(knobs, measure, ledger, turn)
+            runner = SampleRunner(knobs, measure, ledger, turn, pace)
             results = []
             for sample in waiting[start : start + config.part_samples]:
                 results.append(runner.run(sample, known.answers.get(sample.sample_id), complete=known.complete))
