@@ -7,7 +7,6 @@ all of it, settings that give one plan share an answer.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from .device_turn import DeviceTurn
 from .knob_model import KnobModel, PreparedPrompt
 from .ledger import Ledger
 from .molmoe.tiling import Tiling
-from .pace import PAUSES_S, Pace
+from .pace import Pace
 from .probe import PromptState
 from .sweep import sweep_answers
 from .threads import num_threads
@@ -230,22 +229,16 @@ class SampleRunner:
     def _block_times(
         self, prompt: PreparedPrompt, draw: random.Random, checked: Sequence[TimedPlan]
     ) -> tuple[BlockTimes, list[LatencyCheck]]:
-        """Times one prompt, and again while the machine is slower than for prompts like it; returns the fastest."""
-        kind = (prompt.vision_tokens, prompt.text_tokens // ALIKE_TEXT_TOKENS)
-        kept: tuple[float, BlockTimes, list[LatencyCheck]] | None = None
-        for pause_s in (0.0, *PAUSES_S):
-            time.sleep(pause_s)
+        """Times one prompt, and again when the machine is slower than for prompts like it."""
+
+        def take() -> tuple[BlockTimes, list[LatencyCheck]]:
             with self._turn.alone(), self.ledger.timed("timing"):
-                blocks, checks = measure_blocks(
-                    self.knobs, prompt, runs=self.measure.runs, draw=draw, end_to_end=checked
-                )
-            whole_ms = blocks.whole_model_ms(self.knobs.native_top_k)
-            if kept is not None:
-                self.ledger.add("timings_retaken")
-            if kept is None or whole_ms < kept[0]:
-                kept = whole_ms, blocks, checks
-            if not self._pace.is_slowed(kind, whole_ms):
-                break
-        assert kept is not None, "the first attempt is always made"
-        self._pace.note(kind, kept[0])
-        return kept[1], kept[2]
+                return measure_blocks(self.knobs, prompt, runs=self.measure.runs, draw=draw, end_to_end=checked)
+
+        kept, again = self._pace.steady(
+            (prompt.vision_tokens, prompt.text_tokens // ALIKE_TEXT_TOKENS),
+            take,
+            lambda timed: timed[0].whole_model_ms(self.knobs.native_top_k),
+        )
+        self.ledger.add("timings_retaken", again)
+        return kept

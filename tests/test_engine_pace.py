@@ -2,77 +2,84 @@
 
 from __future__ import annotations
 
-import random
-from types import SimpleNamespace
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from knobctl.precompute import sample_run
-from knobctl.precompute.blockwise import BlockTimes
-from knobctl.precompute.ledger import Ledger
-from knobctl.precompute.pace import FEWEST, PAUSES_S, REMEMBERED, Pace
-from knobctl.precompute.sample_run import MeasureConfig, SampleRunner
-
-PROMPT = SimpleNamespace(vision_tokens=17, text_tokens=9)
+from knobctl.precompute.pace import AGAIN_SHARE, FEWEST, PAUSES_S, REMEMBERED, Pace
 
 
-def block_times(ms: float) -> BlockTimes:
-    """Two blocks and one top-k: vision takes all of the time."""
-    nothing = np.zeros((1, 2, 1))
-    return BlockTimes((4,), np.array([ms]), np.zeros(1), nothing, np.zeros((1, 4)), np.zeros((1, 4, 2, 1)))
+class Machine:
+    """A clock that goes on by sleeping, and by a second for every attempt."""
+
+    def __init__(self) -> None:
+        self.now_s, self.slept = 0.0, []
+        self.pace = Pace(lambda: self.now_s, self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.slept.append(seconds)
+
+    def time(self, *ms: float, kind: str = "work") -> tuple[float, int]:
+        """Times something that takes those ms in turn."""
+        left = iter(ms)
+
+        def take() -> float:
+            self.now_s += 1.0
+            return next(left)
+
+        timed = self.pace.steady(kind, take, ms_of=float)
+        assert next(left, None) is None, "fewer attempts than expected"
+        return timed
 
 
 @pytest.fixture
-def timed(monkeypatch):
-    """Returns a call that times one prompt, the machine taking the given ms in turn; and what was slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(sample_run.time, "sleep", slept.append)
-    knobs = SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="cpu")), native_top_k=4)
-    runner = SampleRunner(knobs, MeasureConfig(runs=1), Ledger())
+def usual() -> Callable[[int], Machine]:
+    """Returns a call that makes a machine which has timed that many requests of 10 ms."""
 
-    def time_prompt(*ms: float) -> float:
-        left = iter(ms)
-        monkeypatch.setattr(sample_run, "measure_blocks", lambda *_, **__: (block_times(next(left)), []))
-        times, _ = runner._block_times(PROMPT, random.Random(0), [])
-        assert next(left, None) is None, "fewer attempts than expected"
-        return times.whole_model_ms(4)
+    def make(count: int) -> Machine:
+        machine = Machine()
+        for _ in range(count):
+            assert machine.time(10.0) == (10.0, 0)
+        return machine
 
-    return time_prompt, slept, runner.ledger
+    return make
 
 
-def test_nothing_is_slow_before_enough_is_known(timed):
-    time_prompt, slept, ledger = timed
-    for ms in (10.0, 50.0, *[10.0] * (FEWEST - 2)):
-        assert time_prompt(ms) == ms
-    assert ledger.counts["timings_retaken"] == 0
-    assert time_prompt(30.0, 10.0) == 10.0
-    assert ledger.counts["timings_retaken"] == 1
-    assert [pause for pause in slept if pause] == [PAUSES_S[0]]
+def test_nothing_is_slow_before_enough_is_known(usual):
+    assert usual(FEWEST - 1).time(50.0) == (50.0, 0)
+    machine = usual(FEWEST)
+    assert machine.time(50.0, 10.0) == (10.0, 1)
+    assert machine.slept == [PAUSES_S[0]]
 
 
-def test_the_fastest_of_three_attempts_is_kept(timed):
-    time_prompt, slept, ledger = timed
-    for _ in range(FEWEST):
-        time_prompt(10.0)
-    assert time_prompt(20.0, 14.0, 30.0) == 14.0
-    assert time_prompt(11.4) == 11.4  # within the spread of a quiet machine
-    assert ledger.counts["timings_retaken"] == 2
-    assert [pause for pause in slept if pause] == list(PAUSES_S)
+def test_the_fastest_of_three_attempts_is_kept(usual):
+    machine = usual(40)
+    assert machine.time(20.0, 14.0, 30.0) == (14.0, 2)
+    assert machine.slept == list(PAUSES_S)
+    assert machine.time(11.4) == (11.4, 0), "within the spread of a quiet machine"
 
 
-def test_other_work_has_another_pace():
-    pace = Pace()
-    for _ in range(FEWEST):
-        pace.note("short", 10.0)
-    assert pace.is_slowed("short", 12.0)
-    assert not pace.is_slowed("long", 40.0)
+def test_other_work_has_another_pace(usual):
+    assert usual(40).time(40.0, kind="longer work") == (40.0, 0)
 
 
-def test_a_machine_that_stays_slower_becomes_the_usual_one():
-    pace = Pace()
+def test_waiting_stays_a_share_of_the_time(usual):
+    machine = usual(40)
+
+    def slow() -> float:
+        machine.now_s += 1.0
+        return 20.0
+
+    attempts = [1 + machine.pace.steady("work", slow, ms_of=float)[1] for _ in range(20)]
+    assert attempts[0] == 3, "there is time for some"
+    assert attempts[-1] == 1, "and not for all"
+    again_s = sum(machine.slept) + sum(attempts) - len(attempts)
+    assert again_s <= AGAIN_SHARE * (40 + len(attempts)) + max(PAUSES_S) + 1.0
+
+
+def test_a_machine_that_stays_slower_becomes_the_usual_one(usual):
+    machine = usual(REMEMBERED)
     for _ in range(REMEMBERED):
-        pace.note("work", 10.0)
-    for _ in range(REMEMBERED // 2 + 1):
-        pace.note("work", 15.0)
-    assert not pace.is_slowed("work", 15.0)
+        machine.pace.steady("work", lambda: 15.0, ms_of=float)
+    assert machine.time(15.0) == (15.0, 0)
