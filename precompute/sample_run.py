@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from .threads import num_threads
 from .tree import PlanTree, active_blocks
 
 ALIKE_TEXT_TOKENS = 8  # prompts whose lengths differ by less take about the same time
+RETAKES = 2  # of timings that fell into a slow spell
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,17 @@ class MeasureConfig:
     threads: int = 1  # of the answer sweep; tokens and timings are always made on one
 
 
+@dataclass
+class _SlowedTiming:
+    """Timings of one prompt that fell into a slow spell, and what is needed to take them again."""
+
+    result: SampleResult
+    prompt: PreparedPrompt
+    draw: random.Random
+    timed: Mapping[KnobSetting, tuple[BlockPlan, int]]  # rows that have their latency from these timings
+    whole_model_ms: float
+
+
 KnownAnswers = Mapping[KnobSetting, Answer]
 
 
@@ -105,6 +117,7 @@ class SampleRunner:
         self._pace = pace or Pace()
         self._limit = BatchLimit.of(knobs.model.device)
         self._trees: dict[tuple[BlockPlan, ...], PlanTree] = {}
+        self._slowed: list[_SlowedTiming] = []
 
     def run(self, sample: Sample, known: KnownAnswers | None = None, *, complete: bool = True) -> SampleResult:
         """Returns the sample's rows.
@@ -115,6 +128,31 @@ class SampleRunner:
         """
         with self._turn.shared():
             return self._run(sample, known or {}, complete)
+
+    def retake_slowed(self) -> None:
+        """Takes timings again that fell into a slow spell of the machine, and puts the faster ones into their rows.
+
+        Called when the samples of a part are done: spells last longer than a sample does.
+        """
+        for _ in range(RETAKES):
+            slowed, self._slowed = self._slowed, []
+            for timing in slowed:
+                if self._pace.may_retake():
+                    with self._turn.shared():
+                        self._retake(timing)
+
+    def _retake(self, timing: _SlowedTiming) -> None:
+        self.ledger.add("timings_retaken")
+        blocks, _ = self._block_times(timing.prompt, timing.draw, ())
+        whole_model_ms = blocks.whole_model_ms(self.knobs.native_top_k)
+        if whole_model_ms < timing.whole_model_ms:
+            timing.whole_model_ms = whole_model_ms
+            timing.result.settings = [
+                replace(row, latency=blocks.latency(*timing.timed[row.setting])) if row.setting in timing.timed else row
+                for row in timing.result.settings
+            ]
+        if self._pace.is_slowed(_alike(timing.prompt), timing.whole_model_ms):
+            self._slowed.append(timing)
 
     def _run(self, sample: Sample, known: KnownAnswers, complete: bool) -> SampleResult:
         knobs = self.knobs
@@ -224,21 +262,23 @@ class SampleRunner:
         checked = draw.sample(list(requests.values()), min(measure.checks_per_tiling, len(requests)))
         blocks, checks = self._block_times(prompt, draw, checked)
         result.checks += checks
+        whole_model_ms = blocks.whole_model_ms(self.knobs.native_top_k)
+        if self._pace.note(_alike(prompt), whole_model_ms):
+            own_timing = {
+                setting: (plan, answer.output_tokens)
+                for setting, plan in settings.items()
+                if (answer := answers[setting]).output_tokens is not None and answer.latency is None
+            }
+            self._slowed.append(_SlowedTiming(result, prompt, draw, own_timing, whole_model_ms))
         return {(plan, tokens): blocks.latency(plan, tokens) for plan, tokens in requests}
 
     def _block_times(
         self, prompt: PreparedPrompt, draw: random.Random, checked: Sequence[TimedPlan]
     ) -> tuple[BlockTimes, list[LatencyCheck]]:
-        """Times one prompt, and again when the machine is slower than for prompts like it."""
+        with self._turn.alone(), self.ledger.timed("timing"):
+            return measure_blocks(self.knobs, prompt, runs=self.measure.runs, draw=draw, end_to_end=checked)
 
-        def take() -> tuple[BlockTimes, list[LatencyCheck]]:
-            with self._turn.alone(), self.ledger.timed("timing"):
-                return measure_blocks(self.knobs, prompt, runs=self.measure.runs, draw=draw, end_to_end=checked)
 
-        kept, again = self._pace.steady(
-            (prompt.vision_tokens, prompt.text_tokens // ALIKE_TEXT_TOKENS),
-            take,
-            lambda timed: timed[0].whole_model_ms(self.knobs.native_top_k),
-        )
-        self.ledger.add("timings_retaken", again)
-        return kept
+def _alike(prompt: PreparedPrompt) -> tuple[int, int]:
+    """Prompts of which this is equal take about the same time."""
+    return prompt.vision_tokens, prompt.text_tokens // ALIKE_TEXT_TOKENS

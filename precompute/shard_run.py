@@ -80,6 +80,7 @@ def _write_parts(
             for sample in waiting[start : start + config.part_samples]:
                 results.append(runner.run(sample, known.answers.get(sample.sample_id), complete=known.complete))
                 advance()
+            runner.retake_slowed()
             with ledger.timed("write"):
                 part = writer.write_part(*part_tables(results, knobs.positions, knobs.budgets_ms))
             with writer.disk_errors():

@@ -1,0 +1,92 @@
+"""Timings of a slow spell are taken again when the part's samples are done; the faster ones are the rows'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from knobctl.precompute import sample_run
+from knobctl.precompute.ledger import Ledger
+from knobctl.precompute.pace import Pace
+from knobctl.precompute.sample_run import MeasureConfig, SampleResult, SampleRunner
+
+from .engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+
+SAMPLES = 12
+IN_SPELL = 10  # the sample that is timed while the machine is slow, behind enough to know what is usual
+
+
+@pytest.fixture(scope="module")
+def knobs(tmp_path_factory):
+    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+    return tiny_knobs(directory, space=SMALL_SPACE)
+
+
+def constant_times(slowness: Callable[[int], float]) -> Callable[..., Any]:
+    """Timing as it is, but every duration is the given number of ms: the n-th call's, from 0."""
+    measure, calls = sample_run.measure_blocks, iter(range(10_000))
+
+    def timed(*args: Any, **options: Any) -> Any:
+        times, checks = measure(*args, **options)
+        ms = slowness(next(calls))
+        arrays = {field.name: getattr(times, field.name) * 0 + ms for field in fields(times) if field.name != "top_ks"}
+        return replace(times, **arrays), checks
+
+    return timed
+
+
+def run(knobs, monkeypatch, slowness: Callable[[int], float]) -> tuple[SampleRunner, list[SampleResult]]:
+    """Runs the samples with durations as given; prompts all count as alike."""
+    monkeypatch.setattr(sample_run, "measure_blocks", constant_times(slowness))
+    monkeypatch.setattr(sample_run, "_alike", lambda prompt: prompt.vision_tokens)
+    runner = SampleRunner(knobs, MeasureConfig(runs=1, checks_per_tiling=1), Ledger(), pace=Pace())
+    return runner, [runner.run(sample) for sample in easy_samples(SAMPLES)]
+
+
+def vision_ms(result: SampleResult) -> set[float]:
+    return {row.latency.vision_ms for row in result.settings}
+
+
+@pytest.fixture
+def tilings(knobs):
+    """Prompts of every sample: its tiers give so many different images."""
+    sample = easy_samples(1)[0]
+    rgb = knobs.pixels(sample)
+    return len({knobs.tiling(rgb, tier) for tier in knobs.space.tiers})
+
+
+def in_spell(call: int, tilings: int) -> bool:
+    return call // tilings == IN_SPELL
+
+
+def test_rows_of_a_slow_spell_get_the_later_timing(knobs, monkeypatch, tilings):
+    runner, results = run(knobs, monkeypatch, lambda call: 9.0 if in_spell(call, tilings) else 1.0)
+    assert vision_ms(results[IN_SPELL]) == {9.0}
+    before = [[row.latency for row in result.settings] for result in results]
+    runner.retake_slowed()
+    assert runner.ledger.counts["timings_retaken"] == tilings
+    for place, result in enumerate(results):
+        assert vision_ms(result) == {1.0}
+        same = [row.latency for row in result.settings] == before[place]
+        assert same is (place != IN_SPELL)
+    assert len(results[IN_SPELL].checks) == tilings
+
+
+def test_a_later_timing_that_is_slower_is_not_kept(knobs, monkeypatch, tilings):
+    slow_from = SAMPLES * tilings
+    runner, results = run(
+        knobs, monkeypatch, lambda call: 20.0 if call >= slow_from else 9.0 if in_spell(call, tilings) else 1.0
+    )
+    runner.retake_slowed()
+    assert vision_ms(results[IN_SPELL]) == {9.0}
+    assert runner.ledger.counts["timings_retaken"] == sample_run.RETAKES * tilings
+
+
+def test_no_timing_is_taken_again_on_a_steady_machine(knobs, monkeypatch):
+    runner, results = run(knobs, monkeypatch, lambda _: 2.0)
+    runner.retake_slowed()
+    assert runner.ledger.counts["timings_retaken"] == 0
+    assert {ms for result in results for ms in vision_ms(result)} == {2.0}
