@@ -76,6 +76,25 @@ def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+class SampleCounts(click.ParamType):
+    """N, for each dataset, or NAME=N for some of them: `200`, `easy_vqa=100,small_print=400`."""
+
+    name = "N|NAME=N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value  # converted before
+        if "=" not in value:
+            return self._count(value, param, ctx)
+        named = pairs("--samples", tuple(item.strip() for item in value.split(",")))
+        return {name: self._count(number, param, ctx) for name, number in named.items()}
+
+    def _count(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            self.fail(f"{text!r} is not a number of samples", param, ctx)
+        return int(text)
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that runs the model."""
     for option in (
@@ -99,7 +118,9 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--seed", default=42, show_default=True, help="Of the samples, the pilot and the budget encoder."),
         click.option(
-            "--samples", type=click.IntRange(1), help="Samples of each dataset, drawn by seed.  [default: all]"
+            "--samples",
+            type=SampleCounts(),
+            help="Samples of each dataset, or of some by name, drawn by seed.  [default: all]",
         ),
         click.option(
             "--dataset", "datasets", multiple=True, metavar="NAME[=PATH]", help="A known dataset, or your own file."

@@ -21,7 +21,7 @@ class PrecomputeConfig:
     model: str  # bundled name, checkpoint directory or hub id
     datasets: tuple[str, ...]  # NAME, or NAME=SOURCE for other files
     out: Path
-    samples: int | None = None  # per dataset; None: all
+    samples: int | Mapping[str, int] | None = None  # of each dataset, or of some by name; None, or no name: all
     revision: str | None = None
     device: str = "cuda"
     dtype: str = "auto"
@@ -62,7 +62,13 @@ class PrecomputeConfig:
         for name in ("runs", "part_samples", "importance_samples", "workers"):
             if getattr(self, name) < 1:
                 raise KnobctlError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for option, named in (("metric", self.metrics), ("token limit", self.max_new_tokens)):
+        counts = self.samples if isinstance(self.samples, Mapping) else {}
+        named_options = (
+            ("metric", self.metrics),
+            ("token limit", self.max_new_tokens),
+            ("number of samples", counts),
+        )
+        for option, named in named_options:
             unknown = set(named) - set(self.dataset_names)
             if unknown:
                 raise KnobctlError(f"a {option} was given for {sorted(unknown)[0]!r}, which is no dataset of this run.")
@@ -77,6 +83,10 @@ class PrecomputeConfig:
                 f"shard {self.shard} needs the budgets and importance scores of the first one: name the directory that "
                 f"`--shard 0/{self.shard.count}` writes with --like DIR (its run.json is enough)."
             )
+
+    def samples_of(self, dataset: str) -> int | None:
+        """Returns how many samples of a dataset are drawn at most; None: all."""
+        return self.samples.get(dataset) if isinstance(self.samples, Mapping) else self.samples
 
     @property
     def dataset_names(self) -> tuple[str, ...]:

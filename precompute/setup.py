@@ -80,7 +80,7 @@ def load_inputs(config: PrecomputeConfig) -> Inputs:
             root=config.data_root,
             source=source or None,
             images=config.images,
-            limit=config.samples,
+            limit=config.samples_of(name),
             seed=config.seed,
             metric=config.metrics.get(name),
             max_new_tokens=config.max_new_tokens.get(name),

@@ -54,6 +54,7 @@ PRECOMPUTE = ("precompute", "--device", "cpu", "--samples", 5)
         (("--model", "nano", "--dataset", "easy_vqa", "--latency-mode", "guess"), ("guess", "blockwise")),
         (("--model", "nano", "--dataset", "easy_vqa", "--importance", "/no/such.json"), ("/no/such.json",)),
         (("--model", "nano", "--dataset", "easy_vqa", "--shard", "3/2"), ("3/2",)),
+        (("--model", "nano", "--dataset", "easy_vqa", "--samples", "small_print=3"), ("small_print", "samples")),
     ],
 )
 def test_what_precompute_cannot_run_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]):
@@ -82,6 +83,10 @@ def test_importance_for_another_number_of_blocks_is_refused(tmp_path: Path):
         ("precompute", "--out", "x"),
         ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--shard", "a/b"),
         ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--metric", "vqa_simple"),
+        ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--samples", "0"),
+        ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--samples", "easy_vqa=0"),
+        ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--samples", "easy_vqa=2,3"),
+        ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--out", "x", "--samples", "many"),
         ("train", "x"),
         ("train", "x", "--out", "y", "--seed", "1", "--seeds", "1,2"),
         ("validate", "x", "--cache", "y", "--budgets", "soon"),

@@ -302,3 +302,14 @@ def test_the_forecast_names_phases_disk_and_memory(config, tmp_path):
     assert report["disk_bytes"] > 12 * 2 * 2 * 16 * 16 * 2  # the tokens alone
     assert report["peak_memory_bytes"]["process"] > 1 << 20
     assert report["standard_error"]["easy_vqa"]["all"] == pytest.approx(0.5 / 12**0.5)
+
+
+def test_samples_are_counted_for_each_dataset_or_by_name(config):
+    def drawn(samples) -> dict[str, int]:
+        inputs = load_inputs(dataclasses.replace(config, datasets=("easy_vqa", "small_print"), samples=samples))
+        return {one.name: len(one.samples) for one in inputs.sets}
+
+    assert drawn(4) == {"easy_vqa": 4, "small_print": 4}
+    assert drawn({"easy_vqa": 3, "small_print": 5}) == {"easy_vqa": 3, "small_print": 5}
+    assert config.samples_of("easy_vqa") == 12
+    assert dataclasses.replace(config, samples={"easy_vqa": 3}).samples_of("small_print") is None
