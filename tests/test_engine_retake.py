@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from knobctl.precompute import sample_run
+from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.ledger import Ledger
 from knobctl.precompute.pace import Pace
+from knobctl.precompute.run import precompute
 from knobctl.precompute.sample_run import MeasureConfig, SampleResult, SampleRunner
 
 from .engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
@@ -20,9 +24,13 @@ IN_SPELL = 10  # the sample that is timed while the machine is slow, behind enou
 
 
 @pytest.fixture(scope="module")
-def knobs(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-    return tiny_knobs(directory, space=SMALL_SPACE)
+def model_dir(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+
+
+@pytest.fixture(scope="module")
+def knobs(model_dir):
+    return tiny_knobs(model_dir, space=SMALL_SPACE)
 
 
 def constant_times(slowness: Callable[[int], float]) -> Callable[..., Any]:
@@ -38,10 +46,14 @@ def constant_times(slowness: Callable[[int], float]) -> Callable[..., Any]:
     return timed
 
 
-def run(knobs, monkeypatch, slowness: Callable[[int], float]) -> tuple[SampleRunner, list[SampleResult]]:
-    """Runs the samples with durations as given; prompts all count as alike."""
+def slow_at_times(monkeypatch, slowness: Callable[[int], float]) -> None:
+    """Durations are as given, and prompts all count as alike."""
     monkeypatch.setattr(sample_run, "measure_blocks", constant_times(slowness))
     monkeypatch.setattr(sample_run, "_alike", lambda prompt: prompt.vision_tokens)
+
+
+def run(knobs, monkeypatch, slowness: Callable[[int], float]) -> tuple[SampleRunner, list[SampleResult]]:
+    slow_at_times(monkeypatch, slowness)
     runner = SampleRunner(knobs, MeasureConfig(runs=1, checks_per_tiling=1), Ledger(), pace=Pace())
     return runner, [runner.run(sample) for sample in easy_samples(SAMPLES)]
 
@@ -90,3 +102,24 @@ def test_no_timing_is_taken_again_on_a_steady_machine(knobs, monkeypatch):
     runner.retake_slowed()
     assert runner.ledger.counts["timings_retaken"] == 0
     assert {ms for result in results for ms in vision_ms(result)} == {2.0}
+
+
+def test_a_run_remembers_over_its_parts_and_writes_the_later_timing(model_dir, monkeypatch, tilings, tmp_path):
+    slow_at_times(monkeypatch, lambda call: 9.0 if in_spell(call, tilings) else 1.0)
+    config = PrecomputeConfig(
+        model=str(model_dir),
+        datasets=("easy_vqa",),
+        out=tmp_path / "cache",
+        samples=SAMPLES,
+        device="cpu",
+        space=SMALL_SPACE,
+        runs=1,
+        importance_samples=5,
+        max_new_tokens={"easy_vqa": 3},
+        part_samples=3,
+    )
+    report = precompute(config)
+    assert report["execution"]["counts"]["timings_retaken"] == tilings
+    written = pl.read_parquet(tmp_path / "cache" / "outcomes" / "*.parquet")
+    assert written["sample_id"].n_unique() == SAMPLES
+    assert set(written["vision_ms"]) == {1.0}
