@@ -54,7 +54,10 @@ PRECOMPUTE = ("precompute", "--device", "cpu", "--samples", 5)
         (("--model", "nano", "--dataset", "easy_vqa", "--latency-mode", "guess"), ("guess", "blockwise")),
         (("--model", "nano", "--dataset", "easy_vqa", "--importance", "/no/such.json"), ("/no/such.json",)),
         (("--model", "nano", "--dataset", "easy_vqa", "--shard", "3/2"), ("3/2",)),
-        (("--model", "nano", "--dataset", "easy_vqa", "--samples", "small_print=3"), ("small_print", "samples")),
+        (
+            ("--model", "nano", "--dataset", "easy_vqa", "--samples", "easy_vqa=2,small_print=3"),
+            ("small_print", "samples"),
+        ),
     ],
 )
 def test_what_precompute_cannot_run_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]):
