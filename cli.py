@@ -10,7 +10,6 @@ import click
 from . import __version__
 from .cli_options import (
     PATH,
-    REWARD_WEIGHTS,
     KnobctlGroup,
     dataset_options,
     emit,
@@ -20,9 +19,12 @@ from .cli_options import (
     numbers,
     pairs,
     progress,
+    report_arguments,
     report_options,
     shard,
+    split_option,
     token_limits,
+    training_config,
     training_options,
     whole_numbers,
 )
@@ -241,22 +243,15 @@ def merge(shards: tuple[Path, ...], out: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("cache", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Checkpoint directory to write; one per seed below it.")
-@click.option("--recipe", default="tuned", show_default=True, help="tuned, or classic: the original's values.")
 @click.option("--seed", type=int, help="Same cache and seed, same controllers.  [default: 42]")
 @click.option("--seeds", default="", help="Several seeds, trained side by side: 0,1,2")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never been stopped.")
 @training_options
-@click.option(
-    "--train-budget-encoder",
-    is_flag=True,
-    default=None,
-    help="Let Stage1's copy of the budget encoder learn; the copy behind the latency tokens stays as cached.",
-)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="More only where cores idle.")
+@click.option("--log-interval", type=int, help="Steps between lines of the log.")
 @click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard (pip install 'knobctl[logging]').")
 @click.option("--wandb-project", help="Also log to this Weights & Biases project (knobctl[logging]).")
 @json_option
-def train(cache: Path, out: Path, recipe: str, threads: int, as_json: bool, **options: Any) -> None:
+def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -> None:
     """Train Stage1 and Stage2 with GRPO, by replay from CACHE.
 
     \b
@@ -265,23 +260,13 @@ def train(cache: Path, out: Path, recipe: str, threads: int, as_json: bool, **op
     """
     from .data.render import render_sections
     from .precompute.threads import num_threads
-    from .replay.recipes import recipe as make
-    from .replay.reward import RewardWeights
     from .replay.train import train_controllers
 
-    weights = {name: options.pop(f"reward_{name}") for name in REWARD_WEIGHTS}
-    given = {name: value for name, value in weights.items() if value is not None}
-    seeds = whole_numbers("--seeds", options.pop("seeds"))
-    seed = options.pop("seed")
+    seeds, seed = whole_numbers("--seeds", options["seeds"]), options["seed"]
     if seeds and seed is not None:
         raise click.UsageError("give --seed or --seeds, not both.")
-    how = {name: options.pop(name) for name in ("resume", "tensorboard", "wandb_project")}
-    config = make(
-        recipe,
-        seeds=seeds or (None if seed is None else (seed,)),
-        reward_weights=RewardWeights(**given) if given else None,
-        **options,
-    )
+    how = {name: options[name] for name in ("resume", "tensorboard", "wandb_project")}
+    config = training_config(seeds or (() if seed is None else (seed,)), options)
     with progress("epochs") as advance, num_threads(threads):
         report = train_controllers(cache, out, config, **how, say=log, progress=advance)
     emit(report.to_dict(), as_json, lambda record: render_sections(str(out), record))
@@ -290,6 +275,7 @@ def train(cache: Path, out: Path, recipe: str, threads: int, as_json: bool, **op
 @main.command()
 @click.argument("controllers")
 @click.option("--cache", type=PATH, required=True, help="The cache to report on.")
+@split_option
 @report_options
 @click.option("--guard", is_flag=True, help="Replace choices that should miss the budget; shown beside the plain ones.")
 @click.option("--choices", type=PATH, help="Write every decision there, as Parquet.")
@@ -323,13 +309,9 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
             controllers,
             cache,
             split=options["split"],
-            budgets_ms=numbers("--budgets", options["budgets"]),
             guard=options["guard"],
             choices_out=options["choices"],
-            seed=options["seed"],
-            baselines=options["baselines"] or None,
-            with_ablations=options["ablations"],
-            resamples=options["resamples"],
+            **report_arguments(options),
             executor_factory=factory,
             live_samples=options["live_samples"],
             live_budgets_ms=numbers("--live-budgets", options["live_budgets"]),
@@ -341,6 +323,7 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
 @main.command()
 @click.argument("cache", type=PATH)
 @click.argument("controllers", nargs=-1)
+@split_option
 @report_options
 @json_option
 def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -351,16 +334,39 @@ def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options:
     from .replay.evaluation.compare import compare as run
     from .replay.evaluation.render import render_report
 
-    report = run(
-        cache,
-        controllers,
-        split=options["split"],
-        budgets_ms=numbers("--budgets", options["budgets"]),
-        baselines=options["baselines"] or None,
-        with_ablations=options["ablations"],
-        resamples=options["resamples"],
-        seed=options["seed"],
-    )
+    report = run(cache, controllers, split=options["split"], **report_arguments(options))
+    emit(report.to_dict(), as_json, render_report)
+
+
+@main.command("cross-validate")
+@click.argument("cache", type=PATH)
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Each is tested once.")
+@click.option("--fold-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the division into folds.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Controllers of each fold, trained side by side.")
+@report_options
+@training_options
+@json_option
+def cross_validate(cache: Path, seeds: str, threads: int, as_json: bool, **options: Any) -> None:
+    """Train on every fold's other images and report on all samples of CACHE, each tested by what has not seen it.
+
+    A small held-out split may not tell policies apart; this tests on five times as many. It writes no controllers.
+
+    knobctl cross-validate runs/cache --baseline table --baseline neighbours
+    """
+    from .precompute.threads import num_threads
+    from .replay.cross_validate import cross_validate as run
+    from .replay.evaluation.render import render_report
+
+    config = training_config(whole_numbers("--seeds", seeds), options)
+    with progress("epochs") as advance, num_threads(threads):
+        report = run(
+            cache,
+            config,
+            folds=options["folds"],
+            fold_seed=options["fold_seed"],
+            **report_arguments(options),
+            progress=advance,
+        )
     emit(report.to_dict(), as_json, render_report)
 
 

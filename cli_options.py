@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .data.errors import KnobctlError
+
+if TYPE_CHECKING:
+    from .replay.recipes import TrainConfig
 
 PATH = click.Path(path_type=Path)
 
@@ -151,7 +154,6 @@ TRAINING: tuple[tuple[str, Any, str], ...] = (
     ("ema_decay", float, "Decay of the running mean of the weights that is selected and saved; 0: the weights."),
     ("evaluations", int, "Greedy evaluations on val; the best is kept."),
     ("patience", int, "Evaluations without a better one before a seed stops."),
-    ("log_interval", int, "Steps between lines of the log."),
     ("device", str, "cpu or cuda."),
 )
 REWARD_WEIGHTS = {
@@ -164,12 +166,47 @@ REWARD_WEIGHTS = {
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Every setting of training and every weight of the reward."""
+    """The recipe, every setting of training that may differ from it, and every weight of the reward."""
+    threads = click.IntRange(1)
+    for option in (
+        click.option("--threads", type=threads, default=1, show_default=True, help="More only where cores idle."),
+        click.option(
+            "--train-budget-encoder",
+            is_flag=True,
+            default=None,
+            help="Let Stage1's copy of the budget encoder learn; the copy behind the latency tokens stays as cached.",
+        ),
+    ):
+        command = option(command)
     for name, what in reversed(REWARD_WEIGHTS.items()):
         command = click.option(f"--reward-{name}", type=float, help=f"Weight of {what} in the reward.")(command)
     for name, kind, what in reversed(TRAINING):
         command = click.option(f"--{name.replace('_', '-')}", type=kind, help=what)(command)
-    return command
+    what = "tuned, or classic: the original's values."
+    return click.option("--recipe", default="tuned", show_default=True, help=what)(command)
+
+
+def training_config(seeds: tuple[int, ...], options: dict[str, Any]) -> TrainConfig:
+    """Returns the recipe with the settings that `training_options` were given; no seeds: the recipe's own."""
+    from .replay.recipes import recipe
+    from .replay.reward import RewardWeights
+
+    weights = {name: options[f"reward_{name}"] for name in REWARD_WEIGHTS}
+    given = {name: value for name, value in weights.items() if value is not None}
+    return recipe(
+        options["recipe"],
+        seeds=seeds or None,
+        reward_weights=RewardWeights(**given) if given else None,
+        train_budget_encoder=options["train_budget_encoder"],
+        log_interval=options.get("log_interval"),  # only where there is a log
+        **{name: options[name] for name, _, _ in TRAINING},
+    )
+
+
+def split_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The split that a report is about."""
+    choice = click.Choice(["train", "val", "test"])
+    return click.option("--split", default="test", show_default=True, type=choice)(command)
 
 
 def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -192,10 +229,20 @@ def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ablations", is_flag=True, help="Also Stage1 alone, Stage2 alone, each knob alone."),
         click.option("--baseline", "baselines", multiple=True, help="Baselines to report.  [default: the usual ones]"),
         click.option("--budgets", default="", help="Budgets of the cache's grid, in ms: 40,80  [default: all]"),
-        click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"])),
     ):
         command = option(command)
     return command
+
+
+def report_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `report_options` were given, by the names of the functions that report."""
+    return {
+        "budgets_ms": numbers("--budgets", options["budgets"]),
+        "baselines": options["baselines"] or None,
+        "with_ablations": options["ablations"],
+        "resamples": options["resamples"],
+        "seed": options["seed"],
+    }
 
 
 def numbers(option: str, text: str) -> list[float] | None:

@@ -186,7 +186,7 @@ def _train(
 
     while not trainer.done:
         trainer.run_epoch(write)
-        if trainer.epoch % trainer.eval_every == 0 or trainer.epoch == trainer.epochs:
+        if trainer.evaluation_due:
             _evaluate(trainer, metrics)
         if trainer.done or time.monotonic() - saved_at > SAVE_EVERY_S:
             metrics.flush()

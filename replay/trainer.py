@@ -114,6 +114,11 @@ class Trainer:
     def done(self) -> bool:
         return self.epoch >= self.epochs or bool(self.stopped_N.all())
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the epoch that ended last is one after which `evaluate` selects."""
+        return self.epoch % self.eval_every == 0 or self.epoch == self.epochs
+
     def run_epoch(self, on_log: Callable[[StepLog], None] | None = None) -> None:
         """Takes every training sample once, each with one budget, in batches of `batch_size`."""
         config, train = self.config, self.inputs["train"]

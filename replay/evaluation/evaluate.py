@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,15 +77,20 @@ def evaluate(
         *hole_warnings(table, split),
         *(token_warnings(table, split) if any(uses_latency_token(policy) for policy in policies) else []),
     ]
+    report.cache = cache_record(cache)
+    return report
+
+
+def cache_record(cache: Cache) -> dict[str, Any]:
+    """What a report says of the cache that it is about."""
     manifest = cache.manifest
-    report.cache = {
+    return {
         "path": str(cache.path),
         "fingerprint": cache.fingerprint,
         "model": manifest.model_name,
         "latency_mode": manifest.latency_mode,
         "device": manifest.device,
     }
-    return report
 
 
 def measure(

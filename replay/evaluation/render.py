@@ -60,8 +60,11 @@ def _heading(record: Record) -> Text:
     confidence = f"{100 * record['bootstrap']['confidence']:g} %"
     device = cache.get("device") or {}
     made_on = f", latencies of {device['name']}" if device.get("name") else ""
+    tested = f"{record['split']} split"
+    if record["folds"]:
+        tested = f"cross-validated in {record['folds']} folds, each tested by what was fitted on others"
     lines = [
-        f"{record['split']} split: {record['n_samples']} samples of {record['n_clusters']} "
+        f"{tested}: {record['n_samples']} samples of {record['n_clusters']} "
         f"{'images' if record['cluster_by'] == 'image_id' else 'samples (no image ids)'}, "
         f"{len(record['budgets_ms'])} budgets from {min(record['budgets_ms']):g} to {max(record['budgets_ms']):g} ms"
         f"{made_on}",

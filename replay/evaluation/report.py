@@ -96,7 +96,7 @@ class Decisions:
 
 @dataclass
 class EvaluationReport:
-    """The report of `validate` and `compare`."""
+    """The report of `validate`, `compare` and `cross-validate`."""
 
     split: str
     n_samples: int
@@ -119,6 +119,7 @@ class EvaluationReport:
     guard: dict[str, Any] | None = None
     live: dict[str, Any] | None = None
     choices_path: str | None = None
+    folds: int | None = None  # of a cross-validation; None where one split was held out
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report, ready for JSON: undefined figures are null, never NaN."""
@@ -126,6 +127,7 @@ class EvaluationReport:
             "cache": self.cache,
             "controllers": self.controllers,
             "split": self.split,
+            "folds": self.folds,
             "n_samples": self.n_samples,
             "n_clusters": self.n_clusters,
             "cluster_by": self.cluster_by,

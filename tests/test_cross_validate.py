@@ -1,0 +1,171 @@
+"""Cross-validation: every sample tested once, by what has seen neither it nor another sample of its image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from make_cache import make_cache
+from replay_cases import encoder_for, small_generated, tables_of
+
+from knobctl.cli import main
+from knobctl.data.errors import CacheError, KnobctlError
+from knobctl.data.generated_cache import write_generated
+from knobctl.replay.baselines.reward_table import RewardTable
+from knobctl.replay.cross_validate import FoldResult, cross_validate, fold_policies, fold_splits, pooled, start_warnings
+from knobctl.replay.evaluation.decide import decide
+from knobctl.replay.evaluation.render import render_report
+from knobctl.replay.recipes import recipe
+from knobctl.replay.reward import RewardWeights
+
+QUICK = recipe("tuned", seeds=(0, 1), epochs=2, min_steps=4, warm_start_steps=5)
+BASELINES = ("table", "neighbours", "neighbours_token", "oracle")
+
+
+def test_every_sample_is_tested_once_and_no_image_is_on_two_sides():
+    rng = np.random.default_rng(0)
+    cluster_S = rng.integers(0, 40, size=300)
+    sample_N = np.flatnonzero(rng.random(300) < 0.9)
+    splits = fold_splits(cluster_S, sample_N, 5, 0)
+    assert sorted(np.concatenate([split["test"] for split in splits])) == sample_N.tolist()
+    for split in splits:
+        assert sorted(np.concatenate(list(split.values()))) == sample_N.tolist()
+        images = [set(cluster_S[rows]) for rows in split.values()]
+        assert [len(found) for found in images] == [28, 4, 8]  # of 40: 70, 10 and 20 %
+        assert len(set.union(*images)) == 40
+    again, other = fold_splits(cluster_S, sample_N, 5, 0), fold_splits(cluster_S, sample_N, 5, 1)
+    assert all((one["test"] == two["test"]).all() for one, two in zip(splits, again, strict=True))
+    assert set(other[0]["test"]) != set(splits[0]["test"])
+
+
+def test_two_folds_train_on_the_other_half_of_the_samples_that_do_not_select():
+    splits = fold_splits(np.arange(8), np.arange(8), 2, 3)
+    assert [[len(rows) for rows in split.values()] for split in splits] == [[2, 2, 4]] * 2
+
+
+def test_too_few_images_or_folds_are_named():
+    with pytest.raises(KnobctlError, match=r"--folds is 1: at least 2"):
+        fold_splits(np.arange(9), np.arange(9), 1, 0)
+    with pytest.raises(KnobctlError, match=r"9 images are too few for 5 folds.*give --folds 4 or fewer$"):
+        fold_splits(np.arange(9), np.arange(9), 5, 0)
+    with pytest.raises(KnobctlError, match=r"3 images .* at least 4 images"):
+        fold_splits(np.arange(3), np.arange(3), 5, 0)
+
+
+def test_nothing_of_the_test_fold_reaches_what_is_fitted():
+    """Half of the test samples get other outcomes, features and tokens: the other half's settings stay."""
+    tables = tables_of(small_generated())
+    splits = fold_splits(tables.cluster_S, np.arange(len(tables.sample_ids)), 4, 0)[0]
+    changed, kept = np.array_split(splits["test"], 2)
+    accuracy_SX, latency_ms_SX = tables.accuracy_SX.clone(), tables.latency_ms_SX.clone()
+    feature_SD, token_STPMD = tables.language_feature_SD.clone(), tables.token_STPMD.copy()
+    accuracy_SX[changed] = 1.0 - accuracy_SX[changed]
+    latency_ms_SX[changed] *= 7.0
+    feature_SD[changed] += 3.0
+    token_STPMD[changed] += 3.0
+    other = replace(
+        tables,
+        accuracy_SX=accuracy_SX,
+        latency_ms_SX=latency_ms_SX,
+        language_feature_SD=feature_SD,
+        token_STPMD=token_STPMD,
+    )
+
+    def chosen(tables) -> dict[str, np.ndarray]:
+        table = RewardTable(tables.with_splits(splits), ("one",) * len(tables.sample_ids), RewardWeights())
+        how = {"where": "here", "baselines": BASELINES, "with_ablations": True, "seed": 0}
+        policies, _ = fold_policies(table, encoder_for(tables), QUICK, **how, progress=None)
+        return {policy.name: decide(policy, table, kept, range(3)) for policy in policies}
+
+    before, after = chosen(tables), chosen(other)
+    assert {"seed-0", "seed-1", "seed-0:stage1_only", *BASELINES} <= set(before)
+    for name, setting_NM in before.items():
+        np.testing.assert_array_equal(setting_NM, after[name], err_msg=name)
+
+
+def test_the_report_pools_what_each_fold_chose(tmp_path: Path):
+    write_generated(small_generated(), tmp_path / "cache")
+    seen: list[tuple[int, int]] = []
+    report = cross_validate(
+        tmp_path / "cache",
+        QUICK,
+        folds=4,
+        baselines=BASELINES,
+        resamples=50,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (report.folds, report.split, report.n_samples) == (4, "all", 200)
+    assert report.subjects == ("seed-0", "seed-1")
+    assert list(report.policies) == ["seed-0", "seed-1", *BASELINES]
+    assert seen == sorted(seen)
+    assert seen[-1] == (16, 16)  # 4 epochs for the least number of steps, in 4 folds
+    for versus in ("table", "neighbours", "neighbours_token"):
+        assert report.compared("seed-0", versus) is not None
+    record = json.loads(report.to_json())
+    folds = record["controllers"]["seed-1"]["folds"]
+    assert [fold["samples"] for fold in folds] == [{"train": 125, "val": 25, "test": 50}] * 4
+    assert record["controllers"]["seed-1"]["settings"]["fold_seed"] == 0
+    # The oracle has each sample's best, whatever the fold; the table a setting per budget and fold.
+    table = report.decisions.table
+    best = [table.reward_BX(np.arange(200), np.full(200, budget)).max(axis=1).mean() for budget in table.budgets_ms_M]
+    assert report.policies["oracle"].overall.metrics["reward"].value == pytest.approx(float(np.mean(best)), abs=1e-6)
+    assert all(len(np.unique(column)) <= 4 for column in report.decisions.chosen["table"].T)
+    assert "cross-validated in 4 folds, each tested by what was fitted on others: 200 samples" in str(
+        render_report(report).renderables[0]
+    )
+    again = cross_validate(tmp_path / "cache", QUICK, folds=4, baselines=BASELINES, resamples=50)
+    assert again.to_dict() == report.to_dict()
+
+
+def test_settings_are_pooled_in_the_samples_order():
+    results = [
+        FoldResult(np.array([7, 3]), {"a": np.array([[1, 2], [3, 4]])}, {}),
+        FoldResult(np.array([5]), {"a": np.array([[9, 9]])}, {}),
+    ]
+    assert pooled(results, np.array([3, 5, 7]))["a"].tolist() == [[3, 4], [9, 9], [1, 2]]
+    with pytest.raises(AssertionError, match="every sample"):
+        pooled(results, np.array([3, 5, 6, 7]))
+
+
+def test_folds_that_learned_nothing_are_counted():
+    rows = np.zeros((1, 1), dtype=np.int64)
+    ends = [{"a": {"best_epoch": 0}, "b": {"best_epoch": 3}}, {"a": {"best_epoch": 9}, "b": {"best_epoch": 3}}]
+    said = start_warnings([FoldResult(np.array([place]), {"a": rows}, end) for place, end in enumerate(ends)])
+    assert len(said) == 1
+    assert said[0].startswith("a: in 1 of 2 folds nothing learned")
+
+
+def test_a_mistaken_baseline_is_named_before_anything_is_trained(tmp_path: Path):
+    make_cache(tmp_path / "cache", samples=30)
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(KnobctlError, match="unknown baselines"):
+        cross_validate(tmp_path / "cache", QUICK, baselines=["tables"], progress=lambda *done: seen.append(done))
+    assert not seen
+
+
+def test_a_cache_without_tokens_says_so_before_anything_is_trained(tmp_path: Path):
+    make_cache(tmp_path / "cache", samples=30, tokens=False)
+    with pytest.raises(CacheError, match=r"fold 1 of 5 of cache .* has no latency tokens"):
+        cross_validate(tmp_path / "cache", QUICK)
+
+
+def test_the_command_prints_one_report(tmp_path: Path):
+    cache = make_cache(tmp_path / "cache", samples=40)
+    words = ["cross-validate", str(cache), "--folds", "2", "--seeds", "5", "--epochs", "1", "--resamples", "20"]
+    result = CliRunner().invoke(main, [*words, "--json", "--estimator", "exact", "--reward-alpha", "2"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["folds"], record["subjects"]) == (2, ["controllers"])
+    assert record["controllers"]["controllers"]["settings"]["seeds"] == [5]
+    assert record["controllers"]["controllers"]["settings"]["estimator"] == "exact"
+    assert record["reward_weights"]["alpha"] == 2.0
+    shown = CliRunner().invoke(main, [*words, "--baseline", "table"])
+    assert "controllers" in shown.stdout
+    assert "budget-only table" in shown.stdout
+    refused = CliRunner().invoke(main, ["cross-validate", str(cache), "--folds", "999"])
+    assert refused.exit_code == 1
+    assert "too few for 999 folds" in refused.stderr
