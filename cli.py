@@ -266,7 +266,7 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
     if seeds and seed is not None:
         raise click.UsageError("give --seed or --seeds, not both.")
     how = {name: options[name] for name in ("resume", "tensorboard", "wandb_project")}
-    config = training_config(seeds or (() if seed is None else (seed,)), options)
+    config = training_config(seeds or (None if seed is None else (seed,)), options)
     with progress("epochs") as advance, num_threads(threads):
         report = train_controllers(cache, out, config, **how, say=log, progress=advance)
     emit(report.to_dict(), as_json, lambda record: render_sections(str(out), record))

@@ -186,8 +186,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--recipe", default="tuned", show_default=True, help=what)(command)
 
 
-def training_config(seeds: tuple[int, ...], options: dict[str, Any]) -> TrainConfig:
-    """Returns the recipe with the settings that `training_options` were given; no seeds: the recipe's own."""
+def training_config(seeds: tuple[int, ...] | None, options: dict[str, Any]) -> TrainConfig:
+    """Returns the recipe with the settings that `training_options` were given; None for seeds: the recipe's own."""
     from .replay.recipes import recipe
     from .replay.reward import RewardWeights
 
@@ -195,7 +195,7 @@ def training_config(seeds: tuple[int, ...], options: dict[str, Any]) -> TrainCon
     given = {name: value for name, value in weights.items() if value is not None}
     return recipe(
         options["recipe"],
-        seeds=seeds or None,
+        seeds=seeds,
         reward_weights=RewardWeights(**given) if given else None,
         train_budget_encoder=options["train_budget_encoder"],
         log_interval=options.get("log_interval"),  # only where there is a log

@@ -24,16 +24,16 @@ from .baselines.ablations import ablations
 from .baselines.lookup import BudgetTable
 from .baselines.registry import DEFAULT_BASELINES, build_baselines
 from .baselines.reward_table import RewardTable
-from .bundle import make_bundle
+from .bundle import make_bundle, require_trainable
 from .evaluation.bootstrap import DEFAULT_RESAMPLES
 from .evaluation.decide import decide
-from .evaluation.evaluate import cache_record, clustering, hole_warnings, measure, split_samples, token_warnings
+from .evaluation.evaluate import cache_record, clustering, hole_warnings, measure, token_warnings
 from .evaluation.report import EvaluationReport
 from .evaluation.stats import Problem, latency_runs
 from .fit_bases import fold_of_samples
 from .recipes import TrainConfig
 from .tables import ReplayTables, budget_encoder_for
-from .train import controllers_of
+from .train import check_device, controllers_of
 from .trainer import Trainer
 
 ALL = "all"  # the split of the report: every sample that has outcomes
@@ -60,10 +60,12 @@ def fold_splits(
     if folds < 2:
         raise KnobctlError(f"--folds is {folds}: at least 2 are needed, one to test and one to train on")
     images = len(np.unique(cluster_S[sample_N]))
+    if images < 4:
+        raise KnobctlError(f"cross-validation needs at least 4 images with outcomes, and the cache has {images}")
     if images < 2 * folds:
         raise KnobctlError(
             f"{images} images are too few for {folds} folds, each of which needs one to test and one to select on: "
-            f"give --folds {images // 2} or fewer" + ("" if images >= 4 else ", which takes at least 4 images")
+            f"give --folds {images // 2} or fewer"
         )
     half_N = fold_of_samples(cluster_S[sample_N], 2 * folds, fold_seed)
     splits = []
@@ -100,13 +102,17 @@ def cross_validate(
     Raises:
         KnobctlError: too few images, or a cache that cannot train controllers.
     """
+    check_device(config.device)
     cache = open_cache(Path(cache_path))
     tables = ReplayTables.from_cache(cache)
     rows = np.sort(np.concatenate([tables.indices(split) for split in ("train", "val", "test")]))
+    require_trainable(tables.with_splits({"train": rows}), f"cache {cache_path}")
     table = RewardTable(
         tables.with_splits({ALL: rows}), tuple(cache.samples["dataset"].to_list()), config.reward_weights
     )
-    sample_N = split_samples(table, ALL)
+    sample_N = table.indices(ALL)
+    if not len(sample_N):
+        raise KnobctlError(f"cache {cache_path} has no outcome with both accuracy and latency: nothing can be tested")
     budget_M = tuple(sorted(set(table.budget_rows(budgets_ms or table.budgets_ms_M).tolist())))
     encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
     results = []

@@ -99,7 +99,7 @@ class TrainConfig:
         _require(all(0 <= seed < 2**63 for seed in self.seeds), "seeds must be whole numbers, not negative")
         _require(self.advantage_clip is None or self.advantage_clip > 0, "advantage_clip must be above 0")
         single = len(self.seeds) == 1 or not self.train_budget_encoder
-        _require(single, "train_budget_encoder takes one seed at a time")
+        _require(single, "train_budget_encoder takes one seed at a time: give one")
         on_policy = self.estimator == "grpo" or (self.num_iterations == 1 and self.beta == 0)
         _require(on_policy, "num_iterations and beta belong to the grpo estimator: the exact one draws nothing")
 

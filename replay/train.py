@@ -127,7 +127,7 @@ def train_tables(
     reading_s: float = 0.0,
 ) -> TrainReport:
     """As `train_controllers`, from tables already in memory."""
-    _check_device(config.device)
+    check_device(config.device)
     _check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     with DirectoryLock(out):
@@ -289,7 +289,8 @@ def table_and_oracle(train: ReplayInputs, val: ReplayInputs, grid: ChoiceGrid) -
     return table, oracle
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises KnobctlError for a device that training cannot have here."""
     try:
         kind = torch.device(device).type
     except RuntimeError as cause:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from evaluation_cases import write_array_cache
 from make_cache import make_cache
 from replay_cases import encoder_for, small_generated, tables_of
 
@@ -52,7 +53,7 @@ def test_too_few_images_or_folds_are_named():
         fold_splits(np.arange(9), np.arange(9), 1, 0)
     with pytest.raises(KnobctlError, match=r"9 images are too few for 5 folds.*give --folds 4 or fewer$"):
         fold_splits(np.arange(9), np.arange(9), 5, 0)
-    with pytest.raises(KnobctlError, match=r"3 images .* at least 4 images"):
+    with pytest.raises(KnobctlError, match=r"at least 4 images with outcomes, and the cache has 3"):
         fold_splits(np.arange(3), np.arange(3), 5, 0)
 
 
@@ -149,8 +150,34 @@ def test_a_mistaken_baseline_is_named_before_anything_is_trained(tmp_path: Path)
 
 def test_a_cache_without_tokens_says_so_before_anything_is_trained(tmp_path: Path):
     make_cache(tmp_path / "cache", samples=30, tokens=False)
-    with pytest.raises(CacheError, match=r"fold 1 of 5 of cache .* has no latency tokens"):
+    with pytest.raises(CacheError, match=r"^cache .* has no latency tokens"):
         cross_validate(tmp_path / "cache", QUICK)
+
+
+def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
+    unknown = np.full((8, 4), np.nan)
+    with pytest.raises(CacheError, match="has no latency tokens"):
+        cross_validate(write_array_cache(tmp_path / "few", np.ones((8, 4)), np.ones((8, 4))), QUICK)
+    space = {"token_STPMD": np.zeros((8, 2, 1, 1, 4)), "splits": ["train"] * 8}
+    with pytest.raises(CacheError, match="has no latency_ms at all"):
+        cross_validate(write_array_cache(tmp_path / "untimed", np.ones((8, 4)), unknown, **space), QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--device", "nonsense"), "no such device"),
+        (("--seeds", ","), "at least one"),
+        (("--train-budget-encoder",), "one seed at a time: give one"),
+        (("--folds", "999"), "too few for 999 folds"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_line(tmp_path: Path, options: tuple[str, ...], words: str):
+    cache = make_cache(tmp_path / "cache", samples=20)
+    refused = CliRunner().invoke(main, ["cross-validate", str(cache), *options])
+    assert refused.exit_code == 1, refused.output
+    assert refused.stderr.startswith("Error: ")
+    assert words in refused.stderr
 
 
 def test_the_command_prints_one_report(tmp_path: Path):
@@ -166,6 +193,3 @@ def test_the_command_prints_one_report(tmp_path: Path):
     shown = CliRunner().invoke(main, [*words, "--baseline", "table"])
     assert "controllers" in shown.stdout
     assert "budget-only table" in shown.stdout
-    refused = CliRunner().invoke(main, ["cross-validate", str(cache), "--folds", "999"])
-    assert refused.exit_code == 1
-    assert "too few for 999 folds" in refused.stderr

@@ -18,7 +18,7 @@ from ...data.policy import Requests
 from .neighbours import FittedRewards, reward_of_best, tuning_budgets
 from .reward_table import RewardTable
 from .scored import ScoredPolicy
-from .token_neighbours import TokenPolicy, read_tokens, some_of, tokens_present
+from .token_neighbours import TokenPolicy, read_tokens, some_of, tokens_present, with_token
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -143,15 +143,18 @@ class TokenRegression(TokenPolicy):
         fit_N, tune_Q = some_of(fit_N, TOKEN_FIT_SAMPLES, seed), some_of(tune_Q, TUNING_SAMPLES // 2, seed)
         self.setting_A = self.axes.index_TPKN.reshape(*self.axes.index_TPKN.shape[:2], -1)
         budgets = tuning_budgets(len(table.budgets_ms_M))
-        input_NF, target_NA = self._examples(fit_N, range(len(table.budgets_ms_M)))
+        fitted = self._examples(fit_N, range(len(table.budgets_ms_M)), tokens_present)
+        assert fitted is not None, "training samples without a token where Stage1 leads are refused"
+        input_NF, target_NA = fitted
         models: dict[float, Pipeline] = {}
 
         def gained(alpha: float) -> float:
             models[alpha] = fit_quietly(perceptron(input_NF, alpha, seed), input_NF, target_NA)
             return -float(np.square(models[alpha].predict(tune_NF) - tune_NA).mean())
 
-        tune_NF, tune_NA = self._examples(tune_Q, budgets) if len(tune_Q) else (input_NF, target_NA)
-        self.alpha = best_alpha(gained, len(tune_Q) > 0)
+        tuning = self._examples(tune_Q, budgets, with_token) if len(tune_Q) else None  # val may lack tokens
+        tune_NF, tune_NA = tuning or (input_NF, target_NA)
+        self.alpha = best_alpha(gained, tuning is not None)
         if self.alpha not in models:
             gained(self.alpha)
         self.model = models[self.alpha]
@@ -166,9 +169,12 @@ class TokenRegression(TokenPolicy):
         )
 
     def _examples(
-        self, sample_N: NDArray[np.int64], budgets: Sequence[int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns inputs and rewards (less their mean over the pair's settings) at the pairs that Stage1 takes."""
+        self, sample_N: NDArray[np.int64], budgets: Sequence[int], present: Callable[..., NDArray[np.int64]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Returns inputs and rewards (less their mean over the pair's settings) at the pairs that Stage1 takes.
+
+        `present` picks the samples that have a token there, or refuses to; None where no sample has one anywhere.
+        """
         table = self.table
         inputs, targets = [], []
         rewards = FittedRewards(table, sample_N)
@@ -177,7 +183,9 @@ class TokenRegression(TokenPolicy):
             reward_NX = _floored(rewards, budget, table.weights.alpha)
             for tier, position in np.unique(pair_N, axis=0).tolist():
                 chosen = np.flatnonzero((pair_N == (tier, position)).all(axis=1))
-                present_N = tokens_present(table, sample_N[chosen], tier, position, budget)
+                present_N = present(table, sample_N[chosen], tier, position, budget)
+                if not len(present_N):
+                    continue
                 row_N = np.searchsorted(sample_N, present_N)
                 setting_A = self.setting_A[tier, position]
                 reward_NA = np.where(setting_A >= 0, reward_NX[row_N][:, setting_A], np.nan)
@@ -186,7 +194,7 @@ class TokenRegression(TokenPolicy):
                     self._inputs(read_tokens(table, present_N, tier, position, budget), tier, position, budget)
                 )
                 targets.append(np.nan_to_num(reward_NA, nan=0.0))
-        return np.concatenate(inputs), np.concatenate(targets)
+        return (np.concatenate(inputs), np.concatenate(targets)) if inputs else None
 
     def token_scores_BX(
         self, token_BD: NDArray[np.floating], tier: int, position: int, budget: int

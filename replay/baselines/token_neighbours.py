@@ -29,20 +29,27 @@ LARGEST_K = 1000  # beyond it, neighbours on the token are the table
 def tokens_present(
     table: RewardTable, sample_N: NDArray[np.int64], tier: int, position: int, budget: int
 ) -> NDArray[np.int64]:
-    """Returns those of the samples that have a latency token there; none at all is an error."""
-    present_STPM = table.tables.token_present_STPM
-    if present_STPM is None:
-        raise CacheError(
-            "the cache has no latency tokens, so neighbours and regressions on them cannot be fitted: "
-            "leave out the baselines on latency tokens"
-        )
-    kept_N = sample_N[present_STPM[sample_N, tier, position, budget]]
+    """Returns those of the training samples that have a latency token there; none at all is an error."""
+    kept_N = with_token(table, sample_N, tier, position, budget)
     if not len(kept_N):
         raise CacheError(
             f"{no_token_at(table, tier, position, budget)}: "
             "leave out the baselines on latency tokens, or complete the cache"
         )
     return kept_N
+
+
+def with_token(
+    table: RewardTable, sample_N: NDArray[np.int64], tier: int, position: int, budget: int
+) -> NDArray[np.int64]:
+    """Returns those of the samples that have a latency token there, which may be none."""
+    present_STPM = table.tables.token_present_STPM
+    if present_STPM is None:
+        raise CacheError(
+            "the cache has no latency tokens, so neighbours and regressions on them cannot be fitted: "
+            "leave out the baselines on latency tokens"
+        )
+    return sample_N[present_STPM[sample_N, tier, position, budget]]
 
 
 def no_token_at(table: RewardTable, tier: int, position: int, budget: int) -> str:
@@ -121,6 +128,7 @@ class TokenNeighbours(TokenPolicy):
         self.metric, self.k = stage1.metric, max(1, round(len(self.rewards.sample_N) ** 0.5))
         if len(tune_Q):
             self.tuning = self._tune(some_of(tune_Q, TUNING_SAMPLES, seed))
+        if self.tuning:
             self.metric, self.k = max(self.tuning, key=lambda choice: self.tuning[choice])
 
     def _index(self, tier: int, position: int, budget: int, metric: str) -> tuple[NeighbourIndex, NDArray[np.int64]]:
@@ -130,14 +138,19 @@ class TokenNeighbours(TokenPolicy):
         return index, np.searchsorted(self.rewards.sample_N, present_N)
 
     def _tune(self, tune_Q: NDArray[np.int64]) -> dict[tuple[str, int], float]:
-        """Returns the mean val reward of each (metric, k), with the pair that the budget-only table would take."""
+        """Returns the mean val reward of each (metric, k), with the pair that the budget-only table would take.
+
+        Budgets for which no sample of val has its token say nothing; empty where that is all of them.
+        """
         gained: dict[tuple[str, int], float] = {}
         pair_X = self.axes.pair_X
         for budget in tuning_budgets(len(self.table.budgets_ms_M)):
             best = int(np.nanargmax(self.rewards.mean_reward_MX[budget]))
             tier, position = int(self.axes.axis_KX[0, best]), int(self.axes.axis_KX[1, best])
             with_pair_Q = self.table.available_SX[tune_Q][:, pair_X == pair_X[best]].any(axis=1)
-            query_Q = tokens_present(self.table, tune_Q[with_pair_Q], tier, position, budget)
+            query_Q = with_token(self.table, tune_Q[with_pair_Q], tier, position, budget)
+            if not len(query_Q):
+                continue
             token_QD = read_tokens(self.table, query_Q, tier, position, budget)
             every_k = [k for k in candidate_k(len(self.rewards.sample_N)) if k <= LARGEST_K]
             for metric in METRICS:
