@@ -124,6 +124,8 @@ def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str, t
     rows = table.indices("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
     assert (setting_N == np.where(kind_S[rows] == 1, 1, 0)).mean() > (0.85 if tuned else 0.75)
+    if name == "neighbours_token":
+        assert bool(policy.tuning) == tuned
 
 
 def test_the_language_regression_finds_what_the_feature_reveals(tmp_path: Path):

@@ -145,9 +145,11 @@ def test_training_takes_one_thread_unless_told(cache: Path, tmp_path: Path):
 
 def test_train_then_validate_and_compare(cache: Path, tmp_path: Path):
     controllers = tmp_path / "controllers"
-    trained = run("train", cache, "--out", controllers, "--epochs", 2, "--json")
+    trained = run("train", cache, "--out", controllers, "--epochs", 2, "--log-interval", 7, "--json")
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.stdout)["recipe"] == "tuned"
+    logged = [json.loads(line) for line in (controllers / "log.jsonl").read_text().splitlines()]
+    assert next(line["step"] for line in logged if "grad_norm" in line) == 7
     choices = tmp_path / "choices.parquet"
     validated = run("validate", controllers, "--cache", cache, "--choices", choices, "--resamples", 50, "--json")
     assert validated.exit_code == 0, validated.output

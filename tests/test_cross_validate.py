@@ -7,15 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 from evaluation_cases import write_array_cache
+from foreign_cache import foreign_cache
 from make_cache import make_cache
 from replay_cases import encoder_for, small_generated, tables_of
 
 from knobctl.cli import main
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.generated_cache import write_generated
+from knobctl.replay.baselines.ablations import ABLATIONS
 from knobctl.replay.baselines.reward_table import RewardTable
 from knobctl.replay.cross_validate import FoldResult, cross_validate, fold_policies, fold_splits, pooled, start_warnings
 from knobctl.replay.evaluation.decide import decide
@@ -178,6 +181,49 @@ def test_what_the_command_cannot_do_is_one_line(tmp_path: Path, options: tuple[s
     assert refused.exit_code == 1, refused.output
     assert refused.stderr.startswith("Error: ")
     assert words in refused.stderr
+
+
+def test_the_report_says_what_it_rests_on(tmp_path: Path):
+    """A cache without image ids, with an outcome and tokens missing; and training that cannot better its start."""
+    cache = foreign_cache(
+        tmp_path / "cache",
+        ids=[f"s{index}" for index in range(20)],
+        outcomes=lambda table: table.slice(1),
+        latency_tokens=lambda table: table.filter(
+            pc.or_(pc.not_equal(table["sample_id"], "s3"), pc.equal(table["tier"], "low"))
+        ),
+    )
+    report = cross_validate(cache, replace(QUICK, lr=1e-12), folds=2, baselines=["table"], resamples=20)
+    said = " | ".join(report.warnings)
+    for words in (
+        "the cache has no image_id",
+        "1 samples of split `all` lack some outcomes",
+        "of the latency tokens of split `all` are missing",
+        "seed-1: in 2 of 2 folds nothing learned",
+    ):
+        assert words in said
+    assert report.cluster_by == "sample_id"
+
+
+def test_the_commands_options_reach_the_report(tmp_path: Path):
+    cache = make_cache(tmp_path / "cache", samples=40)
+    asked = ["--folds", "2", "--seeds", "5", "--epochs", "1", "--resamples", "30", "--seed", "4", "--json"]
+    asked += ["--budgets", "20,80", "--baseline", "table", "--ablations"]
+
+    def record(*more: str) -> dict:
+        result = CliRunner().invoke(main, ["cross-validate", str(cache), *asked, *more])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    found = record()
+    assert found["bootstrap"] == {"resamples": 30, "confidence": 0.95, "seed": 4}
+    assert found["budgets_ms"] == [20.0, 80.0]
+    assert list(found["policies"]) == ["controllers", *(f"controllers:{part}" for part in ABLATIONS), "table"]
+    assert found["latency_percentiles_over"] == "runs"
+    assert found["cache"]["path"] == str(cache)
+    divided = record("--fold-seed", "3")["controllers"]["controllers"]
+    assert divided["settings"]["fold_seed"] == 3
+    assert divided["folds"] != found["controllers"]["controllers"]["folds"]
 
 
 def test_the_command_prints_one_report(tmp_path: Path):
