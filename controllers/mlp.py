@@ -1,23 +1,27 @@
-"""The controllers' trainable part: a small perceptron, for one policy or for many seeds side by side.
-
-The same functions serve one network (weights [in, out]) and N of them (weights [N, in, out], inputs [N, B, in]).
-"""
+"""The controllers' trainable part: a small perceptron, and the log-probabilities of choices that follow from it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 
-def mlp_forward(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Returns the logits: SiLU between layers, none after the last. Biases are [..., 1, out]."""
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = nn.functional.silu(x @ weight + bias)
-    return x @ weights[-1] + biases[-1]
+def log_probs(network: Callable[[Tensor], Tensor], feature: Tensor, allowed: Tensor | None) -> Tensor:
+    """Returns log-probabilities over choices, [..., C]: the masked log-softmax of the network's logits.
+
+    Training, evaluation and the deployed controllers all compute them here.
+
+    Args:
+        allowed: [..., C] bool; a choice that is not allowed gets -inf, probability exactly 0. None allows all.
+    """
+    logits = network(feature)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -math.inf)
+    return torch.log_softmax(logits, dim=-1)
 
 
 class Mlp(nn.Module):
@@ -34,7 +38,11 @@ class Mlp(nn.Module):
         return (self.weights[0].shape[0], *(w.shape[1] for w in self.weights))
 
     def forward(self, x: Tensor) -> Tensor:
-        return mlp_forward(tuple(self.weights), tuple(self.biases), x)
+        """Returns the logits [..., out] of inputs [..., in]."""
+        *hidden, last = zip(self.weights, self.biases, strict=True)
+        for weight, bias in hidden:
+            x = nn.functional.silu(x @ weight + bias)
+        return x @ last[0] + last[1]
 
     def reset(self, generator: torch.Generator, head_gain: float = 0.1) -> None:
         """Draws new weights: variance-keeping, with a small head, so that every choice starts about equally likely."""

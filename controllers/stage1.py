@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ..data.knobs import KnobSpace
 from .bases import VectorBasis
-from .mlp import Mlp
+from .mlp import Mlp, log_probs
 
 LANGUAGE_FEATURES = 48
 BUDGET_FEATURES = 16
@@ -33,4 +31,4 @@ class Stage1(nn.Module):
     def forward(self, language_feature_BD: Tensor, encoded_budget_BD: Tensor) -> Tensor:
         """Returns log-probabilities over pairs, [B, J]; a pair that no sample has gets -inf."""
         feature_BF = torch.cat([self.language_basis(language_feature_BD), self.budget_basis(encoded_budget_BD)], dim=1)
-        return torch.log_softmax(self.head(feature_BF).masked_fill(~self.allowed_J, -math.inf), dim=-1)
+        return log_probs(self.head, feature_BF, self.allowed_J)

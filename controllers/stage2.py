@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ..data.knobs import KnobSpace
 from .bases import TokenBasis
-from .mlp import Mlp
+from .mlp import Mlp, log_probs
 
 TOKEN_FEATURES = 48
 TOKEN_WAVES = 256  # random Fourier features behind the smooth part of the token basis
@@ -45,4 +43,4 @@ class Stage2(nn.Module):
         """
         pair_B = tier_B * self.positions + position_B
         feature_BF = torch.cat([self.token_basis(token_BD, tier_B, position_B), self.place_JH[pair_B]], dim=1)
-        return torch.log_softmax(self.head(feature_BF).masked_fill(~self.allowed_JA[pair_B], -math.inf), dim=-1)
+        return log_probs(self.head, feature_BF, self.allowed_JA[pair_B])

@@ -40,16 +40,9 @@ def _correction(reward_BG: Tensor, dims: int) -> int:
     return 1 if math.prod(reward_BG.shape[-dims:]) > 1 else 0
 
 
-def masked_log_softmax(logit_C: Tensor, allowed_C: Tensor | None) -> Tensor:
-    """Returns log-probabilities over the last dimension; what is not allowed gets -inf, probability exactly 0."""
-    if allowed_C is not None:
-        logit_C = logit_C.masked_fill(~allowed_C, -math.inf)
-    return torch.log_softmax(logit_C, dim=-1)
-
-
 def entropy(log_prob_C: Tensor) -> Tensor:
     """Returns the entropy in nats over the last dimension; choices of probability 0 add nothing."""
-    finite_C = log_prob_C.masked_fill(log_prob_C == -math.inf, 0.0)
+    finite_C = log_prob_C.clamp(min=-80.0)  # e^-80 adds nothing to the sum, and 0 * -80 is 0 where 0 * -inf is not
     return -(log_prob_C.exp() * finite_C).sum(dim=-1)
 
 

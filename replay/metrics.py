@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,14 +42,13 @@ class StepLog:
 
     def __init__(self) -> None:
         self._rewards: list[Tensor] = []
-        self._seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        self._seen: list[Mapping[str, Tensor]] = []
         self.lines: list[dict[str, float]] = []
 
-    def add(
-        self, reward_NBG: Tensor, entropy_N: Tensor, kl_N: Tensor | None = None, clip_ratio_N: Tensor | None = None
-    ) -> None:
+    def add(self, reward_NBG: Tensor, seen: Mapping[str, Tensor]) -> None:
+        """Adds a step: its draws' rewards (exact: the expected one, [N, B, 1]) and columns of one value a seed [N]."""
         self._rewards.append(reward_NBG)
-        self._seen.append((entropy_N, kl_N, clip_ratio_N))
+        self._seen.append(seen)
 
     def close(self, epoch: int, step: int, lr: float, grad_norm_N: Tensor) -> None:
         """Reduces to one line per seed; `grad_norm_N` is the last step's, before any clipping."""
@@ -60,10 +60,7 @@ class StepLog:
             "frac_reward_zero_std": torch.stack([(value < TIE).float().mean(dim=1) for value in spread]).mean(dim=0),
             "grad_norm": grad_norm_N,
         }
-        for index, name in enumerate(("entropy", "kl", "clip_ratio")):
-            found = [seen[index] for seen in self._seen if seen[index] is not None]
-            if found:
-                columns[name] = torch.stack([value for value in found if value is not None]).mean(dim=0)
+        columns |= {name: torch.stack([seen[name] for seen in self._seen]).mean(dim=0) for name in self._seen[0]}
         shared = {"epoch": epoch, "step": step, "lr": lr}
         self.lines = [
             {**shared, **{name: float(value[seed]) for name, value in columns.items()}} for seed in range(len(reward_N))

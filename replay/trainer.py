@@ -6,7 +6,8 @@ Knows nothing of files; `state()` and `load_state()` hand over everything that t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -16,14 +17,14 @@ from ..controllers.budget_encoder import BudgetEncoder
 from ..controllers.mlp import Mlp
 from ..controllers.stage1 import Stage1
 from ..controllers.stage2 import Stage2
-from .autograd import Drawn, Leaves, exact_loss, grpo_loss, joint_log_prob, log_probs1, log_probs2
 from .bundle import TrainingBundle
 from .grpo import group_advantages
 from .inputs import ReplayInputs
+from .losses import exact_loss, grpo_loss
 from .metrics import StepLog
+from .policy import Batch, Draws, StackedPolicy, gather_reward
 from .recipes import TrainConfig
 from .stacked import StackedMlp
-from .step import Batch, exact_step, greedy_choices, grpo_step
 from .tables import ChoiceGrid
 from .warm_start import average_samples, learn_table
 
@@ -39,6 +40,7 @@ class Trainer:
         networks = [_initial_networks(bundle, seed) for seed in config.seeds]
         self.stage1 = StackedMlp([pair[0] for pair in networks], self.device)
         self.stage2 = StackedMlp([pair[1] for pair in networks], self.device)
+        self.policy = StackedPolicy(self.stage1, self.stage2)
         self.encoder: BudgetEncoder | None = None
         if config.train_budget_encoder:
             self.encoder = BudgetEncoder.from_seed(bundle.encoder.d_model, 0)
@@ -77,8 +79,7 @@ class Trainer:
             exists_JA = ChoiceGrid.of(tables.space).exists_JA.to(self.device)
             dataset_N = torch.from_numpy(tables.dataset_S[tables.indices("train")]).to(self.device)
             learn_table(
-                self.stage1,
-                self.stage2,
+                self.policy,
                 self._optimizer(),
                 average_samples(train, exists_JA, dataset_N),
                 steps=config.warm_start_steps,
@@ -92,7 +93,6 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.Adam:
         config = self.config
-        self.stage1.flat.grad, self.stage2.flat.grad = self.stage1.grad, self.stage2.grad
         flat1, flat2, *encoder = self._trained()
         return torch.optim.Adam(
             [
@@ -128,13 +128,15 @@ class Trainer:
         uniform = None
         if config.estimator == "grpo":
             uniform = self._drawn(lambda g: torch.rand(samples, config.group_size, 2, generator=g))
-        fast = config.beta == 0 and config.num_iterations == 1 and self.encoder is None
         log = StepLog()
         for start in range(0, samples, config.batch_size):
             part = slice(start, start + config.batch_size)
-            batch = Batch(order_NS[:, part], budget_NS[:, part], None if uniform is None else uniform[:, part])
+            batch = Batch(order_NS[:, part], budget_NS[:, part])
             lr, entropy_bonus = self._schedule()
-            (self._fast_step if fast else self._autograd_step)(batch, entropy_bonus, log)
+            if uniform is None:
+                self._exact_step(batch, entropy_bonus, log)
+            else:
+                self._grpo_step(batch, uniform[:, part], entropy_bonus, log)
             self.step += 1
             if on_log is not None and (self.step % config.log_interval == 0 or self.step == self.total_steps):
                 unclipped_N = self._unclipped_norm_N
@@ -151,12 +153,10 @@ class Trainer:
         difference: the best of many evaluations on a few hundred samples is mostly luck, the end of a schedule is not.
         Nothing that earns no more than the warm start replaces it.
 
-        Returns the mean rewards [N], and the choices [N, samples, M] as `greedy_choices` numbers them.
+        Returns the mean rewards [N], and the choices [N, samples, M] as `StackedPolicy.greedy` numbers them.
         """
-        kept = [tensor.detach().clone() for tensor in self._trained()]
-        self._set(self.ema)
-        choice, reward = greedy_choices(self.stage1, self.stage2, self._inputs("val"))
-        self._set(kept)
+        with self._parameters(self.ema):
+            choice, reward = self.policy.greedy(self._inputs("val"))
         sample_reward_NV = reward.double().mean(dim=2).cpu()
         reward_N = sample_reward_NV.mean(dim=1)
         if self.top_reward_NV is None:
@@ -241,76 +241,45 @@ class Trainer:
         bonus = config.entropy_bonus + (config.entropy_bonus_start - config.entropy_bonus) * (1.0 - done)
         return self.lr * scale, bonus
 
-    def _fast_step(self, batch: Batch, entropy_bonus: float, log: StepLog) -> None:
-        config, train = self.config, self.inputs["train"]
-        if config.estimator == "exact":
-            result = exact_step(self.stage1, self.stage2, train, batch, entropy_bonus=entropy_bonus)
-        else:
-            result = grpo_step(
-                self.stage1,
-                self.stage2,
-                train,
-                batch,
-                scale_rewards=config.scale_rewards,
-                entropy_bonus=entropy_bonus,
-                advantage_clip=config.advantage_clip,
-            )
-        self._update()
-        log.add(result.reward_NBG, result.entropy_N)
+    def _exact_step(self, batch: Batch, entropy_bonus: float, log: StepLog) -> None:
+        loss, value_NB, entropy_N = exact_loss(self.policy, self._inputs("train"), batch, entropy_bonus=entropy_bonus)
+        self._descend(loss)
+        log.add(value_NB[..., None], {"entropy": entropy_N})
 
-    def _autograd_step(self, batch: Batch, entropy_bonus: float, log: StepLog) -> None:
-        config, train = self.config, self._inputs("train")
-        if config.estimator == "exact":
-            leaves = Leaves.of(self.stage1, self.stage2)
-            features = self._budget_features()
-            loss, value_NB = exact_loss(leaves, train, batch, entropy_bonus=entropy_bonus, budget_MF=features)
-            self._backward(loss, leaves)
-            log.add(value_NB[..., None], torch.zeros(len(config.seeds)))
-            return
-        drawn, reward_NBG = self._draw(train, batch)
-        reference = self._joint(self.initial, train, batch, drawn) if config.beta else None
-        for _ in range(config.num_iterations):
-            leaves = Leaves.of(self.stage1, self.stage2)
+    def _grpo_step(self, batch: Batch, uniform_NBG2: Tensor, entropy_bonus: float, log: StepLog) -> None:
+        config = self.config
+        train = self._inputs("train")
+        draws = self.policy.draw(train, batch, uniform_NBG2)
+        reward_NBG = gather_reward(train, batch, draws.choice1_NBG, draws.choice2_NBG)
+        advantage_NBG = group_advantages(reward_NBG, config.scale_rewards, config.advantage_clip)
+        reference = self._reference_log_prob(batch, draws) if config.beta else None
+        old = draws.log_prob_NBG.detach() if config.num_iterations > 1 else None
+        for iteration in range(config.num_iterations):
+            if iteration:
+                draws = self.policy.of_draws(self._inputs("train"), batch, draws)
             loss, seen = grpo_loss(
-                leaves,
-                train,
-                batch,
-                drawn,
+                draws,
+                advantage_NBG,
                 epsilon=config.epsilon,
                 beta=config.beta,
                 entropy_bonus=entropy_bonus,
+                old_log_prob_NBG=old,
                 reference_log_prob_NBG=reference,
-                budget_MF=self._budget_features(),
             )
-            self._backward(loss, leaves)
-        log.add(reward_NBG, seen["entropy"], seen["kl"], seen["clip_ratio"])
+            self._descend(loss)
+        log.add(reward_NBG, seen)
 
     @torch.no_grad()
-    def _draw(self, train: ReplayInputs, batch: Batch) -> tuple[Drawn, Tensor]:
-        """Returns the batch's draws with their advantages, and their rewards [N, B, G]."""
-        config = self.config
-        result = grpo_step(self.stage1, self.stage2, train, batch, scale_rewards="none", entropy_bonus=0.0)
-        assert result.choice_NBG is not None
-        computes = train.reward_NMJA.shape[-1]
-        advantage_NBG = group_advantages(result.reward_NBG, config.scale_rewards, config.advantage_clip)
-        drawn = Drawn(result.choice_NBG // computes, result.choice_NBG % computes, advantage_NBG, advantage_NBG)
-        old_NBG = self._joint([self.stage1.flat, self.stage2.flat], train, batch, drawn)
-        return replace(drawn, old_log_prob_NBG=old_NBG), result.reward_NBG
+    def _reference_log_prob(self, batch: Batch, draws: Draws) -> Tensor:
+        """Returns the draws' log-probabilities under the initial parameters, [N, B, G]."""
+        with self._parameters(self.initial):
+            return self.policy.of_draws(self._inputs("train"), batch, draws).log_prob_NBG
 
-    @torch.no_grad()
-    def _joint(self, flats: list[Tensor], train: ReplayInputs, batch: Batch, drawn: Drawn) -> Tensor:
-        """Returns the draws' log-probabilities under other parameters, [N, B, G]."""
-        log_prob1 = log_probs1(self.stage1.views(flats[0]), train, batch)
-        log_prob2 = log_probs2(self.stage2.views(flats[1]), train, batch, drawn.choice1_NBG)
-        return joint_log_prob(log_prob1, log_prob2, drawn.choice1_NBG, drawn.choice2_NBG)
-
-    def _backward(self, loss: Tensor, leaves: Leaves) -> None:
-        encoder = self._trained()[2:]
-        gradients = torch.autograd.grad(loss, [*leaves.flats, *encoder])
-        self.stage1.grad.copy_(gradients[0])
-        self.stage2.grad.copy_(gradients[1])
-        for parameter, gradient in zip(encoder, gradients[2:], strict=True):
-            parameter.grad = gradient
+    def _descend(self, loss: Tensor) -> None:
+        """Takes one step of the optimizer along the loss's gradient."""
+        for parameter in self._trained()[2:]:  # the encoder's; the stages replace their gradients themselves
+            parameter.grad = None
+        loss.backward()
         self._update()
 
     @torch.no_grad()
@@ -334,14 +303,21 @@ class Trainer:
         squares = [grad.square().sum(dim=1) for grad in (self.stage1.grad, self.stage2.grad)]
         return torch.stack(squares).sum(dim=0).sqrt()
 
-    def _budget_features(self) -> Tensor | None:
-        return None if self.encoder is None else self.budget_basis(self.encoder(self.budgets_ms_M))
-
-    @torch.no_grad()
     def _inputs(self, split: str) -> ReplayInputs:
         """Returns a split's inputs, with the budget features as the encoder makes them now."""
-        features = self._budget_features()
-        return self.inputs[split] if features is None else replace(self.inputs[split], budget_MF=features)
+        if self.encoder is None:
+            return self.inputs[split]
+        return replace(self.inputs[split], budget_MF=self.budget_basis(self.encoder(self.budgets_ms_M)))
+
+    @contextmanager
+    def _parameters(self, tensors: list[Tensor]) -> Iterator[None]:
+        """Runs the body with other parameters in place of the present ones."""
+        kept = [tensor.detach().clone() for tensor in self._trained()]
+        self._set(tensors)
+        try:
+            yield
+        finally:
+            self._set(kept)
 
     def _set(self, tensors: list[Tensor]) -> None:
         for target, source in zip(self._trained(), tensors, strict=True):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .inputs import ReplayInputs
-from .stacked import StackedMlp
-from .step import Batch, exact_step
+from .losses import exact_loss
+from .policy import Batch, StackedPolicy
 
 LR = 5e-3
 WARMUP_STEPS = 20
@@ -99,8 +99,7 @@ def rows_of(inputs: ReplayInputs, rows_N: Tensor) -> ReplayInputs:
 
 
 def learn_table(
-    stage1: StackedMlp,
-    stage2: StackedMlp,
+    policy: StackedPolicy,
     optimizer: torch.optim.Optimizer,
     averages: ReplayInputs,
     *,
@@ -108,12 +107,12 @@ def learn_table(
     entropy_bonus: float,
 ) -> None:
     """Steps along the exact gradient on the average samples, under all budgets at once; draws nothing."""
-    seeds, device = len(stage1.flat), stage1.flat.device
+    seeds, device = len(policy.stage1.flat), policy.stage1.flat.device
     request_NB = torch.arange(len(averages) * averages.budgets, device=device).expand(seeds, -1)
     batch = Batch(request_NB // averages.budgets, request_NB % averages.budgets)
     for step in range(steps):
         lr = LR * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        exact_step(stage1, stage2, averages, batch, entropy_bonus=entropy_bonus)
+        exact_loss(policy, averages, batch, entropy_bonus=entropy_bonus)[0].backward()
         optimizer.step()

@@ -50,12 +50,12 @@ def small_inputs(samples: int = 6, budgets: int = 2, seed: int = 0, holes: bool 
     )
 
 
-def small_networks(seeds: int = 1, width: int = 6) -> tuple[StackedMlp, StackedMlp]:
+def small_networks(seeds: int = 1, width: int = 6, first_seed: int = 0) -> tuple[StackedMlp, StackedMlp]:
     """Networks for `small_inputs`, with heads large enough that choices are far from equally likely."""
     stages = []
     for inputs, outputs in ((9, 4), (9, 3)):
         networks = []
-        for seed in range(seeds):
+        for seed in range(first_seed, first_seed + seeds):
             network = Mlp((inputs, width, width, outputs)).double()
             network.reset(torch.Generator().manual_seed(seed), head_gain=1.5)
             networks.append(network)

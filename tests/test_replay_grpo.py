@@ -2,30 +2,51 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from replay_cases import small_inputs, small_networks
+from torch.nn.functional import silu
 
-from knobctl.replay.autograd import Drawn, Leaves, exact_loss, grpo_loss, joint_log_prob, log_probs1, log_probs2
-from knobctl.replay.exact import expected_reward, expected_reward_gradients
-from knobctl.replay.grpo import (
-    clip_ratio,
-    clipped_loss,
-    entropy,
-    group_advantages,
-    kl_estimate,
-    masked_log_softmax,
-    sample_choices,
-)
-from knobctl.replay.step import Batch, exact_step, grpo_step
+from knobctl.controllers.mlp import log_probs
+from knobctl.replay.grpo import clip_ratio, clipped_loss, entropy, group_advantages, kl_estimate, sample_choices
+from knobctl.replay.losses import exact_loss, expected_reward, grpo_loss
+from knobctl.replay.policy import Batch, StackedPolicy, gather_reward
 
 
 def batch_of(inputs, seeds=1, requests=4, group=5, seed=0):
+    """A batch, and the uniforms of its draws."""
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randint(len(inputs), (seeds, requests), generator=generator)
     budget = torch.randint(inputs.budgets, (seeds, requests), generator=generator)
-    return Batch(sample, budget, torch.rand(seeds, requests, group, 2, generator=generator, dtype=torch.float64))
+    return Batch(sample, budget), torch.rand(seeds, requests, group, 2, generator=generator, dtype=torch.float64)
+
+
+def grpo_gradients(policy, inputs, batch, uniform, *, scale_rewards="none", clip=None, entropy_bonus=0.0):
+    """Fills both stages' gradients with those of the loss on fresh draws; returns the draws and their advantages."""
+    draws = policy.draw(inputs, batch, uniform)
+    reward = gather_reward(inputs, batch, draws.choice1_NBG, draws.choice2_NBG)
+    advantage = group_advantages(reward, scale_rewards, clip)
+    loss, _ = grpo_loss(draws, advantage, epsilon=0.2, beta=0.0, entropy_bonus=entropy_bonus)
+    loss.backward()
+    return draws, advantage
+
+
+def plain_policy(policy):
+    """The same networks by autograd alone: the policy, and the leaves that carry both stages' parameters."""
+    leaves = [stage.flat.detach().clone().requires_grad_() for stage in (policy.stage1, policy.stage2)]
+
+    def network(stage, leaf):
+        def logits(x):
+            *hidden, last = zip(*stage.views(leaf), strict=True)
+            for weight, bias in hidden:
+                x = silu(x @ weight + bias)
+            return x @ last[0] + last[1]
+
+        return logits
+
+    return StackedPolicy(network(policy.stage1, leaves[0]), network(policy.stage2, leaves[1])), leaves
 
 
 def test_ties_teach_nothing():
@@ -82,7 +103,7 @@ def test_entropy_of_a_coin_and_of_a_certainty():
 
 def test_what_is_not_allowed_has_probability_exactly_0_and_is_never_drawn():
     allowed = torch.tensor([False, True, False, True, False])
-    log_prob = masked_log_softmax(torch.tensor([9.0, 0.0, 9.0, 0.0, 9.0]), allowed)
+    log_prob = log_probs(lambda logits: logits, torch.tensor([9.0, 0.0, 9.0, 0.0, 9.0]), allowed)
     assert log_prob.exp().tolist() == [0.0, 0.5, 0.0, 0.5, 0.0]
     uniform = torch.tensor([0.0, 0.25, 0.4999, 0.5, 0.75, 1 - 2**-24])
     assert sample_choices(log_prob, uniform).tolist() == [1, 1, 1, 3, 3, 3]
@@ -96,77 +117,81 @@ def test_draws_come_as_often_as_they_are_likely():
 
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize(("scale_rewards", "clip"), [("none", None), ("group", None), ("batch", 0.5)])
-def test_the_grpo_step_is_autograds(holes, scale_rewards, clip):
-    inputs, (stage1, stage2) = small_inputs(holes=holes), small_networks(seeds=2)
-    batch = batch_of(inputs, seeds=2)
-    result = grpo_step(
-        stage1, stage2, inputs, batch, scale_rewards=scale_rewards, entropy_bonus=0.3, advantage_clip=clip
-    )
-    choice1, choice2 = result.choice_NBG // 3, result.choice_NBG % 3
-    leaves = Leaves.of(stage1, stage2)
-    with torch.no_grad():
-        log_prob1, log_prob2 = (
-            log_probs1(leaves.stage1, inputs, batch),
-            log_probs2(leaves.stage2, inputs, batch, choice1),
-        )
-        old = joint_log_prob(log_prob1, log_prob2, choice1, choice2)
-    drawn = Drawn(choice1, choice2, group_advantages(result.reward_NBG, scale_rewards, clip), old)
-    loss, _ = grpo_loss(
-        leaves, inputs, batch, drawn, epsilon=0.2, beta=0.0, entropy_bonus=0.3, reference_log_prob_NBG=None
-    )
-    gradients = torch.autograd.grad(loss, leaves.flats)
-    torch.testing.assert_close(stage1.grad, gradients[0])
-    torch.testing.assert_close(stage2.grad, gradients[1])
-    assert stage1.grad.any()
-    assert stage2.grad.any()
+def test_the_grpo_gradient_is_autograds_of_the_clipped_loss(holes, scale_rewards, clip):
+    inputs, policy = small_inputs(holes=holes), StackedPolicy(*small_networks(seeds=2))
+    batch, uniform = batch_of(inputs, seeds=2)
+    options = {"scale_rewards": scale_rewards, "clip": clip, "entropy_bonus": 0.3}
+    draws, advantage = grpo_gradients(policy, inputs, batch, uniform, **options)
+    plain, leaves = plain_policy(policy)
+    again = plain.of_draws(inputs, batch, draws)
+    old = again.log_prob_NBG.detach()  # one update per batch: the ratio is 1 and the clip does not act
+    loss, _ = grpo_loss(again, advantage, epsilon=0.2, beta=0.0, entropy_bonus=0.3, old_log_prob_NBG=old)
+    gradients = torch.autograd.grad(loss, leaves)
+    for stage, gradient in zip((policy.stage1, policy.stage2), gradients, strict=True):
+        torch.testing.assert_close(stage.grad, gradient)
+        assert stage.grad.any()
 
 
 @pytest.mark.parametrize("holes", [False, True])
-def test_the_exact_step_is_autograds(holes):
-    inputs, (stage1, stage2) = small_inputs(holes=holes), small_networks(seeds=2)
-    batch = batch_of(inputs, seeds=2)
-    exact_step(stage1, stage2, inputs, batch, entropy_bonus=0.3)
-    leaves = Leaves.of(stage1, stage2)
-    loss, _ = exact_loss(leaves, inputs, batch, entropy_bonus=0.3)
-    gradients = torch.autograd.grad(loss, leaves.flats)
-    torch.testing.assert_close(stage1.grad, gradients[0])
-    torch.testing.assert_close(stage2.grad, gradients[1])
+def test_the_exact_gradient_is_autograds(holes):
+    inputs, policy = small_inputs(holes=holes), StackedPolicy(*small_networks(seeds=2))
+    batch, _ = batch_of(inputs, seeds=2)
+    exact_loss(policy, inputs, batch, entropy_bonus=0.3)[0].backward()
+    plain, leaves = plain_policy(policy)
+    gradients = torch.autograd.grad(exact_loss(plain, inputs, batch, entropy_bonus=0.3)[0], leaves)
+    for stage, gradient in zip((policy.stage1, policy.stage2), gradients, strict=True):
+        torch.testing.assert_close(stage.grad, gradient)
+        assert stage.grad.any()
+
+
+def test_the_gradient_of_the_inputs_is_autograds():
+    """A budget encoder that learns gets its gradient through Stage1's inputs."""
+    inputs, policy = small_inputs(), StackedPolicy(*small_networks(seeds=2))
+    batch, _ = batch_of(inputs, seeds=2)
+    found = []
+    for which in (policy, plain_policy(policy)[0]):
+        budget_MF = inputs.budget_MF.clone().requires_grad_()
+        exact_loss(which, replace(inputs, budget_MF=budget_MF), batch, entropy_bonus=0.3)[0].backward()
+        found.append(budget_MF.grad)
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].any()
 
 
 def test_every_parameter_gets_a_gradient():
-    inputs, (stage1, stage2) = small_inputs(), small_networks()
-    for step in (
-        lambda batch: exact_step(stage1, stage2, inputs, batch, entropy_bonus=0.0),
-        lambda batch: grpo_step(stage1, stage2, inputs, batch, scale_rewards="none", entropy_bonus=0.0),
+    inputs, policy = small_inputs(), StackedPolicy(*small_networks())
+    batch, uniform = batch_of(inputs, requests=32)
+    for fill in (
+        lambda: exact_loss(policy, inputs, batch, entropy_bonus=0.0)[0].backward(),
+        lambda: grpo_gradients(policy, inputs, batch, uniform),
     ):
-        step(batch_of(inputs, requests=32))
-        for stage in (stage1, stage2):
+        fill()
+        for stage in (policy.stage1, policy.stage2):
             weights, biases = stage.views(stage.grad)
             assert all(bool(part.any()) for part in (*weights, *biases))
+            stage.grad.zero_()
 
 
 def test_seeds_side_by_side_do_not_touch_each_other():
     inputs = small_inputs()
-    together, batch = small_networks(seeds=3), batch_of(inputs, seeds=3)
-    grpo_step(*together, inputs, batch, scale_rewards="group", entropy_bonus=0.1)
+    together = StackedPolicy(*small_networks(seeds=3))
+    batch, uniform = batch_of(inputs, seeds=3)
+    grpo_gradients(together, inputs, batch, uniform, scale_rewards="group", entropy_bonus=0.1)
     for seed in range(3):
-        alone = small_networks(seeds=3)
-        for stage in alone:
-            stage.flat, stage.grad = stage.flat[seed : seed + 1], stage.grad[seed : seed + 1]
-            stage.weights, stage.biases = stage.views(stage.flat)
-            stage._weight_grads, stage._bias_grads = stage.views(stage.grad)
+        alone = StackedPolicy(*small_networks(seeds=1, first_seed=seed))
         part = slice(seed, seed + 1)
-        own = Batch(batch.sample_NB[part], batch.budget_NB[part], batch.uniform_NBG2[part])
-        grpo_step(*alone, inputs, own, scale_rewards="group", entropy_bonus=0.1)
-        torch.testing.assert_close(alone[0].grad[0], together[0].grad[seed])
-        torch.testing.assert_close(alone[1].grad[0], together[1].grad[seed])
+        own = Batch(batch.sample_NB[part], batch.budget_NB[part])
+        grpo_gradients(alone, inputs, own, uniform[part], scale_rewards="group", entropy_bonus=0.1)
+        torch.testing.assert_close(alone.stage1.grad[0], together.stage1.grad[seed])
+        torch.testing.assert_close(alone.stage2.grad[0], together.stage2.grad[seed])
 
 
 def test_the_sampled_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
     """Every group of 2 draws is listed with its probability, so the mean is exact: no tolerance for luck."""
     prob1, prob2 = torch.tensor([0.2, 0.8]).double(), torch.tensor([[0.5, 0.5], [0.1, 0.9]]).double()
     reward = torch.tensor([[1.0, -2.0], [0.5, 3.0]]).double()
-    exact1, exact2 = expected_reward_gradients(prob1[None], prob2[None], reward[None])
+    logits = [prob.log().requires_grad_() for prob in (prob1, prob2)]
+    log_prob1, log_prob2 = (torch.log_softmax(logit, dim=-1) for logit in logits)
+    exact1, exact2 = torch.autograd.grad(expected_reward(log_prob1[None], log_prob2[None], reward[None]).sum(), logits)
     mean1, mean2 = torch.zeros(2).double(), torch.zeros(2, 2).double()
     group = 2
     for draws in itertools.product(itertools.product(range(2), range(2)), repeat=group):
@@ -175,21 +200,21 @@ def test_the_sampled_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
         for (j, a), advantage in zip(draws, advantages, strict=True):
             mean1 += likely * advantage / group * (torch.eye(2)[j] - prob1)
             mean2[j] += likely * advantage / group * (torch.eye(2)[a] - prob2[j])
-    torch.testing.assert_close(mean1, exact1[0] * (group - 1) / group)
-    torch.testing.assert_close(mean2, exact2[0] * (group - 1) / group)
+    torch.testing.assert_close(mean1, exact1 * (group - 1) / group)
+    torch.testing.assert_close(mean2, exact2 * (group - 1) / group)
 
 
-def test_the_grpo_steps_mean_gradient_is_the_exact_steps_times_g_minus_1_over_g():
-    inputs, (stage1, stage2) = small_inputs(samples=1, budgets=1), small_networks()
+def test_the_grpo_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
+    inputs, policy = small_inputs(samples=1, budgets=1), StackedPolicy(*small_networks())
     group, requests = 4, 60_000
     sample = torch.zeros(1, requests, dtype=torch.int64)
     uniform = torch.rand(1, requests, group, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grpo_step(stage1, stage2, inputs, Batch(sample, sample, uniform), scale_rewards="none", entropy_bonus=0.0)
-    sampled1, sampled2 = stage1.grad.clone(), stage2.grad.clone()
-    exact_step(stage1, stage2, inputs, Batch(sample[:, :1], sample[:, :1]), entropy_bonus=0.0)
-    for sampled, exact in ((sampled1, stage1.grad), (sampled2, stage2.grad)):
-        wanted = exact * (group - 1) / group
-        assert float((sampled - wanted).norm() / wanted.norm()) < 0.03
+    grpo_gradients(policy, inputs, Batch(sample, sample), uniform)
+    sampled = [stage.grad.clone() for stage in (policy.stage1, policy.stage2)]
+    exact_loss(policy, inputs, Batch(sample[:, :1], sample[:, :1]), entropy_bonus=0.0)[0].backward()
+    for grad, stage in zip(sampled, (policy.stage1, policy.stage2), strict=True):
+        wanted = stage.grad * (group - 1) / group
+        assert float((grad - wanted).norm() / wanted.norm()) < 0.03
 
 
 def test_the_expected_reward_by_hand():

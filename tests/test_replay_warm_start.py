@@ -8,10 +8,9 @@ import pytest
 import torch
 from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
-from knobctl.replay import trainer as module
 from knobctl.replay.bundle import make_bundle
+from knobctl.replay.policy import StackedPolicy
 from knobctl.replay.recipes import CLASSIC, recipe
-from knobctl.replay.step import greedy_choices
 from knobctl.replay.tables import ChoiceGrid
 from knobctl.replay.trainer import Trainer, surpasses
 from knobctl.replay.warm_start import PRIOR_SAMPLES, average_sample, average_samples, known_rewards, mean_reward
@@ -37,10 +36,10 @@ def table_rewards(trainer):
 def test_the_start_chooses_what_the_table_chooses(tables):
     trainer = trainer_of(tables, seeds=(0, 1))
     exists_JA = ChoiceGrid.of(tables.space).exists_JA
-    _, reward_NSM = greedy_choices(trainer.stage1, trainer.stage2, average_sample(trainer.inputs["train"], exists_JA))
+    _, reward_NSM = trainer.policy.greedy(average_sample(trainer.inputs["train"], exists_JA))
     best_M = table_rewards(trainer)
     cold = trainer_of(tables, seeds=(0, 1), warm_start_steps=0)
-    _, cold_NSM = greedy_choices(cold.stage1, cold.stage2, average_sample(cold.inputs["train"], exists_JA))
+    _, cold_NSM = cold.policy.greedy(average_sample(cold.inputs["train"], exists_JA))
     assert torch.all((best_M - reward_NSM[:, 0]).mean(dim=1) < 0.01)
     assert torch.all((best_M - cold_NSM[:, 0]).mean(dim=1) > 0.05)
 
@@ -77,7 +76,7 @@ def test_datasets_that_differ_start_at_tables_of_their_own(tables):
     train_reward = {}
     for name, groups in (("one table", np.zeros_like(dataset_S)), ("a table each", dataset_S)):
         trainer = trainer_of(replace(changed, dataset_S=groups))
-        _, reward_NSM = greedy_choices(trainer.stage1, trainer.stage2, trainer.inputs["train"])
+        _, reward_NSM = trainer.policy.greedy(trainer.inputs["train"])
         train_reward[name] = float(reward_NSM.mean())
     assert len(train_S) > 2 * PRIOR_SAMPLES
     assert train_reward["a table each"] > train_reward["one table"] + 0.3
@@ -106,7 +105,8 @@ def evaluated(trainer, rewards_NV, monkeypatch):
     """Evaluates once, as if val had earned these; returns which epoch each seed keeps."""
     budgets = trainer.inputs["val"].budgets
     reward_NVM = torch.as_tensor(rewards_NV)[:, :, None].expand(-1, -1, budgets)
-    monkeypatch.setattr(module, "greedy_choices", lambda *_: (torch.zeros(reward_NVM.shape).long(), reward_NVM))
+    choice_NVM = torch.zeros(reward_NVM.shape).long()
+    monkeypatch.setattr(StackedPolicy, "greedy", lambda *_: (choice_NVM, reward_NVM))
     trainer.epoch += 1
     trainer.evaluate()
     return trainer.best_epoch_N.tolist()
