@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..data.plans import BlockPlan
 from .molmoe.model import Molmoe
-from .passes import StepCache, TieWatch, run_block, with_room
+from .passes import StepCache, with_room
+from .router_ties import TieWatch
 
 # The two best logits may change places from one batch shape to another when they lie closer than this.
 NEAR_TIE = 1e-3
@@ -123,8 +124,13 @@ class _PlanRows:
             index = slice(None) if is_whole else runs_R.nonzero()[:, 0].to(self._device)
             distinct = top_k_R[runs_R].unique()
             top_k = int(distinct[0]) if len(distinct) == 1 else top_k_R[runs_R]
-            moved = run_block(
-                self._model, block, hidden_R1D[index], top_k, (cosine[index], sine[index]), cache=cache, watch=watch
+            moved = self._model.run_block(
+                block,
+                hidden_R1D[index],
+                top_k=top_k,
+                position_embeddings=(cosine[index], sine[index]),
+                cache=cache,
+                watch=watch,
             )
             if is_whole:
                 hidden_R1D = moved

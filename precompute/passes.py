@@ -1,30 +1,15 @@
-"""The one function that runs a block under a plan, and the caches it runs on.
+"""Keys and values that passes over prompts and answers leave behind, by block.
 
-Everything that executes the model (token pass, answer sweep, one setting alone, timing, importance) goes through
-`run_block`. It takes rows of equal length and may take another top-k for each row, so that plans which differ only in
-top-k run side by side.
-
-Shapes: R rows, S positions of this call, H key/value heads, W head width, D d_model, E experts, k experts used.
+Shapes: R rows, S positions of this call, H key/value heads, W head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import Cache
-
-from .molmoe.model import Molmoe
-from .molmoe.text import rotate
-
-Rotary = tuple[Tensor, Tensor]  # cosines and sines of `Molmoe.position_embeddings`
-
-# Two experts whose probabilities lie closer than this at the cut may change places from one batch shape to another.
-ROUTER_TIE = 1e-7
 
 
 class PromptCache(Cache):
@@ -73,82 +58,41 @@ class StepCache(Cache):
                 store[block] = tensor[index]
 
 
-@dataclass
-class TieWatch:
-    """Which rows met a tie of the router, and so may answer otherwise in a batch of another shape."""
+class RequestCache(Cache):
+    """Keys and values of one request, each block's with room for the answer: a step writes in place."""
 
-    tied_R: Tensor | None = field(default=None)
+    def __init__(self, length: int, room: int) -> None:
+        super().__init__(layers=[])
+        self._capacity = length + room
+        self.length = length  # positions of the prompt, then of prompt and answer; a probe behind them is not kept
+        self._is_prompt = True
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
 
-    def see(self, probability_RSk: Tensor, top_k: int | Tensor) -> None:
-        """Looks at the sorted probabilities: is the last expert taken as likely as the first one left out?"""
-        gap_RSk = probability_RSk[..., :-1] - probability_RSk[..., 1:]
-        if isinstance(top_k, int):
-            gap_RS = gap_RSk[..., top_k - 1]
-        else:
-            gap_RS = gap_RSk.gather(-1, (top_k - 1).view(-1, 1, 1).expand(*gap_RSk.shape[:2], 1)).squeeze(-1)
-        tied_R = (gap_RS < ROUTER_TIE).any(dim=-1)
-        self.tied_R = tied_R if self.tied_R is None else self.tied_R | tied_R
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Keeps the prompt's keys and values [1, H, S (+ 1), W], or writes a step's and returns all so far."""
+        if self._is_prompt:
+            self._keys[layer_idx] = self._kept(key_states)
+            self._values[layer_idx] = self._kept(value_states)
+            return key_states, value_states
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        keys[:, :, self.length - 1 : self.length] = key_states
+        values[:, :, self.length - 1 : self.length] = value_states
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
+    def begin_step(self) -> None:
+        """Makes room for one more position."""
+        self._is_prompt = False
+        self.length += 1
 
-def run_block(
-    model: Molmoe,
-    index: int,
-    hidden_RSD: Tensor,
-    top_k: int | Tensor,
-    rotary: Rotary,
-    *,
-    attention_mask: Tensor | None = None,
-    cache: Cache | None = None,
-    watch: TieWatch | None = None,
-) -> Tensor:
-    """Runs one block and returns [R, S, D]. A plan's skipped block (top-k 0) is the caller's not to run.
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002  transformers' signature
+        """How many positions lie in front of this call's."""
+        return 0 if self._is_prompt else self.length - 1
 
-    Args:
-        top_k: experts per token, for all rows, or [R] int64 on the CPU, one for each row.
-        watch: told of the router's probabilities. Watching does not change the result.
-    """
-    if watch is None and isinstance(top_k, int):
-        return model.run_block(
-            index, hidden_RSD, top_k=top_k, position_embeddings=rotary, attention_mask=attention_mask, cache=cache
-        )
-    block: Any = model.blocks[index]
-    hidden_RSD = hidden_RSD + block.attn(block.attn_norm(hidden_RSD), rotary, attention_mask, cache)
-    normed_RSD = block.ff_norm(hidden_RSD)
-    if isinstance(top_k, int):
-        largest = top_k
-    else:
-        largest = int(top_k.max())  # on the CPU, so that nothing waits for the device
-        top_k = top_k.to(hidden_RSD.device)
-    num_experts = model.config.num_experts
-    probability_RSE = torch.softmax(block.mlp.router(normed_RSD), dim=-1, dtype=torch.float32)
-    chosen_RSk, expert_RSk = probability_RSE.topk(min(largest + 1, num_experts), dim=-1)
-    if watch is not None:
-        if largest == num_experts:  # nothing is left out, so nothing can tie with it
-            chosen_RSk = functional.pad(chosen_RSk, (0, 1), value=-1.0)
-        watch.see(chosen_RSk, top_k)
-    weight_RSk, expert_RSk = chosen_RSk[..., :largest], expert_RSk[..., :largest]
-    if not isinstance(top_k, int):  # experts beyond a row's own k weigh nothing: the sum is the row's own, exactly
-        weight_RSk = weight_RSk * (torch.arange(largest, device=top_k.device) < top_k.view(-1, 1, 1))
-    mixed = block.mlp.experts(
-        normed_RSD.flatten(0, 1),
-        expert_RSk.flatten(0, 1).contiguous(),
-        weight_RSk.flatten(0, 1).to(normed_RSD.dtype).contiguous(),
-    )
-    return hidden_RSD + mixed.view_as(hidden_RSD)
-
-
-def prompt_keys_values(model: Molmoe, index: int, hidden_RSD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-    """Returns a block's keys and values [R, H, S, W] without running it.
-
-    A plan's last block needs them at every position, and everything else at the last position only.
-    """
-    block: Any = model.blocks[index]
-    attention = block.attn
-    query_width, key_width, value_width = attention.widths
-    weight = attention.att_proj.weight[query_width:]
-    key, value = functional.linear(block.attn_norm(hidden_RSD), weight).split([key_width, value_width], dim=-1)
-    heads = (*hidden_RSD.shape[:-1], -1, attention.head_width)
-    return rotate(attention.k_norm(key).view(heads), rotary).transpose(1, 2), value.view(heads).transpose(1, 2)
+    def _kept(self, states: Tensor) -> Tensor:
+        store = states.new_empty(*states.shape[:2], self._capacity, states.shape[-1])
+        store[:, :, : self.length] = states[:, :, : self.length]
+        return store
 
 
 def with_room(prompt_RHSW: Tensor, room: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..controllers.budget_encoder import BudgetEncoder
 from ..data.errors import CheckpointError
 from .molmoe.model import Molmoe
-from .passes import PromptCache, run_block
+from .passes import PromptCache
 from .threads import single_thread
 
 
@@ -102,8 +102,13 @@ def token_pass(
         hidden = torch.cat([prompt_1SD, probe_MD[None]], dim=1)
         after = [hidden]
         for block in range(max(positions)):
-            hidden = run_block(
-                model, block, hidden, model.config.native_top_k, rotary, attention_mask=mask, cache=cache
+            hidden = model.run_block(
+                block,
+                hidden,
+                top_k=model.config.native_top_k,
+                position_embeddings=rotary,
+                attention_mask=mask,
+                cache=cache,
             )
             after.append(hidden)
     state = PromptState(

@@ -19,9 +19,10 @@ from torch import Tensor
 from ..data.plans import BlockPlan
 from .batching import BatchLimit
 from .decode import Branch, Decoded, decode_greedy
-from .molmoe.model import Molmoe
-from .passes import PromptCache, Rotary, StepCache, TieWatch, prompt_keys_values, run_block, with_room
+from .molmoe.model import Molmoe, Rotary
+from .passes import PromptCache, StepCache, with_room
 from .probe import PromptState
+from .router_ties import TieWatch
 from .threads import single_thread
 from .tree import PlanTree, Stream, native_blocks
 
@@ -53,7 +54,7 @@ def run_prompt(model: Molmoe, state: PromptState, plan: BlockPlan) -> Branch:
     rotary = _rotary(model, state)
     for block in range(start, len(plan)):
         if plan[block]:
-            hidden_1SD = run_block(model, block, hidden_1SD, plan[block], rotary, cache=cache)
+            hidden_1SD = model.run_block(block, hidden_1SD, top_k=plan[block], position_embeddings=rotary, cache=cache)
     keys = {block: key[0] for block, key in cache.keys.items()}
     values = {block: value[0] for block, value in cache.values.items()}
     return Branch(plan, hidden_1SD[0, -1], keys, values, state.length)
@@ -137,7 +138,9 @@ class _TreePrefill:
         """Runs the block at every position of the streams at `places`."""
         hidden_RSD = torch.stack([after.hidden_SD[place] for place in places])
         cache, watch = PromptCache(), TieWatch()
-        hidden_RSD = run_block(self._model, block, hidden_RSD, top_k, self._rotary, cache=cache, watch=watch)
+        hidden_RSD = self._model.run_block(
+            block, hidden_RSD, top_k=top_k, position_embeddings=self._rotary, cache=cache, watch=watch
+        )
         self._keep(block, places, hidden_RSD, cache, watch, after)
 
     def _run_last(self, block: int, places: Sequence[int], level: Sequence[Stream], after: _Streams) -> None:
@@ -145,11 +148,16 @@ class _TreePrefill:
         hidden_RSD = torch.stack([after.hidden_SD[place] for place in places])
         top_k = torch.tensor([level[place].top_k for place in places])
         cosine, sine = self._rotary
-        front = prompt_keys_values(self._model, block, hidden_RSD[:, :-1], (cosine[:, :-1], sine[:, :-1]))
+        front = self._model.keys_values(block, hidden_RSD[:, :-1], (cosine[:, :-1], sine[:, :-1]))
         keys, values = (with_room(prompt_RHSW, room=1) for prompt_RHSW in front)
         cache, watch = StepCache({block: keys}, {block: values}, self._state.length - 1), TieWatch()
-        hidden_R1D = run_block(
-            self._model, block, hidden_RSD[:, -1:], top_k, (cosine[:, -1:], sine[:, -1:]), cache=cache, watch=watch
+        hidden_R1D = self._model.run_block(
+            block,
+            hidden_RSD[:, -1:],
+            top_k=top_k,
+            position_embeddings=(cosine[:, -1:], sine[:, -1:]),
+            cache=cache,
+            watch=watch,
         )
         self._keep(block, places, hidden_R1D, cache, watch, after)
 

@@ -10,7 +10,7 @@ import torch
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import BlockPlan, block_plan
-from knobctl.precompute import decode, passes
+from knobctl.precompute import decode, router_ties
 from knobctl.precompute.batching import BatchLimit
 from knobctl.precompute.molmoe.generate import ModelInputs, generate
 from knobctl.precompute.molmoe.model import Molmoe
@@ -170,7 +170,7 @@ def test_ties_are_seen(model, plans, monkeypatch):
     calm = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
     assert not any(one.is_router_tie for one in calm)
     monkeypatch.setattr(decode, "NEAR_TIE", 1e9)
-    monkeypatch.setattr(passes, "ROUTER_TIE", 2.0)
+    monkeypatch.setattr(router_ties, "ROUTER_TIE", 2.0)
     swept = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
     assert all(one.is_near_tie and one.is_router_tie for one in swept)
     assert [dataclasses.replace(one, is_near_tie=False, is_router_tie=False) for one in swept] == [
@@ -182,7 +182,7 @@ def test_a_row_s_own_top_k_gives_what_a_call_with_it_gives(model):
     hidden = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
     rotary = model.position_embeddings(torch.arange(4)[None])
     with torch.inference_mode():
-        mixed = passes.run_block(model, 2, hidden, torch.tensor([4, 8, 6]), rotary)
+        mixed = model.run_block(2, hidden, top_k=torch.tensor([4, 8, 6]), position_embeddings=rotary)
         for row, top_k in enumerate((4, 8, 6)):
-            alone = passes.run_block(model, 2, hidden[row : row + 1], top_k, rotary)
+            alone = model.run_block(2, hidden[row : row + 1], top_k=top_k, position_embeddings=rotary)
             torch.testing.assert_close(mixed[row : row + 1], alone)

@@ -3,7 +3,7 @@
 The weights live in transformers' `OlmoeExperts`, which dispatches to its `eager`, `grouped_mm`, ... functions; this
 module registers two more with it. All give the same result up to rounding.
 
-Shapes: N tokens, D d_model, E experts, k experts used per token, W expert width.
+Shapes: R rows, S positions, N tokens (R * S), D d_model, E experts, k experts used per token, W expert width.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers import OlmoeConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
+
+from ..router_ties import TieWatch
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered", "segmented")
 
@@ -105,19 +107,38 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = OlmoeExperts(config)
 
-    def route(self, hidden_ND: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns router logits [N, E], the k largest probabilities [N, k] and their experts [N, k], largest first.
+    def route(
+        self, hidden_RSD: Tensor, top_k: int | Tensor, watch: TieWatch | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns router logits [R, S, E], the k largest probabilities [R, S, k] and their experts, largest first.
 
-        The softmax is over all experts and in float32; what is kept of it is not renormalised.
+        The softmax is over all experts and in float32; what is kept of it is not renormalised. Where rows have their
+        own k [R], k is the largest of them, and what lies beyond a row's own has weight 0: its sum is then exactly
+        what the row alone would give.
         """
-        logits_NE = self.router(hidden_ND)
-        probability_NE = torch.softmax(logits_NE, dim=-1, dtype=torch.float32)
-        weight_Nk, index_Nk = probability_NE.topk(top_k, dim=-1)
-        return logits_NE, weight_Nk.to(hidden_ND.dtype), index_Nk
+        logits_RSE = self.router(hidden_RSD)
+        probability_RSE = torch.softmax(logits_RSE, dim=-1, dtype=torch.float32)
+        largest = top_k if isinstance(top_k, int) else int(top_k.max())  # on the CPU: nothing waits for the device
+        taken = largest if watch is None else min(largest + 1, logits_RSE.shape[-1])
+        weight_RSk, index_RSk = probability_RSE.topk(taken, dim=-1)
+        if not isinstance(top_k, int):
+            top_k = top_k.to(hidden_RSD.device)
+        if watch is not None:
+            # With every expert taken, none is left out that the last one could tie with.
+            watch.see(weight_RSk if taken > largest else functional.pad(weight_RSk, (0, 1), value=-1.0), top_k)
+            weight_RSk, index_RSk = weight_RSk[..., :largest], index_RSk[..., :largest]
+        if not isinstance(top_k, int):
+            weight_RSk = weight_RSk * (torch.arange(largest, device=top_k.device) < top_k.view(-1, 1, 1))
+        return logits_RSE, weight_RSk.to(hidden_RSD.dtype), index_RSk
 
-    def forward(self, hidden_BSD: Tensor, top_k: int) -> Tensor:
-        hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
-        _, weight_Nk, index_Nk = self.route(hidden_ND, top_k)
+    def forward(self, hidden_RSD: Tensor, top_k: int | Tensor, watch: TieWatch | None = None) -> Tensor:
+        _, weight_RSk, index_RSk = self.route(hidden_RSD, top_k, watch)
         # "eager" is the class's own method; the others are functions, called past its dispatcher to save time.
         run = ALL_EXPERTS_FUNCTIONS.get(self.implementation, OlmoeExperts.forward)
-        return run(self.experts, hidden_ND, index_Nk, weight_Nk).view_as(hidden_BSD)
+        mixed_ND = run(
+            self.experts,
+            hidden_RSD.reshape(-1, hidden_RSD.shape[-1]),
+            index_RSk.flatten(0, 1).contiguous(),
+            weight_RSk.flatten(0, 1).contiguous(),
+        )
+        return mixed_ND.view_as(hidden_RSD)

@@ -9,15 +9,20 @@ V rows of the head, KV cached and new positions.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from ..router_ties import TieWatch
 from .config import MolmoeConfig
 from .experts import EXPERTS_IMPLEMENTATIONS
 from .norm import RMSNorm
 from .text import TextBlock, olmoe_config, rotary_embeddings
 from .vision import VisionBackbone
+
+Rotary = tuple[Tensor, Tensor]  # cosines and sines of `Molmoe.position_embeddings`
 
 
 class Molmoe(nn.Module):
@@ -94,7 +99,7 @@ class Molmoe(nn.Module):
         summed = hidden_BTD.flatten(0, 1).index_add(0, flat.flatten(), addend.flatten(0, 1))
         return summed.view(batch, length, d_model)
 
-    def position_embeddings(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def position_embeddings(self, position_ids: Tensor) -> Rotary:
         """Returns what `run_block` rotates queries and keys with, for positions [B, S]: once per pass, for all blocks.
 
         float32 where the config asks for full precision, else in the model's dtype. Opaque to the caller.
@@ -113,23 +118,26 @@ class Molmoe(nn.Module):
         index: int,
         hidden: Tensor,
         *,
-        top_k: int,
+        top_k: int | Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        position_embeddings: Rotary | None = None,
+        watch: TieWatch | None = None,
     ) -> Tensor:
         """Runs one block on hidden [B, S, D] and returns [B, S, D]. To skip a block, do not call it.
 
         Args:
-            top_k: experts per token in this block, 1 to the number of experts. k does not persist.
+            top_k: experts per token in this block, 1 to the number of experts: for all rows, or [B] int64 on the CPU,
+                one for each, so that plans that differ in top-k alone run side by side. k does not persist.
             position_ids: [B, S]. May be left out when `position_embeddings` is given.
             attention_mask: [B or 1, 1, S, KV], bool (True = may look) or additive. None means causal over S positions
                 without a past, or, for S = 1, a look at everything cached.
             cache: extended by this call's keys and values at place `index`; blocks that are skipped leave no trace.
             position_embeddings: what `position_embeddings(position_ids)` returned, to compute it once per pass.
+            watch: sees the router's probabilities. Watching does not change the result.
         """
-        if not 1 <= top_k <= self.config.num_experts:
+        if isinstance(top_k, int) and not 1 <= top_k <= self.config.num_experts:
             raise ValueError(f"top_k is {top_k}, not of 1 to {self.config.num_experts}")
         if position_embeddings is None:
             if position_ids is None:
@@ -137,7 +145,15 @@ class Molmoe(nn.Module):
             position_embeddings = self.position_embeddings(position_ids)
         if attention_mask is None and cache is not None and hidden.shape[1] > 1 and cache.get_seq_length(index):
             raise ValueError("several positions after a cached past need an attention_mask")
-        return self.blocks[index](hidden, top_k, position_embeddings, attention_mask, cache)
+        return self.blocks[index](hidden, top_k, position_embeddings, attention_mask, cache, watch)
+
+    def keys_values(self, index: int, hidden: Tensor, position_embeddings: Rotary) -> tuple[Tensor, Tensor]:
+        """Returns a block's keys and values [B, K, S, W] for hidden [B, S, D], without running the block.
+
+        A plan's last block needs them at every position, and everything else at the last position only.
+        """
+        block = cast(TextBlock, self.blocks[index])
+        return block.attn.keys_values(block.attn_norm(hidden), position_embeddings)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: [B, S, D] -> [B, S, V]."""

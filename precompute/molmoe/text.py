@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache, OlmoeConfig
 
+from ..router_ties import TieWatch
 from .config import MolmoeConfig
 from .experts import MixtureOfExperts
 from .norm import RMSNorm, normalise
@@ -98,9 +99,14 @@ class TextAttention(nn.Module):
         )
         return self.attn_out(mixed_BHSW.transpose(1, 2).reshape(batch, length, -1))
 
-    def k_norm(self, key: Tensor) -> Tensor:
-        """Norms keys [..., K * W] alone, for a caller that needs a block's keys and values and no more."""
-        return normalise(key, self.eps) * self.qk_norm_weight[self.widths[0] :]
+    def keys_values(self, hidden_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values [B, K, S, W] of normed hidden states, without queries and without attention."""
+        query_width, *key_value_widths = self.widths
+        projected = functional.linear(hidden_BSD, self.att_proj.weight[query_width:])
+        key, value = projected.split(key_value_widths, dim=-1)
+        heads = (*hidden_BSD.shape[:-1], -1, self.head_width)
+        key = normalise(key, self.eps) * self.qk_norm_weight[query_width:]
+        return rotate(key.view(heads), position_embeddings).transpose(1, 2), value.view(heads).transpose(1, 2)
 
     def norm_queries_and_keys(self, projected: Tensor) -> Tensor:
         """Takes [B, S, q | k | v] and returns the normed q | k, [B, S, (H + K) * W]."""
@@ -126,10 +132,11 @@ class TextBlock(nn.Module):
     def forward(
         self,
         hidden_BSD: Tensor,
-        top_k: int,
+        top_k: int | Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         cache: Cache | None,
+        watch: TieWatch | None = None,
     ) -> Tensor:
         hidden_BSD = hidden_BSD + self.attn(self.attn_norm(hidden_BSD), position_embeddings, attention_mask, cache)
-        return hidden_BSD + self.mlp(self.ff_norm(hidden_BSD), top_k)
+        return hidden_BSD + self.mlp(self.ff_norm(hidden_BSD), top_k, watch)
