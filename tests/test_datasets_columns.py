@@ -1,7 +1,9 @@
 """Fields that a source keeps under other names, and what is said of names that are not there."""
 
 import json
+from types import SimpleNamespace
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from dataset_files import coco_vqa, png, rows, ten, write_json, write_json_lines, write_parquet
@@ -11,6 +13,7 @@ from knobctl.data.datasets import image_from_ref, load_samples
 from knobctl.data.datasets.columns import column_maps, source_splits
 from knobctl.data.errors import DatasetError, KnobctlError
 from knobctl.precompute.config import PrecomputeConfig
+from knobctl.precompute.from_cache import samples_of
 
 
 def test_a_parquet_dataset_with_other_names(tmp_path):
@@ -24,6 +27,23 @@ def test_a_parquet_dataset_with_other_names(tmp_path):
     assert loaded.to_dict()["columns"] == columns
     assert image_from_ref("v.parquet#3", tmp_path, "picture").read_bytes() == png(1)
     assert "columns" not in load_samples("easy_vqa", limit=1).to_dict()
+
+
+def test_live_samples_come_from_the_column_that_the_cache_records(tmp_path):
+    path = write_parquet(tmp_path / "v.parquet", rows(4).rename({"image": "picture"}))
+    loaded = load_samples("mine", source=path, columns={"image": "picture"})
+    table = pl.DataFrame(
+        [
+            {name: getattr(sample, name) for name in ("sample_id", "dataset", "split", "question", "image_id")}
+            | {"answers": list(sample.answers), "image_ref": sample.image.ref}
+            for sample in loaded.samples
+        ]
+    )
+    index = {sample.sample_id: i for i, sample in enumerate(loaded.samples)}
+    manifest = SimpleNamespace(datasets={"mine": loaded.to_dict()})
+    cache = SimpleNamespace(samples=table, sample_index=index, manifest=manifest, path=tmp_path)
+    live = samples_of(cache, list(index), None)
+    assert [live[name].image.read_bytes() for name in index] == [s.image.read_bytes() for s in loaded.samples]
 
 
 def test_json_lines_and_official_files_with_other_names(tmp_path):

@@ -140,7 +140,9 @@ def test_class_labels_are_read_by_the_names_in_the_metadata(tmp_path):
         assert load_samples("mine", source=path).samples[0].answers == ("blue", "red")
 
 
-@pytest.mark.parametrize("values", [[0, 1, 0, 1], [0.0, 1.0, 0.0, 1.0], [True, False, True, False]])
+@pytest.mark.parametrize(
+    "values", [[0, 1, 0, 1], [0.0, 1.0, 0.0, 1.0], [True, False, True, False], [["train"], ["val"]] * 2]
+)
 def test_a_column_without_names_is_refused_with_its_values(tmp_path, values):
     path = labelled(tmp_path / "all.parquet", values, None)
     with pytest.raises(DatasetError, match=r"no rows of split `validation`.*column `split` with .*, "):

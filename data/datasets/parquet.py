@@ -221,19 +221,20 @@ def _read_small_columns(
         column = None if split is None else _split_column(schema, columns)
         if column is not None:
             fields["split"] = column
-        texts = [
+        expressions = [
             text_column(
                 name, schema[name], class_labels(location, name, schema[name]) if field in _LABELLED else None
             ).alias(field)
             for field, name in fields.items()
         ]
-        frame = scan.select(*texts, _FILE_COLUMN).head(MAX_ROWS + 1).collect()
+        frame = scan.select(*expressions, _FILE_COLUMN).head(MAX_ROWS + 1).collect()
         if frame.height > MAX_ROWS:
             raise DatasetError(f"{location} has more than {MAX_ROWS:,} rows: split it.")
         frame = frame.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).over(_FILE_COLUMN).alias("row"))
         if column is not None:
             if frame.schema["split"] != pl.String:  # no split is told by it, but a refusal lists its values
-                frame = frame.with_columns(pl.col("split").map_elements(str, return_dtype=pl.String))
+                texts = [None if value is None else str(value) for value in frame["split"].to_list()]
+                frame = frame.with_columns(pl.Series("split", texts, dtype=pl.String))
             if frame["split"].null_count() == frame.height:
                 column = None  # says nothing
         files = {file: hub_location(file) for file in frame[_FILE_COLUMN].unique().to_list()}

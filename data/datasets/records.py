@@ -101,7 +101,7 @@ def utf8(text: str, what: str, where: str) -> bytes:
     except UnicodeEncodeError as error:
         raise DatasetError(
             f"{where}: {what} has a lone surrogate at character {error.start} ({text[error.start]!r}), which UTF-8 "
-            "cannot hold: write the text again."
+            "cannot hold: write it again."
         ) from error
 
 

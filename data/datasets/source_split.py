@@ -28,7 +28,7 @@ _LISTED = 12
 
 def split_key(text: str) -> str:
     """Returns train, validation or test for any of their spellings (`val2014`); another name in lower case."""
-    words = _words(text)
+    words = _words(text) if re.fullmatch(r"[\w\s.-]*", text) else []  # no printed list, no path
     known = [_KEY_OF_WORD.get(word, set()) for word in words]
     return next(iter(known[0])) if len(known) == 1 and len(known[0]) == 1 else text.strip().lower()
 
