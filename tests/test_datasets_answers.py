@@ -1,6 +1,7 @@
 """Answers in every form that sources write them, and rows that are left out and counted instead of used."""
 
 import json
+import os
 from decimal import Decimal
 
 import polars as pl
@@ -179,7 +180,7 @@ def test_repeated_rows_whose_image_is_missing(tmp_path):
     path = write_json_lines(tmp_path / "own.jsonl", [GOOD, bad, bad])
     loaded = load_samples("mine", source=path, skip_bad=True)
     assert (len(loaded.samples), len(loaded.skipped), loaded.duplicates) == (1, 1, 1)
-    with pytest.raises(DatasetError, match=r"missing\.png"):
+    with pytest.raises(DatasetError, match=r"own\.jsonl, line 2: image .*missing\.png"):
         load_samples("mine", source=path)
 
 
@@ -192,6 +193,16 @@ def test_one_id_for_two_contents_keeps_the_first_that_can_be_read(tmp_path):
     path = write_json_lines(tmp_path / "own.jsonl", [entries[0] | {"answers": None}, entries[1]])
     loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 1", "no answers", good=1, skipped=1)
     assert loaded.samples[0].answers == ("dog",)
+
+
+def test_a_file_name_that_utf8_cannot_hold_is_refused(tmp_path):
+    for folder, name in ((tmp_path / "a", "v.jsonl"), (tmp_path / "b", "v.parquet")):
+        folder.mkdir()
+        (folder / os.fsdecode(b"\xff-" + name.encode())).write_text("")
+        with pytest.raises(DatasetError, match="lone surrogate"):
+            load_samples("mine", source=next(folder.iterdir()))
+    with pytest.raises(DatasetError, match="lone surrogate"):
+        load_samples("mine", source=tmp_path / "b")
 
 
 def test_text_that_utf8_cannot_hold_is_skipped_and_counted(tmp_path):

@@ -140,14 +140,14 @@ def load_samples(
     duplicates = len(ids) - len(kept) - len(bad)
     faults = [*rows.faults, *((rows.where(row), error) for row, error in sorted(bad.items()))]
     if faults and not skip_bad:
-        raise DatasetError(f"{faults[0][1]} Or leave such rows out with --skip-bad.") from faults[0][1]
+        raise _refused(*faults[0]) from faults[0][1]
     order = (kept[i] for i in draw_order(name, [ids[row] for row in kept], seed))
     drawn: dict[int, tuple[Record, str]] = {}
     skipped = [SkippedRow(where, str(error)) for where, error in faults]
     for row, result in _examined(rows, order, limit, check_images):
         if isinstance(result, DatasetError):
             if not skip_bad:
-                raise result
+                raise _refused(rows.where(row), result) from result
             skipped.append(SkippedRow(rows.where(row), str(result)))
         else:
             drawn[row] = result
@@ -170,6 +170,11 @@ def load_samples(
         source_split=rows.split,
         columns=columns or {},
     )
+
+
+def _refused(where: str, error: DatasetError) -> DatasetError:
+    place = "" if where in str(error) else f"{where}: "  # an image's error names the image alone
+    return DatasetError(f"{place}{error} Or leave such rows out with --skip-bad.")
 
 
 def _wanted_split(spec: DatasetSpec, name: str | None) -> SourceSplit | None:
