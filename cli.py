@@ -99,7 +99,7 @@ def _precompute_config(options: dict[str, Any]) -> Any:
     from .precompute.config import PrecomputeConfig
 
     same = {"model", "datasets", "out", "samples", "revision", "device", "dtype", "seed", "latency_mode", "runs"}
-    same |= {"importance", "data_root", "images", "skip_bad", "like", "threads", "workers"}
+    same |= {"importance", "data_root", "images", "skip_bad", "column", "source_split", "like", "threads", "workers"}
     same |= {"from_results", "complete", "strict"}
     return PrecomputeConfig(
         **{name: options[name] for name in sorted(same)},
@@ -118,9 +118,11 @@ def _import_results(as_json: bool, dry_run: bool, options: dict[str, Any]) -> No
     if dry_run or options["complete"]:
         raise click.UsageError("--dry-run and --complete run the model: name it with --model.")
     without_effect = {"samples": None, "budgets": "", "shard": "0/1", "like": None, "threads": None, "workers": 1}
-    for name, default in without_effect.items():
+    for name, default in {**without_effect, "column": (), "source_split": ()}.items():
         if options[name] != default:
-            raise click.UsageError(f"--{name} is about running the model: name it with --model, or leave it out.")
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is about running the model: name it with --model, or leave it out."
+            )
     from .data.importer import import_results
     from .data.render import render_import_report
 

@@ -113,7 +113,19 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that draws samples."""
     for option in (
-        click.option("--skip-bad", is_flag=True, help="Skip, and count, samples whose image cannot be read."),
+        click.option("--skip-bad", is_flag=True, help="Skip, and count, rows that cannot be used."),
+        click.option(
+            "--column",
+            multiple=True,
+            metavar="[DATASET.]FIELD=COLUMN",
+            help="A field that the files keep under another name: answers=multiple_choice_answer.",
+        ),
+        click.option(
+            "--source-split",
+            multiple=True,
+            metavar="[DATASET=]SPLIT",
+            help="Split of the files to read; `all`: every row.  [default: the dataset's usual one]",
+        ),
         click.option("--data-root", type=PATH, help="Folder of official annotation files and images."),
         click.option("--max-new-tokens", multiple=True, metavar="DATASET=N", help="Another limit of answer tokens."),
         click.option(

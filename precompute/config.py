@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.cache.run_record import Shard
+from ..data.datasets.columns import column_maps, source_splits
 from ..data.errors import KnobctlError
 from ..data.knobs import KnobSpace
 
@@ -37,6 +38,8 @@ class PrecomputeConfig:
     images: Path | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)  # dataset -> metric
     max_new_tokens: Mapping[str, int] = field(default_factory=dict)
+    column: tuple[str, ...] = ()  # [DATASET.]FIELD=COLUMN: fields that datasets keep under other names
+    source_split: tuple[str, ...] = ()  # [DATASET=]SPLIT: instead of a dataset's usual split
     skip_bad: bool = False
     shard: Shard = field(default_factory=Shard)
     like: Path | None = None  # another shard's directory: budgets and importance are taken from it
@@ -72,6 +75,8 @@ class PrecomputeConfig:
             unknown = set(named) - set(self.dataset_names)
             if unknown:
                 raise KnobctlError(f"a {option} was given for {sorted(unknown)[0]!r}, which is no dataset of this run.")
+        column_maps(self.column, self.dataset_names)  # raises for what they cannot read
+        source_splits(self.source_split, self.dataset_names)
         if self.from_results is None and (self.complete or self.imported_latency or self.strict):
             raise KnobctlError(
                 "--complete, --latency imported and --strict are about recorded results: add --from-results."
@@ -87,6 +92,14 @@ class PrecomputeConfig:
     def samples_of(self, dataset: str) -> int | None:
         """Returns how many samples of a dataset are drawn at most; None: all."""
         return self.samples.get(dataset) if isinstance(self.samples, Mapping) else self.samples
+
+    def columns_of(self, dataset: str) -> dict[str, str]:
+        """Returns the fields of a dataset that have other names there."""
+        return column_maps(self.column, self.dataset_names)[dataset]
+
+    def source_split_of(self, dataset: str) -> str | None:
+        """Returns the split of the source asked for; None: the dataset's usual one."""
+        return source_splits(self.source_split, self.dataset_names).get(dataset)
 
     @property
     def dataset_names(self) -> tuple[str, ...]:

@@ -100,6 +100,8 @@ def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> 
         name: images or images_root_of(str(record.get("source", "")))
         for name, record in (cache.manifest.datasets or {}).items()
     }
+    columns = {name: record.get("columns") for name, record in (cache.manifest.datasets or {}).items()}
+    image_columns = {name: str(kept.get("image", "image")) for name, kept in columns.items() if isinstance(kept, dict)}
     samples: dict[str, Sample] = {}
     for sample_id in sample_ids:
         row: dict[str, Any] = table.row(cache.sample_index[sample_id], named=True)
@@ -112,7 +114,11 @@ def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> 
             row["question"],
             tuple(row["answers"]),
             row.get("image_id") or row["image_ref"],
-            image_from_ref(row["image_ref"], roots.get(row["dataset"], images)),
+            image_from_ref(
+                row["image_ref"],
+                roots.get(row["dataset"], images),
+                image_columns.get(row["dataset"], "image"),
+            ),
         )
     return samples
 

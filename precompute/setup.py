@@ -80,6 +80,8 @@ def load_inputs(config: PrecomputeConfig) -> Inputs:
             root=config.data_root,
             source=source or None,
             images=config.images,
+            source_split=config.source_split_of(name),
+            columns=config.columns_of(name),
             limit=config.samples_of(name),
             seed=config.seed,
             metric=config.metrics.get(name),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 from ..errors import DatasetError
 from ..samples import ImageSource
 from ..strict_json import parse_json, read_json
+from .columns import check_columns, with_fields
 from .images import image_file
-from .records import Record, answer_texts, identifier, question_text
-from .registry import DatasetSpec, split_key
+from .records import Record, answer_texts, identifier, image_path, question_text
+from .registry import DatasetSpec
+from .source_split import SourceSplit, split_key
 
 MAX_JSON_BYTES = 1 << 30  # the largest official file (VQA v2, train annotations) has a quarter of that
 MAX_LINE_BYTES = 4 << 20
@@ -24,17 +26,32 @@ class OfficialRows:
     """The official files of a dataset: questions, answers beside them or in a second file, and image folders."""
 
     def __init__(
-        self, folder: Path, spec: DatasetSpec, *, split: str, answer_field: str, root: Path | None = None
+        self,
+        folder: Path,
+        spec: DatasetSpec,
+        *,
+        split: SourceSplit,
+        answer_field: str,
+        columns: Mapping[str, str],
+        root: Path | None = None,
     ) -> None:
         """Reads the JSON files. `root` is the images' folder, by default `folder`."""
         assert spec.questions_file is not None
+        if "image" in columns:
+            raise DatasetError(
+                f"{folder}: the official files name images by `image_id`, so --column has no `image` here."
+            )
         self._spec = spec
         self._answer_field = answer_field
-        self._split = _name_of(split)
+        self._split = official_name(split.name)
+        self.split: str | None = split.key
+        self.notes: list[str] = []
+        self.faults: list[tuple[str, DatasetError]] = []
         self.root = root or folder
         self._path = _find(folder, spec.questions_file.format(split=self._split))
         document = _document(self._path)
-        self._questions = _entries(document, self._path, "data" if spec.annotations_file is None else "questions")
+        questions = _entries(document, self._path, "data" if spec.annotations_file is None else "questions")
+        present = {name for entry in questions for name in entry}
         self._annotations: dict[str, Any] | None = None
         self.answer_field: str | None = None
         if spec.annotations_file is not None:
@@ -48,28 +65,42 @@ class OfficialRows:
                         f"{annotations[key]!r}: take both files of one split."
                     )
             entries = _entries(annotations, self._annotations_path, "annotations")
+            present |= {name for entry in entries for name in entry}
             self._annotations = {}
-            for row, entry in enumerate(entries):
-                where = f"{self._annotations_path}, row {row}"
-                key = identifier(entry.get("question_id"), "question_id", where)
-                if self._annotations.setdefault(key, entry) != entry:
-                    raise DatasetError(f"{where}: question_id {key} occurs twice, with different answers.")
-
-    @cached_property
-    def question_ids(self) -> list[str]:
-        """The id of every question."""
-        return [
-            identifier(entry.get("question_id"), "question_id", self.where(row))
-            for row, entry in enumerate(self._questions)
-        ]
+            for row, plain in enumerate(entries):
+                entry, where = with_fields(plain, columns), f"{self._annotations_path}, row {row}"
+                try:
+                    key = identifier(entry.get("question_id"), "question_id", where)
+                    if self._annotations.setdefault(key, entry) != entry:
+                        raise DatasetError(f"{where}: question_id {key} occurs twice, with different answers.")
+                except DatasetError as error:
+                    self.faults.append((where, error))
+        check_columns(columns, present, self._path)
+        subtype = document.get("data_subtype")
+        if isinstance(subtype, str) and not split.matches(subtype):
+            raise split.refusal(folder, [self._path.name], {"data_subtype": [subtype]})
+        matching, values = split.rows(questions, columns.get("split"))
+        if matching is not None and not any(matching):
+            raise split.refusal(folder, [self._path.name], {columns.get("split", "set_name"): values})
+        self._questions: list[tuple[int, dict[str, Any]]] = []
+        self.question_ids: list[str] = []
+        for row, plain in enumerate(questions):
+            entry, where = with_fields(plain, columns), f"{self._path}, row {row}"
+            if matching is not None and not matching[row]:
+                continue
+            try:
+                self.question_ids.append(identifier(entry.get("question_id"), "question_id", where))
+                self._questions.append((row, entry))
+            except DatasetError as error:
+                self.faults.append((where, error))
 
     def where(self, row: int) -> str:
         """Returns path and row."""
-        return f"{self._path}, row {row}"
+        return f"{self._path}, row {self._questions[row][0]}"
 
     def record(self, row: int) -> Record:
         """Returns the question with its answers, checked."""
-        entry, where, question_id = self._questions[row], self.where(row), self.question_ids[row]
+        entry, where, question_id = self._questions[row][1], self.where(row), self.question_ids[row]
         answers = entry.get("answers")
         if self._annotations is not None:
             annotation = self._annotations.get(question_id)
@@ -109,30 +140,62 @@ class OfficialRows:
 class JsonLinesRows:
     """A user's own dataset: one JSON object a line with image (a path), question and answers."""
 
-    def __init__(self, path: Path, *, split: str | None, answer_field: str, root: Path | None = None) -> None:
-        """Reads all lines. `root` is where image paths start, by default the file's folder."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        split: SourceSplit | None,
+        name: str,
+        answer_field: str,
+        columns: Mapping[str, str],
+        root: Path | None = None,
+    ) -> None:
+        """Reads all lines. `name` is the path that may tell the split, `root` where image paths start."""
         self._path = path
         self._answer_field = answer_field
         self.answer_field: str | None = None
         self.root = root or path.parent
-        entries = [
-            (number, _object(line, f"{path}, line {number}"))
-            for number, line in enumerate(_lines(path), start=1)
-            if line.strip()
-        ]
-        if split is not None and any("split" in entry for _, entry in entries):
-            entries = [(number, entry) for number, entry in entries if entry.get("split") == split]
+        self.faults: list[tuple[str, DatasetError]] = []
+        self.notes: list[str] = []
+        self.split = None if split is None else split.key
+        entries: list[tuple[int, dict[str, Any]]] = []
+        for number, line in enumerate(_lines(path), start=1):
+            where = f"{path}, line {number}"
+            try:
+                if line.strip():
+                    entries.append((number, _object(line, where)))
+            except DatasetError as error:
+                self.faults.append((where, error))
         if not entries:
-            raise DatasetError(f"{path} has no rows{'' if split is None else f' of split `{split}`'}.")
-        self._entries = entries
+            raise self.faults[0][1] if self.faults else DatasetError(f"{path} has no rows: check the file.")
+        check_columns(columns, {column for _, entry in entries for column in entry}, path)
+        if split is not None:
+            entries = self._of_split(entries, split, name, columns.get("split"))
+        self._entries: list[tuple[int, dict[str, Any]]] = []
+        self.question_ids: list[str] = []  # of a row without `question_id`, its line number
+        for number, plain in entries:
+            entry, where = with_fields(plain, columns), f"{path}, line {number}"
+            try:
+                self.question_ids.append(identifier(entry.get("question_id", number), "question_id", where))
+                self._entries.append((number, entry))
+            except DatasetError as error:
+                self.faults.append((where, error))
 
-    @cached_property
-    def question_ids(self) -> list[str]:
-        """The id of every row; of a row without `question_id`, its line number."""
-        return [
-            identifier(entry.get("question_id", number), "question_id", self.where(row))
-            for row, (number, entry) in enumerate(self._entries)
-        ]
+    def _of_split(
+        self, entries: list[tuple[int, dict[str, Any]]], split: SourceSplit, name: str, column: str | None
+    ) -> list[tuple[int, dict[str, Any]]]:
+        matching, values = split.rows([entry for _, entry in entries], column)
+        if matching is not None:
+            if not any(matching):
+                raise split.refusal(self._path, [name], {column or "split": values})
+            return [entry for entry, match in zip(entries, matching, strict=True) if match]
+        if split.files([name])[name]:
+            return entries
+        if not split.takes_unmarked([name]):
+            raise split.refusal(self._path, [name])
+        self.split = None
+        self.notes.append(split.unmarked_note(self._path))
+        return entries
 
     def where(self, row: int) -> str:
         """Returns path and line."""
@@ -143,23 +206,22 @@ class JsonLinesRows:
         entry, where = self._entries[row][1], self.where(row)
         missing = [name for name in ("image", "question") if name not in entry]
         if missing:
-            raise DatasetError(f"{where}: lacks {missing}; it has {sorted(entry)}.")
-        if not isinstance(entry["image"], str):
-            raise DatasetError(f"{where}: `image` must be a path, not {str(entry['image'])[:40]!r}.")
+            hint = " Of a list `images`, give one path as `image`." if "images" in entry else ""
+            raise DatasetError(f"{where}: lacks {missing}; it has {sorted(entry)}.{hint}")
         image_id = entry.get("image_id")
         return Record(
             question_id=self.question_ids[row],
             question=question_text(entry["question"], where),
             answers=answer_texts(entry.get("answers", entry.get("answer")), self._answer_field, where),
             image_id=None if image_id is None else identifier(image_id, "image_id", where),
-            image=image_file(self.root, entry["image"], where),
+            image=image_file(self.root, image_path(entry["image"], where), where),
         )
 
     def prefetch(self, rows: Sequence[int]) -> None:
         """Does nothing: the images are files already."""
 
 
-def _name_of(split: str) -> str:
+def official_name(split: str) -> str:
     """Returns the split as the official file names spell it."""
     key = split_key(split)
     return "val" if key == "validation" else key
@@ -167,7 +229,7 @@ def _name_of(split: str) -> str:
 
 def has_official_files(folder: Path, spec: DatasetSpec, split: str) -> bool:
     """Tells whether `folder` holds the official questions file of the split."""
-    name = (spec.questions_file or "").format(split=_name_of(split))
+    name = (spec.questions_file or "").format(split=official_name(split))
     return bool(name) and any((folder / inner / name).is_file() for inner in _FOLDERS)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from .draw import draw_order
 from .images import decode_image
 from .records import Record, Rows
 from .registry import DatasetSpec, dataset_spec
+from .source_split import ALL_ROWS, SourceSplit
 from .sources import open_rows
+from .unique import unique_rows
 
 _SKIPPED_NAMED = 100  # in the manifest; all are counted
 _CHUNK = 4096  # rows whose images are fetched and checked together
@@ -51,6 +53,8 @@ class SampleSet:
     skipped: tuple[SkippedRow, ...] = ()
     warnings: tuple[str, ...] = ()
     duplicates: int = 0  # repeated rows, read once
+    source_split: str | None = None  # that all rows are known to be of
+    columns: Mapping[str, str] = field(default_factory=dict)  # fields read from columns of other names
 
     @property
     def fingerprint(self) -> str:
@@ -69,6 +73,8 @@ class SampleSet:
             "style": self.style,
             "answer_field": self.answer_field,
             "source": self.source,
+            "source_split": self.source_split,
+            **({"columns": dict(self.columns)} if self.columns else {}),
             "seed": self.seed,
             "samples": len(self.samples),
             "skipped": {"count": len(self.skipped), "first": [vars(row) for row in self.skipped[:_SKIPPED_NAMED]]},
@@ -89,6 +95,7 @@ def load_samples(
     metric: str | None = None,
     max_new_tokens: int | None = None,
     answer_field: str | None = None,
+    columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     check_images: bool = True,
 ) -> SampleSet:
@@ -100,10 +107,12 @@ def load_samples(
         source: Folder with the official files or with Parquet files, a `.parquet` or `.jsonl` file, or a URL such as
             `hf://datasets/...`. Without `source` and `root`: the bundled files, else the dataset's hub mirror.
         images: Folder where relative image paths start; by default the source's own.
-        source_split: Split of the published dataset, or value of an own dataset's `split` column.
+        source_split: Split of the published dataset, told by folders, file names or a column; `all`: every row.
+            None: the usual split of a known dataset, every row of an own one.
         limit: How many samples are drawn; None: all. A smaller sample is part of a larger one of the same seed.
         seed: Of the draw and of the split into train, val and test.
         metric: Instead of the dataset's default; likewise `max_new_tokens`, and `answer_field` (answer or raw_answer).
+        columns: Fields (image, question, answers, question_id, image_id, split) that have another name in the source.
         skip_bad: Leave out rows that cannot be used (and report them) instead of failing.
         check_images: Decode every drawn image once, so that a bad one is found now and not in the middle of a run.
 
@@ -121,20 +130,24 @@ def load_samples(
         root=root,
         source=source,
         images=images,
-        split=source_split or spec.source_split,
+        split=_wanted_split(spec, source_split),
         answer_field=answer_field or spec.answer_field,
+        columns=columns or {},
     )
     rows = opened.rows
     ids = rows.question_ids
-    kept = _without_duplicates(rows)
-    duplicates = len(ids) - len(kept)
+    kept, bad = unique_rows(rows)
+    duplicates = len(ids) - len(kept) - len(bad)
+    faults = [*rows.faults, *((rows.where(row), error) for row, error in sorted(bad.items()))]
+    if faults and not skip_bad:
+        raise _refused(*faults[0]) from faults[0][1]
     order = (kept[i] for i in draw_order(name, [ids[row] for row in kept], seed))
     drawn: dict[int, tuple[Record, str]] = {}
-    skipped: list[SkippedRow] = []
+    skipped = [SkippedRow(where, str(error)) for where, error in faults]
     for row, result in _examined(rows, order, limit, check_images):
         if isinstance(result, DatasetError):
             if not skip_bad:
-                raise result
+                raise _refused(rows.where(row), result) from result
             skipped.append(SkippedRow(rows.where(row), str(result)))
         else:
             drawn[row] = result
@@ -152,9 +165,21 @@ def load_samples(
         images_root=opened.images_root,
         answer_field=opened.answer_field,
         skipped=tuple(skipped),
-        warnings=tuple(_warnings(samples, metric, limit, duplicates, skipped)),
+        warnings=(*rows.notes, *_warnings(samples, metric, limit, duplicates, skipped)),
         duplicates=duplicates,
+        source_split=rows.split,
+        columns=columns or {},
     )
+
+
+def _refused(where: str, error: DatasetError) -> DatasetError:
+    place = "" if where in str(error) else f"{where}: "  # an image's error names the image alone
+    return DatasetError(f"{place}{error} Or leave such rows out with --skip-bad.")
+
+
+def _wanted_split(spec: DatasetSpec, name: str | None) -> SourceSplit | None:
+    wanted = name or spec.source_split
+    return None if wanted is None or wanted.lower() == ALL_ROWS else SourceSplit(wanted, asked=name is not None)
 
 
 def _sample(spec: DatasetSpec, record: Record, image_id: str, seed: int) -> Sample:
@@ -200,28 +225,6 @@ def _examined(
             for row, result in zip(chunk, pool.map(examine, chunk), strict=True):
                 good += not isinstance(result, DatasetError)
                 yield row, result
-
-
-def _without_duplicates(rows: Rows) -> list[int]:
-    """Returns the rows without exact repeats. One id for two different questions is an error: ids must be unique."""
-    first: dict[str, int] = {}
-    kept: list[int] = []
-    for row, question_id in enumerate(rows.question_ids):
-        earlier = first.setdefault(question_id, row)
-        if earlier == row:
-            kept.append(row)
-        elif _content(rows, earlier) != _content(rows, row):
-            raise DatasetError(
-                f"{rows.where(row)}: question_id {question_id} occurs before, at {rows.where(earlier)}, with another "
-                "question, image or answers: give each question its own id."
-            )
-    return kept
-
-
-def _content(rows: Rows, row: int) -> tuple[object, ...]:
-    record = rows.record(row)
-    image = record.image_id or hashlib.sha256(record.image.read_bytes()).hexdigest()
-    return record.question, record.answers, image
 
 
 def _warnings(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,18 @@ import polars as pl
 
 from ..errors import DatasetError
 from ..samples import ImageSource
+from .columns import as_text, check_columns, class_labels, text_column
 from .images import image_file
 from .parquet_images import PARQUET_ERRORS, ParquetImage, check_not_a_bomb, first_line
-from .records import Record, answer_texts, identifier, question_text
-from .registry import SPLIT_ALIASES, split_key
+from .records import Record, answer_texts, identifier, question_text, utf8
 from .remote_images import fetch, hub_location, is_remote
+from .source_split import SPLIT_COLUMNS, SourceSplit, relative_names
 
 MAX_ROWS = 20_000_000
 _FILE_COLUMN = "knobctl: file"
-_SPLIT_COLUMNS = ("split", "set_name")
+_FILES_AT_ONCE = 8
+_LABELLED = ("question", "answers", "split")  # fields whose class labels are read by name
+_REPOSITORY = re.compile(r"hf://datasets/[^/]+/[^/]+")
 
 
 class ParquetRows:
@@ -30,49 +35,92 @@ class ParquetRows:
         self,
         source: str | Path,
         *,
-        split: str | None,
+        split: SourceSplit | None,
         answer_field: str,
+        columns: Mapping[str, str],
         root: Path | None = None,
         ref_prefix: str = "",
     ) -> None:
         """Reads every column but the images. `root` is where relative image paths start, by default the folder."""
-        self._source = str(source)
         self._answer_field = answer_field
+        self._image_column = columns.get("image", "image")
         self._ref_prefix = ref_prefix
-        if is_remote(self._source):
+        self.faults: list[tuple[str, DatasetError]] = []
+        self.notes: list[str] = []
+        if is_remote(str(source)):
             self.root, self._folder = root, None
-            frames = [_read_small_columns(self._source, split)]
+            files = _remote_files(str(source)) if split else {str(source): str(source)}
         else:
             path = Path(source)
             self._folder = path if path.is_dir() else path.parent
             self.root = root or self._folder
-            frames = [_read_small_columns(str(file), split) for file in local_files(path, split)]
-        self._frames = [frame for frame in frames if frame.height]
+            folder = self._folder.absolute().name
+            files = relative_names(str(self._folder), map(str, _local_files(path)), folder)
+        frames = list(self._frames_of(source, files, split, columns))
+        self._frames, self.question_ids = self._with_ids([frame for frame in frames if frame.height])
         self._starts = [0]
         for frame in self._frames:
             self._starts.append(self._starts[-1] + frame.height)
-        if not self._frames:
-            wanted = "rows" if split is None else f"rows of split `{split}`"
-            raise DatasetError(f"{source} has no {wanted}: check the files, or name another split.")
-        kinds = {_answers_kind(frame.schema[_one_of(frame, "answers", "answer")]) for frame in self._frames}
+        if not self._frames and not self.faults:
+            raise DatasetError(f"{source} has no rows: check the files.")
+        kinds = {_answers_kind(frame.schema["answers"]) for frame in self._frames}
         self.answer_field = answer_field if kinds == {"objects"} else None
+
+    def _frames_of(
+        self, source: str | Path, files: Mapping[str, str], split: SourceSplit | None, columns: Mapping[str, str]
+    ) -> Iterator[pl.DataFrame]:
+        """Yields the rows of `split`, file by file, or refuses what does not tell them."""
+        self.split = None if split is None else split.key
+        if split is None:
+            for file in files.values():
+                yield _read_small_columns(file, None, columns)[0]
+            return
+        names = split.files(list(files))
+        seen: defaultdict[str, set[object]] = defaultdict(set)
+        untold, rows = [], 0
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # on the hub, each waits for its own requests
+            tables = list(pool.map(lambda name: _read_small_columns(files[name], split, columns), names))
+        for (name, told), (frame, column) in zip(names.items(), tables, strict=True):
+            if column is not None:
+                frame, values = _of_split(frame, split)
+                seen[column] |= values
+            elif not told and split.takes_unmarked(list(files)):
+                self.split = None
+                self.notes.append(split.unmarked_note(files[name]))
+            elif not told:
+                untold.append(name)
+            rows += frame.height
+            yield frame
+        if untold or not rows:
+            raise split.refusal(source, files, seen)
+
+    def _with_ids(self, frames: Sequence[pl.DataFrame]) -> tuple[list[pl.DataFrame], list[str]]:
+        """Returns the rows with a usable id, and these ids: without a `question_id` column, the row's number."""
+        kept: list[pl.DataFrame] = []
+        ids: list[str] = []
+        start = 0
+        for frame in frames:
+            if "question_id" not in frame.columns:
+                ids.extend(map(str, range(start, start + frame.height)))
+                kept.append(frame)
+            else:
+                usable = []
+                for value, file, row in zip(frame["question_id"], frame[_FILE_COLUMN], frame["row"], strict=True):
+                    where = f"{file}, row {row}"
+                    try:
+                        ids.append(identifier(value, "question_id", where))
+                        usable.append(True)
+                    except DatasetError as error:
+                        self.faults.append((where, error))
+                        usable.append(False)
+                kept.append(frame if all(usable) else frame.filter(pl.Series(usable, dtype=pl.Boolean)))
+            start += frame.height
+        return [frame for frame in kept if frame.height], ids
 
     def _at(self, row: int) -> tuple[dict[str, Any], str, int]:
         frame_index = bisect_right(self._starts, row) - 1
         values = self._frames[frame_index].row(row - self._starts[frame_index], named=True)
         return values, values[_FILE_COLUMN], values["row"]
-
-    @cached_property
-    def question_ids(self) -> list[str]:
-        """The id of every row; where there is no `question_id` column, the row's number."""
-        ids: list[str] = []
-        for frame in self._frames:
-            if "question_id" not in frame.columns:
-                ids.extend(map(str, range(len(ids), len(ids) + frame.height)))
-                continue
-            for value, file, row in zip(frame["question_id"], frame[_FILE_COLUMN], frame["row"], strict=True):
-                ids.append(identifier(value, "question_id", f"{file}, row {row}"))
-        return ids
 
     def where(self, row: int) -> str:
         """Returns path and row within the file."""
@@ -87,7 +135,7 @@ class ParquetRows:
         return Record(
             question_id=self.question_ids[row],
             question=question_text(values["question"], where),
-            answers=answer_texts(values.get("answers", values.get("answer")), self._answer_field, where),
+            answers=answer_texts(values["answers"], self._answer_field, where),
             image_id=None if image_id is None else identifier(image_id, "image_id", where),
             image=self._image(values, file, file_row, where),
         )
@@ -103,7 +151,7 @@ class ParquetRows:
                 by_file.setdefault(file, []).append(file_row)
         for file, file_rows in sorted(by_file.items()):
             try:
-                fetch(file, "image", file_rows)
+                fetch(file, self._image_column, file_rows)
             except PARQUET_ERRORS as error:
                 raise DatasetError(
                     f"{file} cannot be read ({first_line(error)}): run the same command again."
@@ -117,91 +165,130 @@ class ParquetRows:
                 raise DatasetError(f"{where}: `image` is a path, {values['image']!r}: give its folder with --images.")
             return image_file(self.root, values["image"], where)
         name = file if self._folder is None else Path(file).relative_to(self._folder).as_posix()
-        return ParquetImage(file, file_row, "image", f"{self._ref_prefix}{name}#{file_row}", self.root)
+        return ParquetImage(file, file_row, self._image_column, f"{self._ref_prefix}{name}#{file_row}", self.root)
 
 
-def local_files(path: Path, split: str | None) -> list[Path]:
-    """Returns the Parquet files at `path`; where file names tell splits apart, those of `split`."""
+def _local_files(path: Path) -> list[Path]:
+    """Returns the Parquet files at `path`."""
     if path.is_file():
         return [path]
     files = sorted(path.rglob("*.parquet"))
     if not files:
         raise DatasetError(f"{path} has no Parquet files: check the path.")
-    if split is None:
-        return files
-    known = {alias for aliases in SPLIT_ALIASES.values() for alias in aliases}
-    by_split = {file: key for file in files if (key := _split_in_name(file, known))}
-    wanted = split_key(split)
-    if not by_split:
-        return files
-    chosen = [file for file in files if by_split.get(file) == wanted]
-    if not chosen:
-        raise DatasetError(
-            f"{path} has no files of split `{split}`, only of {', '.join(sorted(set(by_split.values())))}."
-        )
-    return chosen
+    for file in files:
+        utf8(str(file), "the file's name", repr(str(file)))
+    return files
 
 
-def _split_in_name(file: Path, known: set[str]) -> str | None:
-    """Hub files are called `validation-00000-of-00003.parquet`."""
-    head = file.stem.split("-")[0].split("_")[0]
-    return split_key(head) if head in known else None
+def _remote_files(location: str) -> dict[str, str]:
+    """Returns the files that an address with wildcards names, by their paths below its fixed part."""
+    if "*" not in location:
+        return _below_base(location, [hub_location(location)])
+    try:
+        found = pl.scan_parquet(location, include_file_paths=_FILE_COLUMN, glob=True).select(_FILE_COLUMN).unique()
+        files = sorted(map(hub_location, found.collect()[_FILE_COLUMN]))
+    except PARQUET_ERRORS as error:
+        raise _unreadable(location, error) from error
+    return _below_base(location, files)
 
 
-def _read_small_columns(location: str, split: str | None) -> pl.DataFrame:
-    """Returns all columns that are needed but the image bytes, with the file and the row within it."""
+def _below_base(location: str, files: Sequence[str]) -> dict[str, str]:
+    repository = _REPOSITORY.match(files[0]) if files else None
+    base = repository[0] if repository else location.partition("*")[0].rpartition("/")[0]
+    return relative_names(base, files, base.rpartition("/")[2])
+
+
+def _of_split(frame: pl.DataFrame, split: SourceSplit) -> tuple[pl.DataFrame, set[object]]:
+    """Returns the rows of `split` by the column that tells, and the values in that column."""
+    values = set(frame["split"].unique())
+    matching = [value for value in values if split.matches(value)]
+    return frame.filter(pl.col("split").is_in(matching)), values
+
+
+def _read_small_columns(
+    location: str, split: SourceSplit | None, columns: Mapping[str, str]
+) -> tuple[pl.DataFrame, str | None]:
+    """Returns all columns that are needed but the image bytes, by field, with the file and the row within it.
+
+    Also returns which column tells the splits, if a split is asked for: its values are `split` in the table.
+    """
     scan = pl.scan_parquet(location, include_file_paths=_FILE_COLUMN, glob=is_remote(location))
     try:
         if not is_remote(location):
             check_not_a_bomb(location)
-        schema = scan.collect_schema()
-        names = _checked_columns(schema, location)
-        rows_of_file = pl.int_range(pl.len(), dtype=pl.Int64)
-        splits = [name for name in _SPLIT_COLUMNS if name in schema and schema[name] == pl.String][:1]
-        frame = scan.select(*names, *splits, _FILE_COLUMN).head(MAX_ROWS + 1).collect()
+        schema = {name: kind for name, kind in scan.collect_schema().items() if name != _FILE_COLUMN}
+        fields = _checked_columns(schema, location, columns)
+        column = None if split is None else _split_column(schema, columns)
+        if column is not None:
+            fields["split"] = column
+        expressions = [
+            text_column(
+                name, schema[name], class_labels(location, name, schema[name]) if field in _LABELLED else None
+            ).alias(field)
+            for field, name in fields.items()
+        ]
+        frame = scan.select(*expressions, _FILE_COLUMN).head(MAX_ROWS + 1).collect()
         if frame.height > MAX_ROWS:
             raise DatasetError(f"{location} has more than {MAX_ROWS:,} rows: split it.")
-        frame = frame.with_columns(rows_of_file.over(_FILE_COLUMN).alias("row"))
-        if split is not None and splits:
-            aliases = {split, *SPLIT_ALIASES.get(split_key(split), ())}
-            frame = frame.filter(pl.col(splits[0]).is_in(sorted(aliases)))
+        frame = frame.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).over(_FILE_COLUMN).alias("row"))
+        if column is not None:
+            if frame.schema["split"] != pl.String:  # no split is told by it, but a refusal lists its values
+                texts = [None if value is None else str(value) for value in frame["split"].to_list()]
+                frame = frame.with_columns(pl.Series("split", texts, dtype=pl.String))
+            if frame["split"].null_count() == frame.height:
+                column = None  # says nothing
         files = {file: hub_location(file) for file in frame[_FILE_COLUMN].unique().to_list()}
-        return frame.with_columns(pl.col(_FILE_COLUMN).replace(files))
+        return frame.with_columns(pl.col(_FILE_COLUMN).replace(files)), column
     except PARQUET_ERRORS as error:
-        advice = "check path and file."
-        if is_remote(location):
-            advice = "check the address and the connection, or name files on disk as NAME=PATH."
-        raise DatasetError(f"{location} cannot be read as Parquet ({first_line(error)}): {advice}") from error
+        raise _unreadable(location, error) from error
 
 
-def _checked_columns(schema: pl.Schema, location: str) -> list[str]:
-    answers = [name for name in ("answers", "answer") if name in schema]
-    missing = [name for name in ("image", "question") if name not in schema] + ([] if answers else ["answers"])
+def _unreadable(location: str, error: BaseException) -> DatasetError:
+    advice = "check path and file."
+    if is_remote(location):
+        advice = "check the address and the connection, or name files on disk as NAME=PATH."
+    return DatasetError(f"{location} cannot be read as Parquet ({first_line(error)}): {advice}")
+
+
+def _split_column(schema: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    by_name = {name.lower(): name for name in schema}
+    return columns.get("split") or next((by_name[name] for name in SPLIT_COLUMNS if name in by_name), None)
+
+
+def _checked_columns(schema: Mapping[str, Any], location: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """Returns the column of each field that is read at once; a column of image bytes is not."""
+    check_columns(columns, schema, location)
+    answers = next((name for name in ("answers", "answer") if name in schema), "answers")
+    fields = {"question": "question", "answers": answers, "question_id": "question_id", "image_id": "image_id"}
+    fields = {**fields, "image": "image", **columns}
+    missing = [name for name in ("image", "question", "answers") if fields[name] not in schema]
     if missing:
-        raise DatasetError(f"{location} lacks the columns {missing}; it has {schema.names()}.")
-    _answers_kind(schema[answers[0]], location)
-    kind = schema["image"]
-    names = ["question", answers[0], *(name for name in ("question_id", "image_id") if name in schema)]
-    if kind == pl.String:
-        return [*names, "image"]
+        hint = "name others with --column FIELD=COLUMN"
+        if "images" in schema and "image" in missing:
+            hint += "; of a list column `images`, copy the first image of each row into a column `image`"
+        raise DatasetError(f"{location} lacks the columns {missing}; it has {list(schema)}: {hint}.")
+    _answers_kind(as_text(schema[fields["answers"]]), f"{location}: column `{fields['answers']}`")
+    kind = schema[fields["image"]]
+    read = {field: column for field, column in fields.items() if column in schema and field not in ("image", "split")}
+    if isinstance(kind, pl.String | pl.Categorical | pl.Enum):
+        return {**read, "image": fields["image"]}
     is_struct = isinstance(kind, pl.Struct) and {"bytes", "path"} & {field.name for field in kind.fields}
     if kind != pl.Binary and not is_struct:
+        lists = ": knobctl takes one image a row, so copy the first of each list into a column `image`"
         raise DatasetError(
-            f"{location}: column `image` must be a struct of bytes and path, bytes, or a path as text, not {kind}."
+            f"{location}: column `{fields['image']}` must be a struct of bytes and path, bytes, or a path as text, not "
+            f"{kind}{lists if isinstance(kind, pl.List | pl.Array) else ''}."
         )
-    return names
+    return read
 
 
-def _answers_kind(kind: Any, location: str = "") -> str:
+def _answers_kind(kind: Any, where: str = "") -> str:
+    """Returns "objects" or "texts". Raises DatasetError for a type that holds no answers."""
     inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
-    if inner == pl.String:
-        return "texts"
     if isinstance(inner, pl.Struct) and "answer" in {field.name for field in inner.fields}:
         return "objects"
-    if inner == pl.Null:
-        return "nulls"
-    raise DatasetError(f"{location}: column `answers` must be a list of texts or of objects with `answer`, not {kind}.")
-
-
-def _one_of(frame: pl.DataFrame, *names: str) -> str:
-    return next(name for name in names if name in frame.columns)
+    if inner in (pl.String, pl.Null, pl.Boolean) or inner.is_numeric():
+        return "texts"
+    raise DatasetError(
+        f"{where} must hold texts, numbers, or objects with `answer`, one or a list of them, not {kind}."
+    )

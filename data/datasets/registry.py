@@ -9,12 +9,6 @@ from ..errors import DatasetError
 
 BUNDLED_ROOT = Path(__file__).resolve().parent.parent / "bundled"
 
-SPLIT_ALIASES = {
-    "train": ("train", "train2014"),
-    "validation": ("validation", "val", "val2014"),
-    "test": ("test", "test2015", "testdev"),
-}
-
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -103,11 +97,6 @@ def dataset_spec(name: str, *, has_source: bool) -> DatasetSpec:
     ):
         raise DatasetError(f"dataset name {name!r} must be printable, without `/`, `#` or `=`, at most 64 characters.")
     return DatasetSpec(name, None, "exact_match", 64, source_split=None)
-
-
-def split_key(split: str) -> str:
-    """Returns train, validation or test for any of their spellings; another name stays as it is."""
-    return next((key for key, aliases in SPLIT_ALIASES.items() if split in aliases), split)
 
 
 def parse_dataset_option(value: str) -> tuple[str, str | None]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
 from ..samples import ImageSource
 from .images import image_file
-from .json_files import JsonLinesRows, OfficialRows, has_official_files
+from .json_files import JsonLinesRows, OfficialRows, has_official_files, official_name
 from .parquet import ParquetRows
 from .parquet_images import ParquetImage
-from .records import Rows
-from .registry import BUNDLED_ROOT, DatasetSpec, split_key
+from .records import Rows, utf8
+from .registry import BUNDLED_ROOT, DatasetSpec
 from .remote_images import is_remote
+from .source_split import ALL_ROWS, SourceSplit, relative_names
 
 BUNDLED_PREFIX = "bundled:"  # of image references that need no root: the files come with the package
 _SCHEMES = ("hf", "https", "http", "file")
@@ -37,8 +39,9 @@ def open_rows(
     root: Path | None,
     source: str | Path | None,
     images: Path | None,
-    split: str | None,
+    split: SourceSplit | None,
     answer_field: str,
+    columns: Mapping[str, str],
 ) -> OpenedRows:
     """Returns the rows of `spec`: from `source`, else `root/<name>`, else the bundled files, else the hub mirror."""
     prefix = ""
@@ -56,56 +59,80 @@ def open_rows(
         source = source if source is not None else spec.hub
         label = str(source) if is_remote(str(source)) else str(Path(str(source)).absolute())
     assert source is not None
+    utf8(label, "the path", repr(label))
     if images is not None and not images.is_dir():
         raise DatasetError(f"{images} is not a folder: --images names the folder where image paths start.")
     if is_remote(str(source)):
         location = _remote_location(str(source), spec, split)
-        parquet = ParquetRows(location, split=split, answer_field=answer_field, root=images)
+        parquet = ParquetRows(location, split=split, answer_field=answer_field, columns=columns, root=images)
         return OpenedRows(parquet, location, parquet.root, parquet.answer_field)
-    rows = _local_rows(Path(source), spec, images, split, answer_field, prefix)
+    rows = _local_rows(Path(source), spec, images, split, answer_field, columns, prefix)
     return OpenedRows(rows, label, rows.root, rows.answer_field)
 
 
-def _remote_location(source: str, spec: DatasetSpec, split: str | None) -> str:
+def _remote_location(source: str, spec: DatasetSpec, split: SourceSplit | None) -> str:
     scheme = source.partition("://")[0]
     if scheme not in _SCHEMES:
         raise DatasetError(f"{source}: {scheme}:// is not supported; use {', '.join(f'{s}://' for s in _SCHEMES)}.")
     if not _HUB_REPOSITORY.fullmatch(source):
         return source
-    files = spec.hub_files if split is not None else "**/*.parquet"
-    return f"{source.rstrip('/')}/{files.format(split=split_key(split or ''))}"
+    files = "**/*.parquet" if split is None or spec.hub is None else spec.hub_files.format(split=split.key)
+    return f"{source.rstrip('/')}/{files}"
 
 
 def _local_rows(
-    path: Path, spec: DatasetSpec, images: Path | None, split: str | None, answer_field: str, prefix: str
+    path: Path,
+    spec: DatasetSpec,
+    images: Path | None,
+    split: SourceSplit | None,
+    answer_field: str,
+    columns: Mapping[str, str],
+    prefix: str,
 ) -> ParquetRows | JsonLinesRows | OfficialRows:
     if not path.exists():
         raise DatasetError(f"{path} does not exist: check the path of dataset `{spec.name}`.")
+    folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        if spec.questions_file is not None and has_official_files(path, spec, split or "validation"):
-            return OfficialRows(path, spec, split=split or "validation", answer_field=answer_field, root=images)
-        json_lines = sorted(path.glob("*.jsonl"))
+        if has_official_files(path, spec, split.name if split else "validation"):
+            if split is None:
+                raise DatasetError(f"{path} holds official files, one split each: name one instead of `{ALL_ROWS}`.")
+            return OfficialRows(path, spec, split=split, answer_field=answer_field, columns=columns, root=images)
         if next(path.rglob("*.parquet"), None) is None:
-            if len(json_lines) != 1:
-                raise DatasetError(
-                    f"{path} holds no {_expected(spec, split)}: check the path of dataset `{spec.name}`."
-                )
-            path = json_lines[0]
+            path = _json_lines_file(path, spec, split)
     if path.suffix in (".jsonl", ".ndjson"):
-        return JsonLinesRows(path, split=split, answer_field=answer_field, root=images)
+        (name,) = relative_names(str(folder), [str(path)], folder.absolute().name)
+        return JsonLinesRows(
+            path, split=split, name=name, answer_field=answer_field, columns=columns, root=images or path.parent
+        )
     if path.is_dir() or path.suffix == ".parquet":
-        return ParquetRows(path, split=split, answer_field=answer_field, root=images, ref_prefix=prefix)
+        return ParquetRows(
+            path, split=split, answer_field=answer_field, columns=columns, root=images, ref_prefix=prefix
+        )
     raise DatasetError(
         f"{path} is neither .parquet nor .jsonl: name such a file, or a folder with {_expected(spec, split)}."
     )
 
 
-def _expected(spec: DatasetSpec, split: str | None) -> str:
+def _json_lines_file(folder: Path, spec: DatasetSpec, split: SourceSplit | None) -> Path:
+    """Returns the JSON Lines file of `folder`, or the one of the split asked for."""
+    found = sorted(str(file) for file in folder.rglob("*") if file.suffix in (".jsonl", ".ndjson"))
+    if not found:
+        raise DatasetError(f"{folder} holds no {_expected(spec, split)}: check the path of dataset `{spec.name}`.")
+    files = relative_names(str(folder), found, folder.absolute().name)
+    names = list(files if split is None else split.files(list(files)))
+    if split is not None and not names:
+        raise split.refusal(folder, files)
+    if len(names) > 1:
+        raise DatasetError(f"{folder} holds several files, of which one is read: name one of {', '.join(names[:12])}.")
+    return Path(files[names[0]])
+
+
+def _expected(spec: DatasetSpec, split: SourceSplit | None) -> str:
     official = ""
     if spec.questions_file is not None:
-        name = "val" if split_key(split or "validation") == "validation" else split
+        name = official_name(split.name if split else "validation")
         official = f"{spec.questions_file.format(split=name)}, no "
-    return f"{official}Parquet files and no single .jsonl file"
+    return f"{official}Parquet files and no .jsonl file"
 
 
 def images_root_of(source: str) -> Path | None:
@@ -118,19 +145,20 @@ def images_root_of(source: str) -> Path | None:
     return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def image_from_ref(ref: str, root: Path | None) -> ImageSource:
+def image_from_ref(ref: str, root: Path | None, column: str = "image") -> ImageSource:
     """Returns the image that a cache's `image_ref` names: a path or `file.parquet#row` under `root`, or a bundled one.
 
-    Raises DatasetError when `root` is needed and not given, or when the reference leads out of it.
+    `column` is that of images in Parquet files. Raises DatasetError when `root` is needed and not given, or when the
+    reference leads out of it.
     """
     path, _, row = ref.rpartition("#")
     if not row.isdecimal() or not path.endswith(".parquet"):
         path, row = ref, ""
     if is_remote(path):
-        return ParquetImage(path, int(row or 0), "image", ref, root)
+        return ParquetImage(path, int(row or 0), column, ref, root)
     if path.startswith(BUNDLED_PREFIX):
         path, root = path.removeprefix(BUNDLED_PREFIX), BUNDLED_ROOT
     if root is None:
         raise DatasetError(f"image {ref} is relative to a folder that is not known here: name it with --images.")
     file = image_file(root, path, f"image_ref {ref!r}")
-    return ParquetImage(str(file.path), int(row), "image", ref, root) if row else file
+    return ParquetImage(str(file.path), int(row), column, ref, root) if row else file

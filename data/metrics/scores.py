@@ -71,6 +71,7 @@ class Metric:
     normalise: Callable[[str], str]
     score_of_matches: Callable[[int, int], float]
     full_score_answers: int  # equal answers that a question needs before a prediction can score 1
+    blank_matches: bool = True  # an empty prediction matches an empty answer, as the VQA evaluators have it
     keeps_unanimous_text: bool = False  # when all answers are the same text, nothing is normalised
 
 
@@ -81,7 +82,7 @@ METRICS: dict[str, Metric] = {
         Metric("textvqa", "EvalAI / TextVQA evaluation (mmf, lmms-eval)", _evalai, leave_one_out, 4),
         Metric("vqa_lmms", "lmms-eval's VQA v2", _lmms, leave_one_out, 4),
         Metric("vqa_simple", "Molmo's own evaluation: matches / 3", _lower_first, third_of_matches, 3),
-        Metric("exact_match", "equal to any answer but for case and spacing", _lower_words, any_match, 1),
+        Metric("exact_match", "equal to any answer but for case and spacing", _lower_words, any_match, 1, False),
     )
 }
 
@@ -107,6 +108,8 @@ class Scorer:
         if self.metric.keeps_unanimous_text and len({clean(answer) for answer in self.answers}) == 1:
             self._normalise = clean
         self._matches = Counter(map(self._normalise, self.answers))
+        if not self.metric.blank_matches:
+            self._matches.pop("", None)
 
     def score(self, prediction: str) -> float:
         """Returns the accuracy of `prediction`, 0 to 1."""

@@ -1,0 +1,119 @@
+"""Columns by other names (`--column answers=multiple_choice_answer`), and Parquet types that are read as text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import polars as pl
+
+from ..errors import DatasetError
+from ..strict_json import parse_json
+
+FIELDS = ("image", "question", "answers", "question_id", "image_id", "split")
+
+
+def column_maps(options: Iterable[str], datasets: Collection[str]) -> dict[str, dict[str, str]]:
+    """Returns for each dataset its fields with other names, from `[DATASET.]FIELD=COLUMN`.
+
+    Without a dataset an option is about all of them; one with a dataset goes before it.
+    """
+    general: dict[str, str] = {}
+    own: dict[str, dict[str, str]] = {}
+    for option in options:
+        target, equals, column = option.partition("=")
+        dataset, dot, field = target.rpartition(".")
+        if not equals or not column or field not in FIELDS or bool(dot) != bool(dataset):
+            raise DatasetError(
+                f"--column {option}: must be FIELD=COLUMN or DATASET.FIELD=COLUMN, with one of the fields "
+                f"{', '.join(FIELDS)}."
+            )
+        if dataset and dataset not in datasets:
+            raise DatasetError(f"--column {option}: `{dataset}` is no dataset of this run.")
+        fields = own.setdefault(dataset, {}) if dataset else general
+        if fields.setdefault(field, column) != column:
+            raise DatasetError(f"--column {option}: `{field}` was given {fields[field]!r} before: name one column.")
+    return {name: {**general, **own.get(name, {})} for name in datasets}
+
+
+def source_splits(options: Iterable[str], datasets: Collection[str]) -> dict[str, str]:
+    """Returns for each dataset the split asked for, from `[DATASET=]SPLIT`; a dataset without one is left out."""
+    general: str | None = None
+    own: dict[str, str] = {}
+    for option in options:
+        dataset, equals, split = option.rpartition("=")
+        if not split or (equals and dataset not in datasets):
+            raise DatasetError(
+                f"--source-split {option}: must be SPLIT or DATASET=SPLIT, with a dataset of this run: "
+                f"{', '.join(datasets)}."
+            )
+        if (own.setdefault(dataset, split) if equals else (general := general or split)) != split:
+            raise DatasetError(f"--source-split {option}: another split was given before: name one.")
+    return own if general is None else {name: own.get(name, general) for name in datasets}
+
+
+def with_fields(entry: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a JSON row with the mapped fields under the names that readers know."""
+    if not columns:
+        return dict(entry)
+    hidden = {*columns, *(["answer"] if "answers" in columns else [])}
+    kept = {name: value for name, value in entry.items() if name not in hidden}
+    return kept | {field: entry[column] for field, column in columns.items() if column in entry}
+
+
+def check_columns(columns: Mapping[str, str], present: Collection[str], where: object) -> None:
+    """Raises DatasetError for a mapped column that is not among those `present`."""
+    for field, column in columns.items():
+        if column not in present:
+            raise DatasetError(
+                f"{where} has no column `{column}`, which --column names for `{field}`; it has {sorted(present)}."
+            )
+
+
+def as_text(kind: Any) -> Any:
+    """Returns the type that a column is read as: dictionaries, categories, enums and bytes of text become text."""
+    if isinstance(kind, pl.Categorical | pl.Enum | pl.Binary):
+        return pl.String()
+    if isinstance(kind, pl.List | pl.Array):
+        return pl.List(as_text(kind.inner))
+    if isinstance(kind, pl.Struct):
+        return pl.Struct([pl.Field(field.name, as_text(field.dtype)) for field in kind.fields])
+    return kind
+
+
+def text_column(column: str, kind: Any, labels: list[str] | None) -> pl.Expr:
+    """Returns the column with class labels by name and text types as text."""
+    target, source = as_text(kind), pl.col(column)
+    if labels is not None:
+        numbers = list(range(len(labels)))
+        if isinstance(target, pl.List):
+            return source.cast(target).list.eval(
+                pl.element().replace_strict(numbers, labels, default=None, return_dtype=pl.String)
+            )
+        return source.replace_strict(numbers, labels, default=None, return_dtype=pl.String)
+    if pl.Float32 in (kind, getattr(kind, "inner", None)):  # by way of text: 0.1 stays 0.1
+        texts = pl.List(pl.String) if isinstance(target, pl.List) else pl.String()
+        target = pl.List(pl.Float64) if isinstance(target, pl.List) else pl.Float64()
+        return source.cast(texts).cast(target)
+    return source.cast(target)
+
+
+def class_labels(location: str, column: str, kind: Any) -> list[str] | None:
+    """Returns the names of a ClassLabel column, as Hugging Face `datasets` writes them into a Parquet file's metadata.
+
+    None for a column that does not hold whole numbers, or whose file names none.
+    """
+    if not as_text(kind).is_integer() and not getattr(as_text(kind), "inner", pl.String()).is_integer():
+        return None
+    text = pl.read_parquet_metadata(location).get("huggingface")
+    if text is None:
+        return None
+    feature = parse_json(text.encode(), f"{location}: metadata `huggingface`", error=DatasetError)
+    for key in ("info", "features", column):
+        feature = feature.get(key) if isinstance(feature, Mapping) else None
+    if isinstance(feature, list):  # older files write a list of labels as [feature], newer ones as {"feature": ...}
+        feature = feature[0] if feature else None
+    elif isinstance(feature, Mapping):
+        feature = feature.get("feature", feature)
+    names = feature.get("names") if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -1,0 +1,46 @@
+"""Rows that occur twice: exact repeats are read once, and an id with two different contents is an error."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ..errors import DatasetError
+from .records import Record, Rows
+
+
+def unique_rows(rows: Rows) -> tuple[list[int], dict[int, DatasetError]]:
+    """Returns the rows without exact repeats, and the rows that cannot be told from an earlier one, with the reason.
+
+    A row that cannot be read is no repeat: another one with its id takes its place.
+    """
+    first: dict[str, int] = {}
+    bad: dict[int, DatasetError] = {}
+    for row, question_id in enumerate(rows.question_ids):
+        earlier = first.setdefault(question_id, row)
+        if earlier == row:
+            continue
+        try:
+            known = rows.record(earlier)
+        except DatasetError as error:
+            bad[earlier], first[question_id] = error, row
+            continue
+        try:
+            record = rows.record(row)
+            if not _same(known, record):
+                raise DatasetError(
+                    f"{rows.where(row)}: question_id {question_id} occurs before, at {rows.where(earlier)}, with "
+                    "another question, image or answers: give each question its own id."
+                )
+        except DatasetError as error:
+            bad[row] = error
+    return sorted(first.values()), bad
+
+
+def _same(one: Record, other: Record) -> bool:
+    if (one.question, one.answers, one.image_id) != (other.question, other.answers, other.image_id):
+        return False
+    return one.image_id is not None or one.image.ref == other.image.ref or _digest(one) == _digest(other)
+
+
+def _digest(record: Record) -> bytes:
+    return hashlib.sha256(record.image.read_bytes()).digest()
