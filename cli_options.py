@@ -113,7 +113,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that draws samples."""
     for option in (
-        click.option("--skip-bad", is_flag=True, help="Skip, and count, samples whose image cannot be read."),
+        click.option("--skip-bad", is_flag=True, help="Skip, and count, rows that cannot be read or run."),
         click.option("--data-root", type=PATH, help="Folder of official annotation files and images."),
         click.option("--max-new-tokens", multiple=True, metavar="DATASET=N", help="Another limit of answer tokens."),
         click.option(
