@@ -137,7 +137,7 @@ class WandbRun:
         """Turns what goes wrong with the service into one line."""
         try:
             yield
-        except (self._error, OSError) as cause:
+        except (self._error, ConnectionError, TimeoutError) as cause:
             reason = " ".join(str(cause).split())[:300]
             raise KnobctlError(
                 f"--wandb-project {self._project}: Weights & Biases says: {reason} "
