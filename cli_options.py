@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,17 @@ TABLE_WIDTH = 140  # characters that the widest report takes
 
 def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
     """Prints a result on stdout: JSON, or what `render` makes of it."""
+    try:
+        _print(result, as_json, render)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # a reader that has seen enough, which click answers
+    except OSError as cause:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        raise KnobctlError(f"the result cannot be written to standard output: {cause.strerror or cause}") from cause
+
+
+def _print(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=2, allow_nan=False))
         return
@@ -113,7 +125,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that draws samples."""
     for option in (
-        click.option("--skip-bad", is_flag=True, help="Skip, and count, rows that cannot be used."),
+        click.option("--skip-bad", is_flag=True, help="Skip, and count, rows that cannot be read or run."),
         click.option(
             "--column",
             multiple=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class ImageSource(Protocol):
@@ -28,3 +28,13 @@ class Sample:
     answers: tuple[str, ...]
     image_id: str  # the dataset's own, else the sha256 of the image bytes
     image: ImageSource
+
+
+class ModelInput(NamedTuple):
+    """What a row asks of a model, before it is a sample: enough to tell whether the model can run it."""
+
+    question: str
+    style: str | None  # prompt style prefix
+    max_new_tokens: int
+    height: int  # of the image, in pixels
+    width: int

@@ -5,7 +5,8 @@ Precompute and the live executor both hold one of these; what they do differentl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,9 +20,10 @@ from ..data.datasets.images import decode_image
 from ..data.errors import DatasetError, ImportanceError, UnknownSetting
 from ..data.knobs import KnobSetting, KnobSpace
 from ..data.plans import BlockPlan, ImportanceScores, block_plan
-from ..data.samples import Sample
+from ..data.samples import ModelInput, Sample
 from .loading import LoadedModel
-from .molmoe.preprocess import preprocess_image
+from .molmoe.config import MolmoeConfig
+from .molmoe.preprocess import image_length, preprocess_image
 from .molmoe.tiling import Tiling, choose_tiling
 from .probe import PromptState, make_probes, token_pass
 from .sweep import answer_alone
@@ -117,9 +119,8 @@ class KnobModel:
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
         """Returns the mean of the question's word embeddings, [D]: the question alone, without prompt and style."""
-        ids = self.loaded.tokenizer.encode(sample.question)
-        if not ids:
-            raise DatasetError(f"the question of {sample.sample_id} is empty: give it one, or leave the sample out.")
+        with _naming(sample):
+            ids = question_ids(self.loaded, sample.question)
         with torch.inference_mode():
             embedded_TD = self.model.word_embeddings(torch.tensor(ids, device=self.model.device))
             feature_D: NDArray[np.float32] = embedded_TD.float().mean(dim=0).cpu().numpy()
@@ -131,25 +132,20 @@ class KnobModel:
 
     def tiling(self, rgb: NDArray[np.uint8], tier: str) -> Tiling:
         """Returns rows and columns of crops of an image in a tier."""
-        if tier not in self.space.tiers or self.space.tier_crops is None:
-            raise UnknownSetting(f"tier {tier!r} is not in the knob space: {self.space}")
-        crops = self.space.tier_crops[self.space.tiers.index(tier)]
-        return choose_tiling(rgb.shape[0], rgb.shape[1], crops, self.model.config)
+        return tiling_in_tier(self.space, tier, rgb.shape[0], rgb.shape[1], self.model.config)
 
     def prepare(self, sample: Sample, rgb: NDArray[np.uint8], tiling: Tiling) -> PreparedPrompt:
         """Cuts the image, encodes the prompt, and moves both to the device."""
         tokenizer, device = self.loaded.tokenizer, self.model.device
         with single_thread():
             image = preprocess_image(rgb, tiling, self.model.config, tokenizer.special)
-        prompt = tokenizer.encode_prompt(sample.question, self.task(sample).style)
+        task = self.task(sample)
+        with _naming(sample):
+            prompt = prompt_ids(self.loaded, sample.question, task.style)
+            check_length(self.loaded, 1 + len(image.token_ids) + len(prompt), task.max_new_tokens)
         input_ids = torch.cat(
             [torch.tensor([tokenizer.special.begin]), image.token_ids, torch.tensor(prompt, dtype=torch.int64)]
         )
-        limit = self.model.config.max_position_embeddings
-        if len(input_ids) + self.task(sample).max_new_tokens > limit:
-            raise DatasetError(
-                f"{sample.sample_id} has a prompt of {len(input_ids)} positions; the model takes {limit}."
-            )
         return PreparedPrompt(
             tiling=tiling,
             crops_1NPX=image.crops[None].to(device),
@@ -182,6 +178,65 @@ class KnobModel:
     def text(self, token_ids: Sequence[int]) -> str:
         """Returns the answer's text."""
         return self.loaded.tokenizer.decode(token_ids)
+
+
+@contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    """Puts the sample's id before what is wrong with it."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{sample.sample_id}: {error}") from error
+
+
+def check_input(loaded: LoadedModel, space: KnobSpace, row: ModelInput) -> None:
+    """Raises DatasetError for a row that the model cannot run in every tier, as the run itself would."""
+    question_ids(loaded, row.question)
+    prompt = prompt_ids(loaded, row.question, row.style)
+    config = loaded.model.config
+    tilings = {tiling_in_tier(space, tier, row.height, row.width, config) for tier in space.tiers}
+    image = max(image_length(tiling, config) for tiling in tilings)
+    check_length(loaded, 1 + image + len(prompt), row.max_new_tokens)
+
+
+def question_ids(loaded: LoadedModel, question: str) -> list[int]:
+    """Returns the ids of the question alone, without prompt and style. Raises DatasetError when there are none."""
+    ids = _known_ids(loaded, loaded.tokenizer.encode(question), question)
+    if not ids:
+        raise DatasetError(f"the question {question[:40]!r} has no token that the model knows: give it another text.")
+    return ids
+
+
+def prompt_ids(loaded: LoadedModel, question: str, style: str | None) -> list[int]:
+    """Returns the ids of the prompt, without the begin token and the image's."""
+    return _known_ids(loaded, loaded.tokenizer.encode_prompt(question, style), question)
+
+
+def _known_ids(loaded: LoadedModel, ids: list[int], question: str) -> list[int]:
+    """Raises DatasetError for a token without an embedding."""
+    rows = loaded.model.config.embedding_size + loaded.model.config.additional_vocab_size
+    if ids and max(ids) >= rows:
+        raise DatasetError(
+            f"the question {question[:40]!r} has token {max(ids)}, and the model has embeddings of {rows} tokens only."
+        )
+    return ids
+
+
+def check_length(loaded: LoadedModel, length: int, max_new_tokens: int) -> None:
+    """Raises DatasetError for a prompt of `length` positions that leaves the answer too little room."""
+    limit = loaded.model.config.max_position_embeddings
+    if length + max_new_tokens > limit:
+        raise DatasetError(
+            f"the prompt has {length} positions and the answer up to {max_new_tokens}, and the model takes {limit}: "
+            "shorten the question, or lower --max-new-tokens."
+        )
+
+
+def tiling_in_tier(space: KnobSpace, tier: str, height: int, width: int, config: MolmoeConfig) -> Tiling:
+    """Returns rows and columns of crops of an image of this size. Raises UnknownSetting for a tier of another space."""
+    if tier not in space.tiers or space.tier_crops is None:
+        raise UnknownSetting(f"tier {tier!r} is not in the knob space: {space}")
+    return choose_tiling(height, width, space.tier_crops[space.tiers.index(tier)], config)
 
 
 def check_space(space: KnobSpace, loaded: LoadedModel) -> None:

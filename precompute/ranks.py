@@ -30,8 +30,11 @@ from .sample_run import Known
 from .setup import Fixed, Inputs, check_shares, fix, fixed_before, load_inputs
 from .shard_run import run_shard, summary
 
-# Ranks meet when the slowest has done its share, which may take days.
+MEETING_S = 240.0  # within which all ranks must have started
+# Ranks wait for the one that is slowest to do its share, which may take days.
 _PATIENCE = datetime.timedelta(days=30)
+
+_ADVICE = "start with torchrun, which sets them, or unset RANK and WORLD_SIZE."
 
 FindKnown = Callable[[PrecomputeConfig, Inputs, Fixed], Known]
 
@@ -46,20 +49,36 @@ class Launch:
 
     @classmethod
     def from_environment(cls) -> Launch | None:
-        """Returns what `torchrun` says, or None without it.
+        """Returns what `torchrun` says, or None without it and for a single process.
 
         Raises:
             KnobctlError: the environment says something that cannot be.
         """
         if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
             return None
-        try:
-            launch = cls(*(int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-        except ValueError as error:
+        rank, count, local_rank = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if not 0 <= rank < count or local_rank < 0:
             raise KnobctlError(
-                f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}): start with torchrun."
-            ) from error
-        return launch if launch.count > 1 else None
+                f"the environment says RANK {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {count}, but ranks count "
+                f"from 0 and lie below WORLD_SIZE: {_ADVICE}"
+            )
+        if count == 1:
+            return None
+        port = _number("MASTER_PORT", default="")
+        if not os.environ.get("MASTER_ADDR", "").strip() or not 0 < port < 1 << 16:
+            raise KnobctlError(
+                f"{count} ranks meet at MASTER_ADDR and MASTER_PORT, and the environment says "
+                f"{os.environ.get('MASTER_ADDR', '')!r} and {port}: {_ADVICE}"
+            )
+        return cls(rank, count, local_rank)
+
+
+def _number(name: str, default: str = "0") -> int:
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise KnobctlError(f"the environment says {name} {text!r}, which is not a whole number: {_ADVICE}") from error
 
 
 def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindKnown) -> dict[str, Any]:
@@ -78,7 +97,7 @@ def precompute_ranks(config: PrecomputeConfig, launch: Launch, find_known: FindK
         device=_own_device(config.device, launch),
         like=None,
     )
-    with _process_group(launch):
+    with process_group(launch):
         inputs = load_inputs(mine)
         check_shares(len(inputs.samples), launch.count)
         if (config.out / MANIFEST_NAME).is_file():
@@ -125,10 +144,25 @@ def merge_shares(home: Path, count: int, out: Path) -> None:
 
 
 @contextmanager
-def _process_group(launch: Launch) -> Iterator[None]:
-    """Joins the ranks, and leaves them whatever happens."""
-    with _in_words(launch):
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+def process_group(launch: Launch, meeting_s: float = MEETING_S) -> Iterator[None]:
+    """Joins the ranks, all of which must come within `meeting_s`, and leaves them whatever happens."""
+    end = time.monotonic() + meeting_s
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(
+            dist.rendezvous("env://", launch.rank, launch.count, timeout=datetime.timedelta(seconds=meeting_s))
+        )
+        # The patience for work, which the group has, would also be its patience for a rank that never starts.
+        names = [f"knobctl-rank-{rank}" for rank in range(launch.count)]
+        store.set(names[launch.rank], "here")
+        for name in names:
+            store.wait([name], datetime.timedelta(seconds=max(end - time.monotonic(), 1)))
+        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.count, timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise KnobctlError(
+            f"rank {launch.rank} did not meet the other {launch.count - 1} at {place} within "
+            f"{meeting_s:.0f} s: start all ranks at the same time, each with a RANK of its own. ({_short(error)})"
+        ) from error
     try:
         yield
     finally:
@@ -137,14 +171,18 @@ def _process_group(launch: Launch) -> Iterator[None]:
 
 @contextmanager
 def _in_words(launch: Launch) -> Iterator[None]:
-    """Says what another rank's end does to a talk between ranks."""
+    """Turns the RuntimeError of an exchange with a lost rank into a KnobctlError."""
     try:
         yield
     except RuntimeError as error:
         raise KnobctlError(
             f"rank {launch.rank} of {launch.count} lost another rank, which failed or was stopped: its message says "
-            f"why. Start the same command again: what is committed stays. ({' '.join(str(error).split())[:160]})"
+            f"why. Start the same command again: what is committed stays. ({_short(error)})"
         ) from error
+
+
+def _short(error: RuntimeError) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _share(launch: Launch) -> Callable[[Callable[[], Any]], None]:

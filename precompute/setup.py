@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..data.plans import ImportanceScores
 from ..data.samples import Sample
 from .config import PrecomputeConfig
 from .importance import DEFAULT_RUNS, choose_importance_samples, measure_importance, scores_path
-from .knob_model import KnobModel, Task, check_importance, check_space
+from .knob_model import KnobModel, Task, check_importance, check_input, check_space
 from .loading import LoadedModel, device_record, load_model
 from .pilot import PILOT_SAMPLES, parse_budgets, run_pilot
 from .progress import progress_bar, say
@@ -87,6 +88,7 @@ def load_inputs(config: PrecomputeConfig) -> Inputs:
             metric=config.metrics.get(name),
             max_new_tokens=config.max_new_tokens.get(name),
             skip_bad=config.skip_bad,
+            check_input=partial(check_input, loaded, config.space),
         )
         for warning in one.warnings:
             say(f"{name}: {warning}")

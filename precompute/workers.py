@@ -100,10 +100,7 @@ class _Worker:
                 kind, text = self.said.recv()
             except EOFError:
                 self._process.join()
-                kind, text = (
-                    "failed",
-                    f"it ended with exit code {self._process.exitcode} and no message (out of memory?)",
-                )
+                kind, text = "failed", _cause_of_death(self._process.exitcode)
             if kind == "ready":
                 self._ready = True
                 continue
@@ -116,6 +113,16 @@ class _Worker:
         if stop and self.running and self._ready and not self._stopped and self._process.pid is not None:
             os.kill(self._process.pid, signal.SIGINT)
             self._stopped = True
+
+
+def _cause_of_death(exitcode: int | None) -> str:
+    """Says how a process ended that could not say it itself."""
+    if exitcode is not None and exitcode < 0:
+        number = -exitcode
+        name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
+        hint = ": the system may have run out of memory" if name == "SIGKILL" else ""
+        return f"it was ended by signal {number} ({name}){hint}. Run the same command again to go on."
+    return f"it ended with exit code {exitcode}; what it wrote to stderr says why."
 
 
 @contextmanager
@@ -154,6 +161,9 @@ def _work(
         send.send(("stopped", f"stopped as asked. Run the same command again to go on in {share.out}."))
     except KnobctlError as error:
         send.send(("failed", str(error)))
+    except Exception as error:  # the parent names it; the traceback goes to stderr, as of any bug
+        send.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        raise
     else:
         send.send(("done", ""))
 

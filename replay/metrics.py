@@ -1,4 +1,4 @@
-"""What training logs, under the names that GRPO trainers use, and where it goes: CSV, JSONL, TensorBoard, W&B."""
+"""What training logs, under the names that GRPO trainers use, in CSV and JSON Lines, and with trackers where asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.errors import KnobctlError
+from ..data.cache.disk import Disk, write_atomically
+from .trackers import Board, Tracker, WandbRun, remove_events
 
 COLUMNS = (
     "seed",
@@ -87,16 +89,24 @@ class MetricsWriter:
         tensorboard: bool = False,
         wandb_project: str | None = None,
     ) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        kept = _lines_until(out / "log.jsonl", resume_step) if resume_step else []
-        self._jsonl = (out / "log.jsonl").open("w", encoding="utf-8")
-        self._csv = (out / "log.csv").open("w", encoding="utf-8", newline="")
-        self._table = csv.DictWriter(self._csv, COLUMNS, restval="")
-        self._table.writeheader()
-        self._board = _tensorboard(out / "tensorboard") if tensorboard else None
-        self._run = None if wandb_project is None else _wandb(wandb_project, config, out)
-        for line in kept:
-            self._append(line)
+        log = out / "log.jsonl"
+        kept = _lines_until(log, resume_step) if resume_step else []
+        self._trackers: list[Tracker] = []
+        with ExitStack() as stack:
+            if wandb_project is not None:  # first: where it fails, nothing of an earlier run is lost
+                run = WandbRun(out, wandb_project, config, resume_step, kept)
+                self._trackers.append(stack.enter_context(run))
+            if not resume_step:
+                remove_events(out)
+            if tensorboard:
+                self._trackers.append(stack.enter_context(Board(out, resume_step, kept)))
+            write_atomically(Disk(), log, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self._jsonl = stack.enter_context(log.open("a", encoding="utf-8"))
+            self._csv = stack.enter_context((out / "log.csv").open("w", encoding="utf-8", newline=""))
+            self._table = csv.DictWriter(self._csv, COLUMNS, restval="")
+            self._table.writeheader()
+            self._table.writerows(kept)
+            self._open = stack.pop_all()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -104,30 +114,21 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._jsonl.close()
-        self._csv.close()
-        if self._board is not None:
-            self._board.close()
-        if self._run is not None:
-            self._run.finish()
+        self._open.__exit__(kind, error, trace)
 
     def write(self, seed: int, line: dict[str, float]) -> None:
         record = {"seed": seed, **line}
-        self._append(record)
-        values = {name: value for name, value in line.items() if name not in ("step", "epoch")}
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"seed-{seed}/{name}", value, int(line["step"]))
-        if self._run is not None:
-            self._run.log({f"seed-{seed}/{name}": value for name, value in line.items()}, step=int(line["step"]))
-
-    def flush(self) -> None:
-        self._jsonl.flush()
-        self._csv.flush()
-
-    def _append(self, record: dict[str, float]) -> None:
         self._jsonl.write(json.dumps(record) + "\n")
         self._table.writerow(record)
+        for tracker in self._trackers:
+            tracker.write(seed, line)
+
+    def flush(self) -> None:
+        """Puts every line where a kill cannot take it away: before the state that relies on them is saved."""
+        self._jsonl.flush()
+        self._csv.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
@@ -146,19 +147,3 @@ def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
             continue
         lines.append({name: value for name, value in record.items() if name in COLUMNS})
     return lines
-
-
-def _tensorboard(directory: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as cause:
-        raise KnobctlError("--tensorboard needs the package `tensorboard`: pip install knobctl[tensorboard]") from cause
-    return SummaryWriter(str(directory))
-
-
-def _wandb(project: str, config: dict[str, Any], out: Path) -> Any:
-    try:
-        import wandb
-    except ImportError as cause:
-        raise KnobctlError("--wandb needs the package `wandb`: pip install knobctl[wandb]") from cause
-    return wandb.init(project=project, config=config, dir=str(out))

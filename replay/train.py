@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from ..controllers.budget_encoder import BudgetEncoder
 from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
 from ..data.cache import open_cache
+from ..data.cache.disk import Disk, write_atomically
 from ..data.cache.lock import DirectoryLock
 from ..data.errors import CheckpointError, KnobctlError
 from .bundle import make_bundle, require_trainable
@@ -23,12 +25,13 @@ from .metrics import MetricsWriter, StepLog
 from .recipes import TUNED, TrainConfig
 from .state import STATE_NAME, data_digest, load_state, save_state
 from .tables import ChoiceGrid, ReplayTables, budget_encoder_for
+from .trackers import BOARD_NAME, RUN_NAME, require_packages
 from .trainer import Trainer
 from .warm_start import known_rewards, mean_reward
 
 REPORT_NAME = "train.json"
 SAVE_EVERY_S = 20.0
-OWN_NAMES = {CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME, "log.csv", "log.jsonl", "tensorboard", "wandb"}
+OWN_NAMES = {CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME, "log.csv", "log.jsonl", BOARD_NAME, RUN_NAME, "wandb"}
 
 Say = Callable[[str], None]
 
@@ -128,11 +131,11 @@ def train_tables(
 ) -> TrainReport:
     """As `train_controllers`, from tables already in memory."""
     check_device(config.device)
-    _check_out(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with DirectoryLock(out):
-        if not resume:
-            _remove_earlier_run(out)
+    require_packages(tensorboard=tensorboard, wandb_project=wandb_project)
+    with _output_errors(out):
+        _check_out(out)
+        out.mkdir(parents=True, exist_ok=True)
+    with _output_errors(out), DirectoryLock(out):
         identity = {
             **{f"config.{name}": value for name, value in config.to_dict().items()},
             "cache": tables.fingerprint,
@@ -155,10 +158,12 @@ def train_tables(
         with MetricsWriter(
             out, config.to_dict(), resume_step=trainer.step, tensorboard=tensorboard, wandb_project=wandb_project
         ) as metrics:
+            if saved is None:
+                _remove_earlier_run(out)
             _train(trainer, metrics, lambda: save_state(out, identity, trainer.state()), progress)
         seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
         report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()})
-        (out / REPORT_NAME).write_text(report.to_json() + "\n", encoding="utf-8")
+        write_atomically(Disk(), out / REPORT_NAME, (report.to_json() + "\n").encode())
     for seed in report.seeds:
         if config.warm_start_steps and seed.best_epoch == 0:
             say(
@@ -301,8 +306,25 @@ def check_device(device: str) -> None:
         raise KnobctlError(f"--device {device}: no CUDA device is available here; use --device cpu")
 
 
+@contextmanager
+def _output_errors(out: Path) -> Iterator[None]:
+    """Turns what the system says of the output directory into one line."""
+    try:
+        yield
+    except BrokenPipeError:  # of a terminal or pipe that notes go to
+        raise
+    except OSError as cause:
+        path = cause.filename or out  # a failed write does not name its file
+        raise CheckpointError(
+            f"{path} cannot be written: {cause.strerror or cause}. Make room there and let it be written, then run "
+            "again with --resume; or name another directory with --out"
+        ) from cause
+
+
 def _check_out(out: Path) -> None:
     """Refuses to write among files that are not a training run's."""
+    if out.is_symlink() and not out.exists():
+        raise CheckpointError(f"{out} is a link to {out.readlink()}, which does not exist: make that directory")
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file: name a directory for the controllers")
     if not out.is_dir():

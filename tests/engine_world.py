@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from knobctl.precompute.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.molmoe.model import Molmoe
 from knobctl.precompute.nano.tokenizer import build_tokenizer
 from knobctl.precompute.run import precompute
-from knobctl.precompute.sample_run import SampleRunner
+from knobctl.precompute.sample_run import Known, SampleRunner
 
 # Blocks from the least important, as published scores of the original runs have them.
 DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7)
@@ -116,6 +117,17 @@ def rows_of(path: Path):
 def assert_same_rows(left: Path, right: Path) -> None:
     for one, other in zip(rows_of(left), rows_of(right), strict=True):
         assert one.equals(other)
+
+
+def fail_with_a_bug(*_inputs: object) -> Known:
+    """Stands for `find_known` in a worker that has a bug."""
+    raise TypeError("an odd\nreason")
+
+
+def die_of_a_signal(*_inputs: object) -> Known:
+    """Stands for `find_known` in a worker that the system kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("killed")
 
 
 def run_rank(

@@ -15,7 +15,7 @@ from knobctl.data.cache import open_cache, verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.device_turn import SharedDevice
-from knobctl.precompute.ranks import Launch
+from knobctl.precompute.ranks import MEETING_S, Launch, process_group
 from knobctl.precompute.run import precompute
 from knobctl.tests.engine_world import SMALL_SPACE, assert_same_rows, run_rank, write_tiny_model
 
@@ -23,6 +23,7 @@ from knobctl.tests.engine_world import SMALL_SPACE, assert_same_rows, run_rank, 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["knobctl.tests.engine_world"])
 SAMPLES = 11
+TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +151,53 @@ def test_the_environment_says_which_rank(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert Launch.from_environment() is None
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     assert Launch.from_environment() == Launch(2, 4, 0)
-    monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(KnobctlError, match="torchrun"):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("MASTER_ADDR")  # one process meets nobody
+    assert Launch.from_environment() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE 'many', which is not a whole number"),
+        ({"RANK": ""}, "RANK '', which is not a whole number"),
+        ({"RANK": "4"}, "RANK 4, LOCAL_RANK 0 and WORLD_SIZE 4"),
+        ({"RANK": "-1"}, "RANK -1"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE 0"),
+        ({"WORLD_SIZE": "1"}, "RANK 2, LOCAL_RANK 0 and WORLD_SIZE 1"),
+        ({"LOCAL_RANK": "-2"}, "LOCAL_RANK -2"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR and MASTER_PORT, and the environment says '' and 29500"),
+        ({"MASTER_PORT": None}, "MASTER_PORT '', which is not a whole number"),
+        ({"MASTER_PORT": "29500/tcp"}, "MASTER_PORT '29500/tcp'"),
+        ({"MASTER_PORT": "0"}, "'127.0.0.1' and 0"),
+        ({"MASTER_PORT": "65536"}, "'127.0.0.1' and 65536"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_refused(monkeypatch, changes, message):
+    for name, value in (TORCHRUN | changes).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(KnobctlError, match=rf"{message}.*start with torchrun"):
         Launch.from_environment()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_never_comes_is_not_waited_for(monkeypatch, rank):
+    """The first rank opens the port that the others connect to; each of them misses the other."""
+    assert MEETING_S < 300
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (TORCHRUN | {"MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(KnobctlError, match=rf"rank {rank} did not meet the other 1 at 127\.0\.0\.1:{port} .*within 1 s"),
+        process_group(Launch(rank, 2, 0), meeting_s=1.0),
+    ):
+        pass

@@ -15,7 +15,14 @@ from knobctl.data.cache import verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.run import Interrupted, precompute
-from knobctl.tests.engine_world import SMALL_SPACE, assert_same_rows, write_tiny_model
+from knobctl.precompute.workers import precompute_workers
+from knobctl.tests.engine_world import (
+    SMALL_SPACE,
+    assert_same_rows,
+    die_of_a_signal,
+    fail_with_a_bug,
+    write_tiny_model,
+)
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two cores")
 
@@ -62,6 +69,18 @@ def test_a_worker_that_fails_fails_the_run_which_then_goes_on(one, tmp_path):
     in_the_way.unlink()
     precompute(config)
     assert_same_rows(config.out, one.out)
+
+
+@pytest.mark.parametrize(
+    ("find_known", "cause"),
+    [
+        (fail_with_a_bug, "TypeError: an odd reason"),
+        (die_of_a_signal, r"it was ended by signal 9 \(SIGKILL\): the system may have run out of memory"),
+    ],
+)
+def test_a_worker_s_message_names_the_cause(one, tmp_path, find_known, cause):
+    with pytest.raises(KnobctlError, match=rf"^worker 0 failed: {cause}"):
+        precompute_workers(replace(one, out=tmp_path / "cache", workers=2), find_known)
 
 
 def test_sigint_stops_every_worker_after_its_part(one, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..metrics import get_metric
-from ..samples import Sample
+from ..samples import ModelInput, Sample
 from ..schema import SPLITS
 from ..splits import split_of
 from .draw import draw_order
@@ -98,6 +98,7 @@ def load_samples(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     check_images: bool = True,
+    check_input: Callable[[ModelInput], None] = lambda _row: None,
 ) -> SampleSet:
     """Returns the samples of a dataset.
 
@@ -115,6 +116,8 @@ def load_samples(
         columns: Fields (image, question, answers, question_id, image_id, split) that have another name in the source.
         skip_bad: Leave out rows that cannot be used (and report them) instead of failing.
         check_images: Decode every drawn image once, so that a bad one is found now and not in the middle of a run.
+        check_input: Raises DatasetError for a row whose image is fine but which the model cannot run; called with
+            `check_images` only, from several threads.
 
     Raises:
         DatasetError: For whatever is wrong, with path and row.
@@ -142,9 +145,14 @@ def load_samples(
     if faults and not skip_bad:
         raise _refused(*faults[0]) from faults[0][1]
     order = (kept[i] for i in draw_order(name, [ids[row] for row in kept], seed))
+    max_new_tokens = max_new_tokens or spec.max_new_tokens
+
+    def check(record: Record, size: tuple[int, int]) -> None:
+        check_input(ModelInput(record.question, spec.style, max_new_tokens, *size))
+
     drawn: dict[int, tuple[Record, str]] = {}
     skipped = [SkippedRow(where, str(error)) for where, error in faults]
-    for row, result in _examined(rows, order, limit, check_images):
+    for row, result in _examined(rows, order, limit, check if check_images else None):
         if isinstance(result, DatasetError):
             if not skip_bad:
                 raise _refused(rows.where(row), result) from result
@@ -158,7 +166,7 @@ def load_samples(
         name=name,
         samples=samples,
         metric=metric,
-        max_new_tokens=max_new_tokens or spec.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         style=spec.style,
         seed=seed,
         source=opened.label,
@@ -195,21 +203,26 @@ def _sample(spec: DatasetSpec, record: Record, image_id: str, seed: int) -> Samp
 
 
 def _examined(
-    rows: Rows, order: Iterator[int], limit: int | None, check_images: bool
+    rows: Rows, order: Iterator[int], limit: int | None, check: Callable[[Record, tuple[int, int]], None] | None
 ) -> Iterator[tuple[int, tuple[Record, str] | DatasetError]]:
-    """Yields each row of `order` with its record and image id, or what is wrong with it, until `limit` are good."""
-    verdicts: dict[str, DatasetError | None] = {}  # by sha256: questions share images, which decode once
+    """Yields each row of `order` with its record and image id, or what is wrong with it, until `limit` are good.
+
+    `check` gets a record and its image's height and width; without it, no image is decoded.
+    """
+    size_of: dict[str, tuple[int, int]] = {}  # by sha256: questions share images, which decode once
 
     def examine(row: int) -> tuple[Record, str] | DatasetError:
         try:
             record = rows.record(row)
-            if record.image_id is not None and not check_images:
+            if record.image_id is not None and check is None:
                 return record, record.image_id
             data = record.image.read_bytes()
             sha256 = hashlib.sha256(data).hexdigest()
-            if check_images and sha256 not in verdicts:
-                decode_image(data, record.image.ref)
-                verdicts[sha256] = None
+            if check is not None:
+                if sha256 not in size_of:
+                    height, width, _ = decode_image(data, record.image.ref).shape
+                    size_of[sha256] = height, width
+                check(record, size_of[sha256])
         except DatasetError as error:
             return error
         return record, record.image_id or sha256
@@ -220,7 +233,7 @@ def _examined(
             chunk = list(islice(order, _CHUNK if limit is None else min(_CHUNK, limit - good)))
             if not chunk:
                 return
-            if check_images:
+            if check is not None:
                 rows.prefetch(chunk)
             for row, result in zip(chunk, pool.map(examine, chunk), strict=True):
                 good += not isinstance(result, DatasetError)

@@ -109,10 +109,9 @@ def image_tokens(tiling: Tiling, config: MolmoeConfig, special: SpecialTokens) -
 
     Of overlapping crops each feature is kept once: a crop drops its margins, but not where the image ends.
     """
-    crop_grid = config.pooled_grid
     pooling = (config.pooling_height, config.pooling_width)
-    step = tuple(config.window_patches[axis] // pooling[axis] for axis in (0, 1))
-    tiled_grid = tuple(step[axis] * (tiling[axis] - 1) + crop_grid[axis] for axis in (0, 1))
+    step = _feature_step(config)
+    crop_grid, tiled_grid = _feature_grids(tiling, config)
     token_ids: list[int] = []
     indices: list[Tensor] = []
     for rows, columns in (crop_grid, tiled_grid):
@@ -134,6 +133,23 @@ def image_tokens(tiling: Tiling, config: MolmoeConfig, special: SpecialTokens) -
             ]
             tiles.append(tile)
     return torch.tensor(token_ids), torch.stack([global_grid, *tiles]).flatten(1)
+
+
+def image_length(tiling: Tiling, config: MolmoeConfig) -> int:
+    """Returns how many token ids `image_tokens` gives."""
+    return sum(2 + rows * (columns + 1) for rows, columns in _feature_grids(tiling, config))
+
+
+def _feature_step(config: MolmoeConfig) -> tuple[int, int]:
+    """Rows and columns of features from one crop to the next."""
+    rows, columns = config.window_patches
+    return rows // config.pooling_height, columns // config.pooling_width
+
+
+def _feature_grids(tiling: Tiling, config: MolmoeConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of features of the global crop, and of all the others together."""
+    (rows, columns), (row_step, column_step) = config.pooled_grid, _feature_step(config)
+    return (rows, columns), (row_step * (tiling[0] - 1) + rows, column_step * (tiling[1] - 1) + columns)
 
 
 def _kept(tile: int, num_tiles: int, features: int, margins: tuple[int, int], pooling: int) -> slice:

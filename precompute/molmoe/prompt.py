@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ...data.errors import CheckpointError
+from ...data.errors import CheckpointError, DatasetError
 from .fields import read_json_object
 
 _MAX_TOKENIZER_BYTES = 64 << 20
@@ -102,8 +102,14 @@ class PromptTokenizer:
             raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text` and nothing else. A special token spelled out in it becomes that token."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Returns the ids of `text` and nothing else. A special token spelled out in it becomes that token.
+
+        Raises DatasetError for a text that the tokenizer does not take.
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # tokenizers raises no narrower class, for instance for a word outside a vocabulary
+            raise DatasetError(f"the tokenizer cannot encode {text[:40]!r}: {error}.") from error
 
     def encode_prompt(self, question: str, style: str | None = None) -> list[int]:
         """Returns the ids of `" User: [style: ]question Assistant:"`, without the begin token.
