@@ -124,15 +124,12 @@ def _import_results(as_json: bool, dry_run: bool, options: dict[str, Any]) -> No
     from .data.importer import import_results
     from .data.render import render_import_report
 
-    metrics = set(pairs("--metric", options["metric"]).values())
-    if len(metrics) > 1:
-        raise click.UsageError("an import takes one metric for all datasets.")
     report = import_results(
         options["from_results"],
         options["out"],
         datasets=options["datasets"],
         strict=options["strict"],
-        metric=next(iter(metrics), None),
+        metric=pairs("--metric", options["metric"]),
         seed=options["seed"],
     )
     emit(report.to_dict(), as_json, render_import_report)
@@ -221,7 +218,9 @@ def rescore(cache: Path, metrics: tuple[str, ...], out: Path, as_json: bool) -> 
     from .data.rescore import rescore as run
 
     report = run(cache, metrics_from_options(metrics), out)
-    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record))
+    for warning in report.warnings:
+        log(warning)
+    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record["datasets"]))
 
 
 @main.command()

@@ -171,6 +171,12 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--threads", type=threads, default=1, show_default=True, help="More only where cores idle."),
         click.option(
+            "--allow-constant-accuracy",
+            is_flag=True,
+            default=None,
+            help="Train on latency alone where accuracy is the same for all samples and settings.",
+        ),
+        click.option(
             "--train-budget-encoder",
             is_flag=True,
             default=None,
@@ -201,6 +207,7 @@ def training_config(seeds: tuple[int, ...] | None, options: dict[str, Any]) -> T
         log_interval=options.get("log_interval"),  # only where there is a log
         **{name: options[name] for name, _, _ in TRAINING},
     )
+        allow_constant_accuracy=options["allow_constant_accuracy"],
 
 
 def split_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,6 +56,7 @@ class TrainConfig:
     # Inputs
     basis_rows: int = 2  # budgets drawn of each sample and place to fit the token basis
     train_budget_encoder: bool = False  # Stage1's copy learns; the one behind the latency tokens stays as cached
+    allow_constant_accuracy: bool = False  # train although accuracy is the same for all samples and settings
     device: str = "cpu"
     log_interval: int = 50  # steps between lines of the log
     reward_weights: RewardWeights = field(default_factory=RewardWeights)

@@ -13,7 +13,7 @@ import torch
 
 from ..controllers.budget_encoder import BudgetEncoder
 from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
-from ..data.cache import open_cache
+from ..data.cache import accuracy_warnings, open_cache
 from ..data.cache.lock import DirectoryLock
 from ..data.errors import CheckpointError, KnobctlError
 from .bundle import make_bundle, require_trainable
@@ -92,8 +92,10 @@ def train_controllers(
     start = time.perf_counter()
     say = say or (lambda _line: None)
     cache = open_cache(Path(cache_path))
+    for warning in accuracy_warnings(cache):
+        say(warning)
     tables = ReplayTables.from_cache(cache)
-    require_trainable(tables, f"cache {cache_path}")
+    require_trainable(tables, f"cache {cache_path}", allow_constant_accuracy=config.allow_constant_accuracy)
     encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
     if cache.budget_encoder_path is None:
         say(f"cache {cache_path} has no budget encoder: one is made from seed 0 for Stage1, and live is refused")
