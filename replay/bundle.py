@@ -16,6 +16,7 @@ from ..controllers.stage2 import TOKEN_FEATURES
 from ..data.errors import CacheError
 from .fit_bases import FOLDS, FittedBasis, fit_budget_basis, fit_language_basis, fit_token_basis, fold_of_samples
 from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
+from .metrics import TIE
 from .recipes import TrainConfig
 from .tables import ReplayTables
 
@@ -58,7 +59,6 @@ def require_trainable(tables: ReplayTables, where: str, *, allow_constant_accura
         raise CacheError(f"{where} has no samples in split `train`: there is nothing to learn from")
     if not bool(torch.isfinite(tables.latency_ms_SX).any()):
         raise CacheError(f"{where} has no latency_ms at all: the reward needs it")
-
     accuracy = tables.accuracy_SX[torch.isfinite(tables.accuracy_SX)]
     if not allow_constant_accuracy and len(accuracy) and bool((accuracy == accuracy[0]).all()):
         raise CacheError(
@@ -66,6 +66,7 @@ def require_trainable(tables: ReplayTables, where: str, *, allow_constant_accura
             "answers can be learned: check its metric and answers (`knobctl inspect`), recompute accuracy with "
             "`knobctl rescore`, or train on latency alone with --allow-constant-accuracy"
         )
+
 
 def split_for_selection(tables: ReplayTables) -> tuple[ReplayTables, list[str]]:
     """Returns tables that have a `val` split; without one, a tenth of `train` (by image) stands in.
@@ -119,25 +120,17 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
         budget_MF,
         settings_seen(tables)[1],
     )
-    for split, made in inputs.items():
     if not _accuracy_depends_on_setting(tables, train_S):
         notes.append("accuracy is the same under every setting for each training sample: only latency can be learned")
+    if _rewards_tie(inputs["train"]):
+        notes.append("every setting earns each training sample the same reward: there is nothing to choose")
+    for split, made in inputs.items():
         if made.holes:
             notes.append(f"split {split}: {made.holes:,} (sample, setting) pairs are holes, masked for their samples")
     explained = {"language": language.explained_F.tolist(), "token": token.explained_F.tolist()}
     return TrainingBundle(tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes))
 
 
-def _cross_fitted(
-def _accuracy_depends_on_setting(tables: ReplayTables, sample_N: NDArray[np.int64]) -> bool:
-    accuracy_NX = tables.accuracy_SX[torch.from_numpy(sample_N)]
-    known_NX = torch.isfinite(accuracy_NX)
-    highest_N = accuracy_NX.masked_fill(~known_NX, -torch.inf).amax(dim=1)
-    lowest_N = accuracy_NX.masked_fill(~known_NX, torch.inf).amin(dim=1)
-    return bool((highest_N > lowest_N).any())
-
-
-def _cross_fitted(
 def _accuracy_depends_on_setting(tables: ReplayTables, sample_N: NDArray[np.int64]) -> bool:
     accuracy_NX = tables.accuracy_SX[torch.from_numpy(sample_N)]
     known_NX = torch.isfinite(accuracy_NX)
@@ -159,6 +152,7 @@ def _rewards_tie(inputs: ReplayInputs) -> bool:
     return True
 
 
+def _cross_fitted(
     tables: ReplayTables,
     train_S: NDArray[np.int64],
     fold_S: NDArray[np.int64],

@@ -52,14 +52,14 @@ class StepLog:
 
     def close(self, epoch: int, step: int, lr: float, grad_norm_N: Tensor) -> None:
         """Reduces to one line per seed; `grad_norm_N` is the last step's, before any clipping."""
-        spread = [_spread(reward) for reward in self._rewards]
+        # The exact estimator has one value a group, and so no spread.
+        spread = [reward.std(dim=2) for reward in self._rewards if reward.shape[2] > 1]
         reward_N = torch.stack([reward.mean(dim=(1, 2)) for reward in self._rewards]).mean(dim=0)
-        columns = {
-            "reward": reward_N,
-            "reward_std": torch.stack([value.mean(dim=1) for value in spread]).mean(dim=0),
-            "frac_reward_zero_std": torch.stack([(value < TIE).float().mean(dim=1) for value in spread]).mean(dim=0),
-            "grad_norm": grad_norm_N,
-        }
+        columns = {"reward": reward_N, "grad_norm": grad_norm_N}
+        if spread:
+            columns["reward_std"] = torch.stack([value.mean(dim=1) for value in spread]).mean(dim=0)
+            ties = [(value < TIE).float().mean(dim=1) for value in spread]
+            columns["frac_reward_zero_std"] = torch.stack(ties).mean(dim=0)
         for index, name in enumerate(("entropy", "kl", "clip_ratio")):
             found = [seen[index] for seen in self._seen if seen[index] is not None]
             if found:
@@ -68,11 +68,6 @@ class StepLog:
         self.lines = [
             {**shared, **{name: float(value[seed]) for name, value in columns.items()}} for seed in range(len(reward_N))
         ]
-
-
-def _spread(reward_NBG: Tensor) -> Tensor:
-    """Returns the standard deviation within each group, [N, B]; one value has none."""
-    return reward_NBG.std(dim=2, correction=1 if reward_NBG.shape[2] > 1 else 0)
 
 
 class MetricsWriter:
@@ -96,6 +91,7 @@ class MetricsWriter:
         self._csv = (out / "log.csv").open("w", encoding="utf-8", newline="")
         self._table = csv.DictWriter(self._csv, COLUMNS, restval="")
         self._table.writeheader()
+        self._tied: dict[int, bool] = {}  # by seed: whether every line so far says that all groups tied
         self._board = _tensorboard(out / "tensorboard") if tensorboard else None
         self._run = None if wandb_project is None else _wandb(wandb_project, config, out)
         for line in kept:
@@ -124,6 +120,11 @@ class MetricsWriter:
         if self._run is not None:
             self._run.log({f"seed-{seed}/{name}": value for name, value in line.items()}, step=int(line["step"]))
 
+    @property
+    def tied_seeds(self) -> list[int]:
+        """Seeds whose groups all tied from the first step to the last one logged: rewards taught them nothing."""
+        return sorted(seed for seed, tied in self._tied.items() if tied)
+
     def flush(self) -> None:
         self._jsonl.flush()
         self._csv.flush()
@@ -131,6 +132,9 @@ class MetricsWriter:
     def _append(self, record: dict[str, float]) -> None:
         self._jsonl.write(json.dumps(record) + "\n")
         self._table.writerow(record)
+        if "frac_reward_zero_std" in record:
+            seed = int(record["seed"])
+            self._tied[seed] = self._tied.get(seed, True) and record["frac_reward_zero_std"] == 1.0
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,11 @@ def train_tables(
             out, config.to_dict(), resume_step=trainer.step, tensorboard=tensorboard, wandb_project=wandb_project
         ) as metrics:
             _train(trainer, metrics, lambda: save_state(out, identity, trainer.state()), progress)
+            notes = tie_notes(metrics.tied_seeds)
+        for note in notes:
+            say(note)
         seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
-        report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()})
+        report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()}, notes)
         (out / REPORT_NAME).write_text(report.to_json() + "\n", encoding="utf-8")
     for seed in report.seeds:
         if config.warm_start_steps and seed.best_epoch == 0:
@@ -174,6 +177,15 @@ def train_tables(
             f"{report.val_table_reward:.4f}: these controllers are not worth using"
         )
     return report
+
+
+def tie_notes(seeds: Sequence[int]) -> list[str]:
+    """Says for which seeds no group of draws ever differed in reward."""
+    return [
+        f"seed {seed}: all groups tied throughout (frac_reward_zero_std is 1), so nothing was learned from rewards: "
+        "look at the reward weights and at whether accuracy and latency depend on the setting (`knobctl inspect`)"
+        for seed in seeds
+    ]
 
 
 def _train(
@@ -207,7 +219,7 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
         metrics.write(seed, {**line, **{f"val_{name}_term": value for name, value in terms.items()}})
 
 
-def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float]) -> TrainReport:
+def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
     """Writes every seed's checkpoint and returns the report."""
     bundle, config = trainer.bundle, trainer.config
     table, oracle = table_and_oracle(bundle.inputs["train"], bundle.inputs["val"], ChoiceGrid.of(bundle.tables.space))
@@ -233,7 +245,7 @@ def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float]) 
         parameters=counts,
         explained_variance=dict(bundle.explained),
         seconds=seconds,
-        notes=bundle.notes,
+        notes=(*bundle.notes, *notes),
     )
 
 
