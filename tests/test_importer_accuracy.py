@@ -63,7 +63,7 @@ def test_a_dataset_is_judged_with_the_directory_it_lies_in(tmp_path):
 
 
 def test_scores_that_rounding_lifts_above_1_are_1(tmp_path):
-    write_files(tmp_path, (0.0, 1.0000000002, 0.3))
+    write_files(tmp_path, (0.0, 1.0000005, 0.3))
     recorded = recorded_outcomes(tmp_path)
     assert sorted(kept(recorded, 4)) == pytest.approx([0.0, 0.3, 1.0])
     assert "bad_accuracy" not in codes(recorded.report)
