@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import multimode
 
@@ -49,7 +49,7 @@ class RecordedOutcomes:
     n_blocks: int | None
     runs: int | None
     tier_crops: dict[str, tuple[int, int]]
-    metrics: dict[str, str]
+    metrics: dict[str, str] = field(default_factory=dict)
 
 
 def recorded_outcomes(
