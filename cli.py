@@ -10,6 +10,7 @@ import click
 from . import __version__
 from .cli_options import (
     PATH,
+    SEEDS_NOTE,
     KnobctlGroup,
     dataset_options,
     emit,
@@ -126,15 +127,12 @@ def _import_results(as_json: bool, dry_run: bool, options: dict[str, Any]) -> No
     from .data.importer import import_results
     from .data.render import render_import_report
 
-    metrics = set(pairs("--metric", options["metric"]).values())
-    if len(metrics) > 1:
-        raise click.UsageError("an import takes one metric for all datasets.")
     report = import_results(
         options["from_results"],
         options["out"],
         datasets=options["datasets"],
         strict=options["strict"],
-        metric=next(iter(metrics), None),
+        metric=pairs("--metric", options["metric"]),
         seed=options["seed"],
     )
     emit(report.to_dict(), as_json, render_import_report)
@@ -223,7 +221,9 @@ def rescore(cache: Path, metrics: tuple[str, ...], out: Path, as_json: bool) -> 
     from .data.rescore import rescore as run
 
     report = run(cache, metrics_from_options(metrics), out)
-    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record))
+    for warning in report.warnings:
+        log(warning)
+    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record["datasets"]))
 
 
 @main.command()
@@ -246,7 +246,7 @@ def merge(shards: tuple[Path, ...], out: Path, as_json: bool) -> None:
 @click.argument("cache", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Checkpoint directory to write; one per seed below it.")
 @click.option("--seed", type=int, help="Same cache and seed, same controllers.  [default: 42]")
-@click.option("--seeds", default="", help="Several seeds, trained side by side: 0,1,2")
+@click.option("--seeds", default="", help=f"Several seeds, trained side by side: 0,1,2. {SEEDS_NOTE}")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never been stopped.")
 @training_options
 @click.option("--log-interval", type=int, help="Steps between lines of the log.")
@@ -344,7 +344,7 @@ def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options:
 @click.argument("cache", type=PATH)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Each is tested once.")
 @click.option("--fold-seed", type=click.IntRange(0), default=0, show_default=True, help="Of the division into folds.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Controllers of each fold, trained side by side.")
+@click.option("--seeds", default="0,1,2", show_default=True, help=f"Controllers of each fold. {SEEDS_NOTE}")
 @report_options
 @training_options
 @json_option

@@ -18,6 +18,7 @@ from .data.errors import KnobctlError
 if TYPE_CHECKING:
     from .replay.recipes import TrainConfig
 
+SEEDS_NOTE = "A seed trained beside others may differ in the last digits from the same seed trained alone."
 PATH = click.Path(path_type=Path)
 
 
@@ -167,7 +168,7 @@ TRAINING: tuple[tuple[str, Any, str], ...] = (
     ("weight_decay", float, "Weight decay."),
     ("max_grad_norm", float, "Clip the gradient's norm."),
     ("estimator", click.Choice(["grpo", "exact"]), "Draws, or the expected reward summed over all settings."),
-    ("group_size", int, "Draws in a group."),
+    ("group_size", int, "Draws in a group, at least 2 (1 with the exact estimator)."),
     ("scale_rewards", click.Choice(["group", "batch", "none"]), "Whose standard deviation divides advantages."),
     ("advantage_clip", float, "Bound of an advantage."),
     ("epsilon", float, "Clip of the probability ratio."),
@@ -193,6 +194,12 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The recipe, every setting of training that may differ from it, and every weight of the reward."""
     threads = click.IntRange(1)
     for option in (
+        click.option(
+            "--allow-constant-accuracy",
+            is_flag=True,
+            default=None,
+            help="Train on latency alone where accuracy is the same for all samples and settings.",
+        ),
         click.option("--threads", type=threads, default=1, show_default=True, help="More only where cores idle."),
         click.option(
             "--train-budget-encoder",
@@ -203,7 +210,9 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     for name, what in reversed(REWARD_WEIGHTS.items()):
-        command = click.option(f"--reward-{name}", type=float, help=f"Weight of {what} in the reward.")(command)
+        command = click.option(f"--reward-{name}", type=float, help=f"Weight of {what} in the reward, 0 or more.")(
+            command
+        )
     for name, kind, what in reversed(TRAINING):
         command = click.option(f"--{name.replace('_', '-')}", type=kind, help=what)(command)
     what = "tuned, or classic: the original's values."
@@ -222,6 +231,7 @@ def training_config(seeds: tuple[int, ...] | None, options: dict[str, Any]) -> T
         seeds=seeds,
         reward_weights=RewardWeights(**given) if given else None,
         train_budget_encoder=options["train_budget_encoder"],
+        allow_constant_accuracy=options["allow_constant_accuracy"],
         log_interval=options.get("log_interval"),  # only where there is a log
         **{name: options[name] for name, _, _ in TRAINING},
     )

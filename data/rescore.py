@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from .cache import Cache, CacheWriter, open_cache, read_run
 from .cache.parts import ENCODER_NAME, OUTCOMES, SAMPLES, TABLES, TOKENS, open_part, parquet_errors, part_paths
 from .errors import CacheError, DatasetError
-from .metrics import Scorer, get_metric
+from .metrics import Scorer, full_score_warning, get_metric
 from .schema import latency_tokens_schema, outcomes_schema, samples_schema
 
 _SAMPLES_AT_ONCE = 512
@@ -40,10 +40,12 @@ class RescoreReport:
 
     out: Path
     datasets: dict[str, DatasetChange]
+    warnings: tuple[str, ...] = ()  # of metrics that do not suit their dataset's answers
 
     def to_dict(self) -> dict[str, Any]:
         """The report for machines."""
-        return {"out": str(self.out), "datasets": {name: vars(change) for name, change in self.datasets.items()}}
+        datasets = {name: vars(change) for name, change in self.datasets.items()}
+        return {"out": str(self.out), "datasets": datasets, "warnings": list(self.warnings)}
 
 
 def metrics_from_options(values: Sequence[str]) -> str | dict[str, str]:
@@ -91,7 +93,8 @@ def rescore(cache: Path, metric: str | Mapping[str, str], out: Path) -> RescoreR
         manifest = replace(manifest, extra={**manifest.extra, "rescored": record})
         encoder = source.path / ENCODER_NAME
         writer.finish(manifest, encoder.read_bytes() if encoder.is_file() else None)
-    return RescoreReport(out, {name: tally.change(metrics[name]) for name, tally in tallies.items()})
+    changes = {name: tally.change(metrics[name]) for name, tally in tallies.items()}
+    return RescoreReport(out, changes, tuple(_warnings(source, metrics)))
 
 
 def _by_dataset(source: Cache, metric: str | Mapping[str, str]) -> dict[str, str]:
@@ -101,6 +104,14 @@ def _by_dataset(source: Cache, metric: str | Mapping[str, str]) -> dict[str, str
     if unknown:
         raise DatasetError(f"{source.path} has no dataset {', '.join(unknown)}; it has {', '.join(names)}.")
     return {dataset: get_metric(name).name for dataset, name in sorted(metrics.items())}
+
+
+def _warnings(source: Cache, metrics: Mapping[str, str]) -> Iterator[str]:
+    for dataset, metric in metrics.items():
+        answers = source.samples.filter(source.samples["dataset"] == dataset)["answers"].to_list()
+        warning = full_score_warning(dataset, metric, answers)
+        if warning is not None:
+            yield warning
 
 
 def _datasets(source: Cache, metrics: Mapping[str, str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def read_json(
 
 
 def parse_json(data: bytes, where: str, *, error: type[KnobctlError] = CacheError, max_depth: int = MAX_DEPTH) -> Any:
-    """Returns what `data` holds; `where` names its origin in messages."""
+    """Returns what `data` holds, with or without a byte order mark; `where` names its origin in messages."""
 
     def constant(text: str) -> Any:
         raise error(f"{where} holds {text}, which is not JSON: a missing number is null")
@@ -49,7 +49,9 @@ def parse_json(data: bytes, where: str, *, error: type[KnobctlError] = CacheErro
         return record
 
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=constant, parse_float=number, object_pairs_hook=pairs)
+        value = json.loads(
+            data.decode("utf-8-sig"), parse_constant=constant, parse_float=number, object_pairs_hook=pairs
+        )
     except (
         UnicodeDecodeError,
         ValueError,

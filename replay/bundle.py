@@ -16,6 +16,7 @@ from ..controllers.stage2 import TOKEN_FEATURES
 from ..data.errors import CacheError
 from .fit_bases import FOLDS, FittedBasis, fit_budget_basis, fit_language_basis, fit_token_basis, fold_of_samples
 from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
+from .metrics import TIE
 from .recipes import TrainConfig
 from .tables import ReplayTables
 
@@ -38,8 +39,11 @@ class TrainingBundle:
     notes: tuple[str, ...]  # what a user should know of this cache
 
 
-def require_trainable(tables: ReplayTables, where: str) -> None:
-    """Raises CacheError, with the reason, for a cache that cannot train both controllers."""
+def require_trainable(tables: ReplayTables, where: str, *, allow_constant_accuracy: bool = False) -> None:
+    """Raises CacheError, with the reason, for a cache that cannot train both controllers.
+
+    A cache whose accuracy is the same throughout trains them on latency alone, which is seldom meant.
+    """
     if tables.d_model == 0:
         raise CacheError(
             f"{where} has no language features: Stage1 has no input, so controllers cannot be trained on it"
@@ -55,6 +59,13 @@ def require_trainable(tables: ReplayTables, where: str) -> None:
         raise CacheError(f"{where} has no samples in split `train`: there is nothing to learn from")
     if not bool(torch.isfinite(tables.latency_ms_SX).any()):
         raise CacheError(f"{where} has no latency_ms at all: the reward needs it")
+    accuracy = tables.accuracy_SX[torch.isfinite(tables.accuracy_SX)]
+    if not allow_constant_accuracy and len(accuracy) and bool((accuracy == accuracy[0]).all()):
+        raise CacheError(
+            f"{where} has accuracy {float(accuracy[0]):g} for every sample under every setting, so nothing about "
+            "answers can be learned: check its metric and answers (`knobctl inspect`), recompute accuracy with "
+            "`knobctl rescore`, or train on latency alone with --allow-constant-accuracy"
+        )
 
 
 def split_for_selection(tables: ReplayTables) -> tuple[ReplayTables, list[str]]:
@@ -84,7 +95,7 @@ def _with_splits(tables: ReplayTables, train: NDArray[np.int64], val: NDArray[np
 @torch.no_grad()
 def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfig, where: str) -> TrainingBundle:
     """Fits the bases on `train` and projects the splits; training samples through fits that did not see them."""
-    require_trainable(tables, where)
+    require_trainable(tables, where, allow_constant_accuracy=config.allow_constant_accuracy)
     tables, notes = split_for_selection(tables)
     train_S = tables.indices("train")
     fold_S = fold_of_samples(tables.cluster_S[train_S], FOLDS, FOLD_SEED)
@@ -109,11 +120,36 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
         budget_MF,
         settings_seen(tables)[1],
     )
+    if not _accuracy_depends_on_setting(tables, train_S):
+        notes.append("accuracy is the same under every setting for each training sample: only latency can be learned")
+    if _rewards_tie(inputs["train"]):
+        notes.append("every setting earns each training sample the same reward: there is nothing to choose")
     for split, made in inputs.items():
         if made.holes:
             notes.append(f"split {split}: {made.holes:,} (sample, setting) pairs are holes, masked for their samples")
     explained = {"language": language.explained_F.tolist(), "token": token.explained_F.tolist()}
     return TrainingBundle(tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes))
+
+
+def _accuracy_depends_on_setting(tables: ReplayTables, sample_N: NDArray[np.int64]) -> bool:
+    accuracy_NX = tables.accuracy_SX[torch.from_numpy(sample_N)]
+    known_NX = torch.isfinite(accuracy_NX)
+    highest_N = accuracy_NX.masked_fill(~known_NX, -torch.inf).amax(dim=1)
+    lowest_N = accuracy_NX.masked_fill(~known_NX, torch.inf).amin(dim=1)
+    return bool((highest_N > lowest_N).any())
+
+
+def _rewards_tie(inputs: ReplayInputs) -> bool:
+    """Whether no request has two choices that differ in reward."""
+    for budget in range(inputs.budgets):
+        highest_NJA = lowest_NJA = inputs.reward_NMJA[:, budget]
+        if inputs.allowed_NMJ is not None and inputs.allowed_NJA is not None:
+            allowed_NJA = inputs.allowed_NMJ[:, budget, :, None] & inputs.allowed_NJA
+            highest_NJA = highest_NJA.masked_fill(~allowed_NJA, -torch.inf)
+            lowest_NJA = lowest_NJA.masked_fill(~allowed_NJA, torch.inf)
+        if bool((highest_NJA.flatten(1).amax(dim=1) - lowest_NJA.flatten(1).amin(dim=1) >= TIE).any()):
+            return False
+    return True
 
 
 def _cross_fitted(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..controllers.budget_encoder import BudgetEncoder
 from ..controllers.two_stage import TwoStagePolicy
-from ..data.cache import open_cache
+from ..data.cache import accuracy_warnings, open_cache
 from ..data.errors import KnobctlError
 from ..data.policy import Policy
 from .baselines.ablations import ablations
@@ -106,7 +106,11 @@ def cross_validate(
     cache = open_cache(Path(cache_path))
     tables = ReplayTables.from_cache(cache)
     rows = np.sort(np.concatenate([tables.indices(split) for split in ("train", "val", "test")]))
-    require_trainable(tables.with_splits({"train": rows}), f"cache {cache_path}")
+    require_trainable(
+        tables.with_splits({"train": rows}),
+        f"cache {cache_path}",
+        allow_constant_accuracy=config.allow_constant_accuracy,
+    )
     table = RewardTable(
         tables.with_splits({ALL: rows}), tuple(cache.samples["dataset"].to_list()), config.reward_weights
     )
@@ -141,6 +145,7 @@ def cross_validate(
     report.folds = folds
     report.warnings[:0] = [
         *cache.warnings,
+        *accuracy_warnings(cache),
         *cluster_warnings,
         *hole_warnings(table, ALL),
         *token_warnings(table, ALL),

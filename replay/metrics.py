@@ -54,24 +54,19 @@ class StepLog:
 
     def close(self, epoch: int, step: int, lr: float, grad_norm_N: Tensor) -> None:
         """Reduces to one line per seed; `grad_norm_N` is the last step's, before any clipping."""
-        spread = [_spread(reward) for reward in self._rewards]
+        # The exact estimator has one value a group, and so no spread.
+        spread = [reward.std(dim=2) for reward in self._rewards if reward.shape[2] > 1]
         reward_N = torch.stack([reward.mean(dim=(1, 2)) for reward in self._rewards]).mean(dim=0)
-        columns = {
-            "reward": reward_N,
-            "reward_std": torch.stack([value.mean(dim=1) for value in spread]).mean(dim=0),
-            "frac_reward_zero_std": torch.stack([(value < TIE).float().mean(dim=1) for value in spread]).mean(dim=0),
-            "grad_norm": grad_norm_N,
-        }
+        columns = {"reward": reward_N, "grad_norm": grad_norm_N}
+        if spread:
+            columns["reward_std"] = torch.stack([value.mean(dim=1) for value in spread]).mean(dim=0)
+            ties = [(value < TIE).float().mean(dim=1) for value in spread]
+            columns["frac_reward_zero_std"] = torch.stack(ties).mean(dim=0)
         columns |= {name: torch.stack([seen[name] for seen in self._seen]).mean(dim=0) for name in self._seen[0]}
         shared = {"epoch": epoch, "step": step, "lr": lr}
         self.lines = [
             {**shared, **{name: float(value[seed]) for name, value in columns.items()}} for seed in range(len(reward_N))
         ]
-
-
-def _spread(reward_NBG: Tensor) -> Tensor:
-    """Returns the standard deviation within each group, [N, B]; one value has none."""
-    return reward_NBG.std(dim=2, correction=1 if reward_NBG.shape[2] > 1 else 0)
 
 
 class MetricsWriter:
@@ -92,6 +87,9 @@ class MetricsWriter:
         log = out / "log.jsonl"
         kept = _lines_until(log, resume_step) if resume_step else []
         self._trackers: list[Tracker] = []
+        self._tied: dict[int, bool] = {}  # by seed: whether every line so far says that all groups tied
+        for line in kept:
+            self._note_ties(line)
         with ExitStack() as stack:
             if wandb_project is not None:  # first: where it fails, nothing of an earlier run is lost
                 run = WandbRun(out, wandb_project, config, resume_step, kept)
@@ -120,6 +118,7 @@ class MetricsWriter:
         record = {"seed": seed, **line}
         self._jsonl.write(json.dumps(record) + "\n")
         self._table.writerow(record)
+        self._note_ties(record)
         for tracker in self._trackers:
             tracker.write(seed, line)
 
@@ -129,6 +128,16 @@ class MetricsWriter:
         self._csv.flush()
         for tracker in self._trackers:
             tracker.flush()
+
+    @property
+    def tied_seeds(self) -> list[int]:
+        """Seeds whose groups all tied from the first step to the last one logged: rewards taught them nothing."""
+        return sorted(seed for seed, tied in self._tied.items() if tied)
+
+    def _note_ties(self, record: dict[str, float]) -> None:
+        if "frac_reward_zero_std" in record:
+            seed = int(record["seed"])
+            self._tied[seed] = self._tied.get(seed, True) and record["frac_reward_zero_std"] == 1.0
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, float]]:

@@ -56,6 +56,7 @@ class TrainConfig:
     # Inputs
     basis_rows: int = 2  # budgets drawn of each sample and place to fit the token basis
     train_budget_encoder: bool = False  # Stage1's copy learns; the one behind the latency tokens stays as cached
+    allow_constant_accuracy: bool = False  # train although accuracy is the same for all samples and settings
     device: str = "cpu"
     log_interval: int = 50  # steps between lines of the log
     reward_weights: RewardWeights = field(default_factory=RewardWeights)
@@ -89,6 +90,11 @@ class TrainConfig:
         _require(norm is None or 0 < norm < math.inf, f"max_grad_norm must be above 0, not {norm}")
         weights = self.reward_weights.to_dict()
         _require(all(map(math.isfinite, weights.values())), f"reward weights must be finite numbers, not {weights}")
+        negative = [f"{name} {weight:g}" for name, weight in weights.items() if weight < 0]
+        _require(not negative, f"reward weights must not be negative: {', '.join(negative)}")
+        _require(
+            any(weights.values()), "all reward weights are 0: every choice earns the same, so nothing can be learned"
+        )
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         _require(self.estimator in ESTIMATORS, f"estimator is one of {list(ESTIMATORS)}, not {self.estimator!r}")
         _require(self.scale_rewards in SCALE_REWARDS, f"scale_rewards is one of {list(SCALE_REWARDS)}")
@@ -100,6 +106,10 @@ class TrainConfig:
         _require(self.advantage_clip is None or self.advantage_clip > 0, "advantage_clip must be above 0")
         single = len(self.seeds) == 1 or not self.train_budget_encoder
         _require(single, "train_budget_encoder takes one seed at a time: give one")
+        grouped = self.estimator == "exact" or self.group_size >= 2
+        _require(
+            grouped, "group_size is 1, and GRPO compares draws within a group: give at least 2, or estimator exact"
+        )
         on_policy = self.estimator == "grpo" or (self.num_iterations == 1 and self.beta == 0)
         _require(on_policy, "num_iterations and beta belong to the grpo estimator: the exact one draws nothing")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from ..controllers.budget_encoder import BudgetEncoder
 from ..controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
-from ..data.cache import open_cache
+from ..data.cache import accuracy_warnings, open_cache
 from ..data.cache.disk import Disk, write_atomically
 from ..data.cache.lock import DirectoryLock
 from ..data.errors import CheckpointError, KnobctlError
@@ -95,8 +95,10 @@ def train_controllers(
     start = time.perf_counter()
     say = say or (lambda _line: None)
     cache = open_cache(Path(cache_path))
+    for warning in accuracy_warnings(cache):
+        say(warning)
     tables = ReplayTables.from_cache(cache)
-    require_trainable(tables, f"cache {cache_path}")
+    require_trainable(tables, f"cache {cache_path}", allow_constant_accuracy=config.allow_constant_accuracy)
     encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
     if cache.budget_encoder_path is None:
         say(f"cache {cache_path} has no budget encoder: one is made from seed 0 for Stage1, and live is refused")
@@ -161,8 +163,11 @@ def train_tables(
             if saved is None:
                 _remove_earlier_run(out)
             _train(trainer, metrics, lambda: save_state(out, identity, trainer.state()), progress)
+            notes = tie_notes(metrics.tied_seeds)
+        for note in notes:
+            say(note)
         seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
-        report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()})
+        report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()}, notes)
         write_atomically(Disk(), out / REPORT_NAME, (report.to_json() + "\n").encode())
     for seed in report.seeds:
         if config.warm_start_steps and seed.best_epoch == 0:
@@ -177,6 +182,15 @@ def train_tables(
             f"{report.val_table_reward:.4f}: these controllers are not worth using"
         )
     return report
+
+
+def tie_notes(seeds: Sequence[int]) -> list[str]:
+    """Says for which seeds no group of draws ever differed in reward."""
+    return [
+        f"seed {seed}: all groups tied throughout (frac_reward_zero_std is 1), so nothing was learned from rewards: "
+        "look at the reward weights and at whether accuracy and latency depend on the setting (`knobctl inspect`)"
+        for seed in seeds
+    ]
 
 
 def _train(
@@ -210,7 +224,7 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
         metrics.write(seed, {**line, **{f"val_{name}_term": value for name, value in terms.items()}})
 
 
-def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float]) -> TrainReport:
+def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
     """Writes every seed's checkpoint and returns the report."""
     bundle, config = trainer.bundle, trainer.config
     table, oracle = table_and_oracle(bundle.inputs["train"], bundle.inputs["val"], ChoiceGrid.of(bundle.tables.space))
@@ -236,7 +250,7 @@ def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float]) 
         parameters=counts,
         explained_variance=dict(bundle.explained),
         seconds=seconds,
-        notes=bundle.notes,
+        notes=(*bundle.notes, *notes),
     )
 
 

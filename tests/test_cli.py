@@ -13,10 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from make_cache import make_cache
+from messy_results import some_rows, write_rows
 from rich.table import Table
 
 from knobctl.cli import main
 from knobctl.cli_options import emit
+from knobctl.data.importer import import_results
 
 RESULTS = Path(__file__).parent / "fixtures" / "import"
 
@@ -185,6 +187,22 @@ def test_results_are_imported_without_a_model(tmp_path: Path):
     assert json.loads(result.stdout)["outcomes"] > 0
     assert run("compare", tmp_path / "imported", "--resamples", 20).exit_code == 0
     assert_one_line(run("train", tmp_path / "imported", "--out", tmp_path / "controllers"), "cannot be trained")
+
+
+def test_untimed_results_cannot_be_compared_and_the_message_says_what_helps(tmp_path: Path):
+    write_rows(tmp_path / "results", [{**row, "T_total": 0.0} for row in some_rows(8)])
+    assert run("precompute", "--from-results", tmp_path / "results", "--out", tmp_path / "imported").exit_code == 0
+    result = run("compare", tmp_path / "imported", "--split", "train")
+    assert_one_line(
+        result, "has no latencies", "T_total", "knobctl precompute --model MODEL --dataset NAME --from-results"
+    )
+    assert "--budgets" not in result.stderr  # an import takes none
+
+
+def test_a_cache_without_a_budget_grid_is_one_line(tmp_path: Path):
+    write_rows(tmp_path / "results", some_rows(8))
+    import_results(tmp_path / "results", tmp_path / "imported", budgets_ms=[])
+    assert_one_line(run("compare", tmp_path / "imported", "--split", "train"), "no budget grid", "import", "again")
 
 
 def test_a_narrow_terminal_gets_whole_tables(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """The cache on disk, format 1 of the design: written part by part, read as dense arrays, checked at every step."""
 
+from .accuracy import accuracy_warnings
 from .describe import describe_cache
 from .executor import CacheExecutor
 from .manifest import FileRecord, Manifest
@@ -19,6 +20,7 @@ __all__ = [
     "Problem",
     "Shard",
     "TokenStore",
+    "accuracy_warnings",
     "describe_cache",
     "merge_caches",
     "open_cache",

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from ..knobs import KnobSetting
+from .accuracy import accuracy_warnings
 from .derived import DERIVED_NAME
 from .parts import TABLES, part_paths
 from .reader import Cache, open_cache
@@ -46,7 +47,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "overall": _cells(cache, np.ones(len(cache.space.settings), bool)),
         "marginals": {name: _marginal(cache, name) for name in KNOBS},
         "size_bytes": _sizes(cache.path),
-        "warnings": list(cache.warnings),
+        "warnings": [*cache.warnings, *accuracy_warnings(cache)],
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from ..metrics import get_metric
+from ..metrics import full_score_warning, get_metric
 from ..samples import ModelInput, Sample
 from ..schema import SPLITS
 from ..splits import split_of
@@ -254,10 +254,6 @@ def _warnings(
         yield f"dataset `{name}`: {duplicates} repeated rows were read once."
     if skipped:
         yield f"dataset `{name}`: {len(skipped)} unusable rows were skipped, the first: {skipped[0].reason}"
-    needed = get_metric(metric).full_score_answers
-    short = sum(len(sample.answers) < needed for sample in samples)
-    if short:
-        yield (
-            f"dataset `{name}`: {short} questions have fewer than {needed} answers, so that `{metric}` cannot give "
-            "them a full score: `--metric exact_match` suits single answers."
-        )
+    warning = full_score_warning(name, metric, (sample.answers for sample in samples))
+    if warning is not None:
+        yield warning

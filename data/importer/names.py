@@ -15,10 +15,13 @@ from .report import Finding, printable
 VQA_DATASETS = ("coco_2014_vqa", "okvqa", "text_vqa")
 TIER_ORDER = ("low", "medium", "high")
 MAX_FILES = 100_000
+_HINT_DEPTH, _HINTS = 4, 3  # levels below in which results are looked for where none were found; how many are named
 MAX_KNOB = 127  # the cache keeps top_k and num_blocks as int8
 
 _RESULTS_NAME = re.compile(r"(.+?)_imgsizetier-([^_]+)_crops(\d+)_topk(\d+)_blocks(\d+)(?:_rank(\d+))?\.json", re.ASCII)
 _NAME_WITHOUT_TIER = re.compile(r".+_topk\d+_blocks\d+(_rank\d+)?\.json", re.ASCII)
+LAYOUT = "Results lie in <directory>/<dataset>/*.json: name that directory itself"
+_MACOS_FILE, _MACOS_DIRECTORY = "._", "__MACOSX"  # attributes that macOS writes beside files, and into zip files
 _COMBINED_NAME = "combined_profiling_results_"
 
 
@@ -73,7 +76,8 @@ def list_results(results_dir: Path, datasets: Sequence[str] = ()) -> tuple[list[
     present = {file.dataset for file in files}
     if missing := sorted(wanted - present):
         raise ResultsError(
-            f"{results_dir} has no results of {', '.join(missing)}: it has {', '.join(sorted(present)) or 'none'}"
+            f"{results_dir} has no results of {', '.join(missing)}: it has {', '.join(sorted(present)) or 'none'}."
+            + deeper_hint(results_dir)
         )
     chosen = wanted or present & set(VQA_DATASETS)
     left_out = [file for file in files if file.dataset not in chosen]
@@ -96,6 +100,8 @@ def _walk(results_dir: Path, findings: list[Finding]) -> Iterator[tuple[Path, st
             count += 1
             if count > MAX_FILES:
                 raise ResultsError(f"{results_dir} holds more than {MAX_FILES:,} files: name one results directory")
+            if entry.name.startswith(_MACOS_FILE):
+                continue
             relative = entry.name if directory == results_dir else f"{directory.name}/{entry.name}"
             if not entry.is_dir():
                 yield Path(entry.path), printable(relative, 240)
@@ -103,9 +109,25 @@ def _walk(results_dir: Path, findings: list[Finding]) -> Iterator[tuple[Path, st
                 findings.append(Finding("nested_directory", printable(relative, 240), 0))
 
 
+def deeper_hint(results_dir: Path) -> str:
+    """Returns a sentence that names directories below which are laid out as results; "" where there are none."""
+    found: set[str] = set()
+    entries = 0
+    for directory, names, files in os.walk(results_dir):
+        depth = len(Path(directory).relative_to(results_dir).parts)
+        names[:] = sorted(name for name in names if depth < _HINT_DEPTH and name != _MACOS_DIRECTORY)
+        if depth > 1 and any(_RESULTS_NAME.fullmatch(name) for name in files):
+            found.add(printable(str(Path(directory).parent), 240))
+        entries += len(names) + len(files)
+        if entries > MAX_FILES:
+            break
+    shown = ", ".join(sorted(found)[:_HINTS]) + (", ..." if len(found) > _HINTS else "")
+    return f" {LAYOUT}, {shown}." if found else ""
+
+
 def _directories(results_dir: Path) -> list[Path]:
     try:
-        return sorted(path for path in results_dir.iterdir() if path.is_dir())
+        return sorted(path for path in results_dir.iterdir() if path.is_dir() and path.name != _MACOS_DIRECTORY)
     except OSError as cause:
         raise ResultsError(f"{results_dir} cannot be listed: {cause.strerror or cause}") from cause
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import multimode
 
 import polars as pl
 
 from ..errors import ResultsError
-from ..metrics import get_metric, score
+from .accuracy import metrics_by_dataset, recompute, settle_scale
 from .coverage import configurations, file_findings, question_findings
 from .identity import (
     QUESTION,
@@ -20,7 +20,7 @@ from .identity import (
     settle_old_schema,
     settle_questions,
 )
-from .names import list_results
+from .names import LAYOUT, deeper_hint, list_results
 from .progress import Progress
 from .reading import FileReading, read_files
 from .report import Finding, ImportReport, printable
@@ -39,6 +39,7 @@ class RecordedOutcomes:
     questions: one row per question, sorted by sample_id; sample_id, dataset, example_id, question str, image_id str,
         answers list<str>.
     tier_crops: the crop range of each tier, as far as the files agree on one.
+    metrics: the metric of each dataset whose accuracy was recomputed; that of the others is as recorded.
     n_blocks: blocks of the model; None where no file says. runs: timed runs; None where unknown or not the same.
     """
 
@@ -48,6 +49,7 @@ class RecordedOutcomes:
     n_blocks: int | None
     runs: int | None
     tier_crops: dict[str, tuple[int, int]]
+    metrics: dict[str, str] = field(default_factory=dict)
 
 
 def recorded_outcomes(
@@ -55,19 +57,19 @@ def recorded_outcomes(
     *,
     datasets: Sequence[str] = (),
     strict: bool = False,
-    metric: str | None = None,
+    metric: str | Mapping[str, str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> RecordedOutcomes:
     """Reads a `core_exp` results directory.
 
     datasets: names with `_` or `-`; none means the VQA datasets that are there. strict: any error is fatal.
-    metric: a name of `data/metrics`, to recompute accuracy from the stored answers; None keeps what was recorded.
+    metric: a name of `data/metrics`, or one for each of some datasets, to recompute accuracy from the stored answers;
+        None keeps what was recorded.
     Raises ResultsError where nothing can be used, or an error was found and `strict` asked for none.
     """
-    if metric is not None:
-        get_metric(metric)  # a misspelt one is refused before the reading
     files, findings = list_results(Path(results_dir), datasets)
+    metrics = metrics_by_dataset(metric, {file.dataset for file in files})  # a misspelt one is refused before reading
     readings = read_files(files, workers=workers, progress=progress)
     report = ImportReport(directory=printable(Path(results_dir).resolve().name, 240))
     report.extend(findings)
@@ -83,13 +85,13 @@ def recorded_outcomes(
     rows = join_readings(readings)
     if rows.is_empty():
         raise ResultsError(_nothing(results_dir, report))
+    rows, scales = settle_scale(rows, recomputed=metrics)
     rows, old = settle_old_schema(rows)
     rows, questions, conflicts = settle_questions(rows)
     rows, repeats = count_once(rows)
-    report.extend([*old, *conflicts, *repeats, *question_findings(rows, readings)])
-    if metric is not None:
-        rows, rescored = _recompute(rows, questions, metric)
-        report.extend(rescored)
+    report.extend([*scales, *old, *conflicts, *repeats, *question_findings(rows, readings)])
+    rows, rescored = recompute(rows, questions, metrics)
+    report.extend(rescored)
     n_blocks, block_findings = _total_blocks(readings)
     runs, run_findings = _runs(readings)
     report.extend([*block_findings, *run_findings])
@@ -107,6 +109,7 @@ def recorded_outcomes(
         n_blocks=n_blocks,
         runs=runs,
         tier_crops=_tier_crops(readings),
+        metrics=metrics,
     )
 
 
@@ -120,27 +123,6 @@ def _tidy(rows: pl.DataFrame, sample_id: pl.Expr) -> pl.DataFrame:
     columns += ["vision_tokens", "output_tokens", "file"]
     table = rows.select(*QUESTION, sample_id, "tier", "top_k", "num_blocks", blocks, "block_set", *columns)
     return table.sort([*QUESTION, "tier", "top_k", "num_blocks", "block_set"]).drop("block_set")
-
-
-def _recompute(rows: pl.DataFrame, questions: pl.DataFrame, metric: str) -> tuple[pl.DataFrame, list[Finding]]:
-    """Returns the rows with the metric's accuracy; equal predictions for one question are scored once."""
-    pairs = rows.select(*QUESTION, "answer").unique().join(questions, on=QUESTION).drop_nulls(["answer", "answers"])
-    pairs = pairs.filter(pl.col("answers").list.len() > 0)
-    scores = [
-        score(metric, prediction, answers) for prediction, answers in pairs.select("answer", "answers").iter_rows()
-    ]
-    pairs = pairs.select(*QUESTION, "answer", pl.Series("recomputed", scores, pl.Float32))
-    rows = rows.join(pairs, on=[*QUESTION, "answer"], how="left")
-    both = rows.drop_nulls(["accuracy", "recomputed"])
-    changed = both.filter((pl.col("accuracy") - pl.col("recomputed")).abs() > 1e-5).height
-    before, after = (
-        both.select(pl.col(name).cast(pl.Float64).mean()).item() or 0.0 for name in ("accuracy", "recomputed")
-    )
-    detail = f"{metric}; {changed} of {both.height} differ, mean {before:.4f} before and {after:.4f} now"
-    findings = [Finding("recomputed", "", rows.height, detail)]
-    if lacking := rows["recomputed"].null_count():
-        findings.append(Finding("cannot_recompute", "", lacking, metric))
-    return rows.drop("accuracy").rename({"recomputed": "accuracy"}), findings
 
 
 def _total_blocks(readings: Sequence[FileReading]) -> tuple[int | None, list[Finding]]:
@@ -169,6 +151,5 @@ def _tier_crops(readings: Sequence[FileReading]) -> dict[str, tuple[int, int]]:
 def _nothing(results_dir: Path, report: ImportReport) -> str:
     report.sort()
     shown = [f"{f.file or report.directory}: {f.what}" for f in report.findings if f.code != "other_files"][:5]
-    nested = any(finding.code == "nested_directory" for finding in report.findings)
-    hint = " Results lie in <directory>/<dataset>/*.json: name that directory itself." if nested or not shown else ""
+    hint = deeper_hint(results_dir) or ("" if shown else f" {LAYOUT}.")
     return f"{results_dir} holds no row that can be imported.{hint}" + "".join(f"\n  {line}" for line in shown)

@@ -24,6 +24,11 @@ CODES: dict[str, tuple[str, str, str]] = {
     "bad_identity": ("error", "example_id is not a plain number or name", "row left out"),
     "contradictory_row": ("error", "row repeats another tier, top_k or number of blocks than its file", "row left out"),
     "bad_accuracy": ("error", "accuracy is no number from 0 to 1", "accuracy missing"),
+    "unclear_scale": (
+        "error",
+        "accuracies are 0 to 1, but those of the files beside it are not (in percent?)",
+        "accuracy missing",
+    ),
     "bad_time": ("error", "time is negative, infinite, huge or no number", "time missing"),
     "bad_value": ("error", "value of the wrong type or size", "value missing"),
     "conflicting_question": (
@@ -86,6 +91,7 @@ CODES: dict[str, tuple[str, str, str]] = {
     "differing_answers": ("warning", "reference answers differ between rows of one question", "the first kept"),
     "no_image_id": ("warning", "questions without image_id", "split by question: an image may be in two splits"),
     "cannot_recompute": ("warning", "metric needs a prediction and answers that are not stored", "accuracy missing"),
+    "no_full_score": ("warning", "metric does not suit the answers", "scored all the same"),
     "total_blocks_differ": ("warning", "num_total_blocks differs between files", "that of most files is taken"),
     "repeats": ("info", "question measured twice in one configuration (padding of the last ranks)", "counted once"),
     "leftover_rows": ("info", "rows that another file of the configuration also holds", "counted once"),

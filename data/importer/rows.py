@@ -11,6 +11,7 @@ from .report import Tally, printable
 from .stream import DuplicateKeys
 
 MAX_TIME_MS = 1e9  # eleven days; also keeps float32 finite
+MAX_ACCURACY = 1_000.0  # on any scale: per cent, per mille
 MAX_TOKENS = 10_000_000
 MAX_TEXT = 100_000
 MAX_ANSWERS = 1_000
@@ -39,6 +40,7 @@ ROW_SCHEMA = pa.schema(
 _OLD_KEYS = ("T_vision_encoder", "T_projector", "selected_crops", "selected_vision_tokens", "input_text_tokens")
 _TIMES = (("latency_ms", "T_total"), ("vision_ms", "T_vision_total"), ("prefill_ms", "T_LLM_prefill"))
 _SUM_TOLERANCE = 1.001
+_ROUNDING = 1e-6  # a mean of scores in floating point may exceed 1 by this
 
 
 class RowReader:
@@ -143,10 +145,10 @@ class RowReader:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             self._doubt("missing_accuracy")
             return None
-        if not _is_number(value) or not 0.0 <= value <= 1.0:
+        if not _is_number(value) or not 0.0 <= value <= MAX_ACCURACY:
             self._doubt("bad_accuracy", printable(value, 20))
             return None
-        return float(value)
+        return 1.0 if 1.0 < value <= 1.0 + _ROUNDING else float(value)  # what is larger: see accuracy.py
 
     def _time(self, row: dict[str, Any], key: str, *, zero_counts: bool) -> float | None:
         """Returns ms; None where it was not measured: absent, null, NaN, or the writer's default of 0.0."""

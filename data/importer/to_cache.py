@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def import_results(
     *,
     datasets: Sequence[str] = (),
     strict: bool = False,
-    metric: str | None = None,
+    metric: str | Mapping[str, str] | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -49,8 +49,9 @@ def import_results(
     """Turns a `core_exp` results directory into a cache at `out`, and returns what was doubtful.
 
     datasets: which to import; none means the VQA datasets that are there. strict: any error is fatal, nothing is
-    written. metric: recompute accuracy with this metric of `data/metrics`. seed: of the splits. workers: processes
-    that read. model_name, native_top_k: what the files do not say (top-k 8, MolmoE's, or the largest recorded).
+    written. metric: recompute accuracy with this metric of `data/metrics`, or with one for each of some datasets.
+    seed: of the splits. workers: processes that read. model_name, native_top_k: what the files do not say (top-k 8,
+    MolmoE's, or the largest recorded).
     budgets_ms: the grid; by default 16 budgets from the recorded latencies.
     Raises ResultsError where nothing can be used, CacheError where `out` cannot be written.
     """
@@ -83,10 +84,16 @@ def import_results(
         latency_mode="imported",
         runs=recorded.runs,
         latency_statistic="mean",
-        datasets=_dataset_counts(samples, metric),
-        extra={"imported": {"block_sets": _block_sets(table), "accuracy": metric or "as recorded", "split_seed": seed}},
+        datasets=_dataset_counts(samples, recorded.metrics),
+        extra={
+            "imported": {
+                "block_sets": _block_sets(table),
+                "accuracy": recorded.metrics or "as recorded",
+                "split_seed": seed,
+            }
+        },
     )
-    _write(Path(out), samples, table, manifest, _run_record(report, metric, seed, manifest), report)
+    _write(Path(out), samples, table, manifest, _run_record(report, recorded.metrics, seed, manifest), report)
     return report
 
 
@@ -142,21 +149,21 @@ def _block_sets(table: pl.DataFrame) -> list[dict[str, Any]]:
     return sorted(sets, key=lambda r: (r["dataset"], tier_key(r["tier"]), r["top_k"], r["num_blocks"]))
 
 
-def _dataset_counts(samples: pl.DataFrame, metric: str | None) -> dict[str, Any]:
+def _dataset_counts(samples: pl.DataFrame, metrics: Mapping[str, str]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for dataset, split, rows in samples.group_by("dataset", "split").len().sort("dataset", "split").iter_rows():
         counts.setdefault(dataset, {})[split] = rows
-    for record in counts.values():
-        record["metric"] = metric or "as recorded"
+    for dataset, record in counts.items():
+        record["metric"] = metrics.get(dataset, "as recorded")
     return counts
 
 
-def _run_record(report: ImportReport, metric: str | None, seed: int, manifest: Manifest) -> dict[str, Any]:
+def _run_record(report: ImportReport, metrics: Mapping[str, str], seed: int, manifest: Manifest) -> dict[str, Any]:
     """What the cache's rows depend on. The directory's place is not among it, the files' content is."""
     return {
         "imported_from": [{"file": s["file"], "sha256": s["sha256"]} for s in report.sources],
         "datasets": sorted(report.questions),
-        "metric": metric,
+        "metrics": dict(metrics),
         "split_seed": seed,
         "model": {"name": manifest.model_name, "n_blocks": manifest.n_blocks, "native_top_k": manifest.native_top_k},
         "knobs": manifest.space.to_dict(),

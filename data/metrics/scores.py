@@ -111,6 +111,11 @@ class Scorer:
         if not self.metric.blank_matches:
             self._matches.pop("", None)
 
+    @property
+    def best_score(self) -> float:
+        """The accuracy of the best prediction, 0 to 1: below 1 where too few answers agree for the metric."""
+        return max(self.metric.score_of_matches(count, len(self.answers)) for count in self._matches.values())
+
     def score(self, prediction: str) -> float:
         """Returns the accuracy of `prediction`, 0 to 1."""
         matches = self._matches[self._normalise(prediction)]

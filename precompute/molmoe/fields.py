@@ -1,13 +1,13 @@
-"""Reads the JSON files of a checkpoint, which may come from a stranger: bounded, typed, every problem named."""
+"""Reads the JSON files of a checkpoint, which are untrusted: bounded, typed, every problem named."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...data.errors import CheckpointError
+from ...data.strict_json import read_json
 
 MISSING = object()
 _MAX_CONFIG_BYTES = 1 << 20
@@ -19,15 +19,9 @@ def read_json_object(path: Path, *, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[
     Raises:
         CheckpointError: the file is absent, larger than `max_bytes`, not JSON, or not an object.
     """
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise CheckpointError(f"{path} has {size} bytes, more than the {max_bytes} allowed: it is not such a file.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: a checkpoint directory needs it.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: a checkpoint directory needs it.")
+    content = read_json(path, error=CheckpointError, max_bytes=max_bytes)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, not an object.")
     return content

@@ -6,6 +6,7 @@ tokens in `token_ids.json`, and then has no text.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class PromptTokenizer:
             raise CheckpointError(f"{path} does not exist: a checkpoint directory needs its tokenizer.")
         if path.stat().st_size > _MAX_TOKENIZER_BYTES:
             raise CheckpointError(f"{path} has more than {_MAX_TOKENIZER_BYTES} bytes: it is not a tokenizer.")
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(BOM_UTF8)
         try:
             return cls(Tokenizer.from_buffer(content), str(path))
         except ValueError as error:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 2048  # bounds what the reward's temporaries take: 2,048 rows of 375 settings are 3 MB each
 
 
+UNTIMED = (
+    "the cache has no latencies (its results recorded none), and without them no choice can be rewarded: import "
+    "results that hold T_total, or let the model measure with "
+    "`knobctl precompute --model MODEL --dataset NAME --from-results DIR --out CACHE`"
+)
+
+
 @dataclass(frozen=True)
 class RewardTable:
     """Outcomes of a cache with the reward's weights, looked up by sample and budget."""
@@ -104,8 +111,8 @@ class RewardTable:
         budget_ms_B = np.asarray(budget_ms_B, dtype=np.float32)
         if not len(self.budgets_ms_M):
             raise KnobctlError(
-                "the cache has no budget grid (results imported without recorded latencies have none): "
-                "import again with --budgets"
+                "the cache has no budget grid (`budgets_ms` in cache.json is empty): import the results again, which "
+                "makes a grid of their recorded latencies"
             )
         match_BM = budget_ms_B[:, None] == self.budgets_ms_M[None, :]
         if not match_BM.any(axis=1).all():

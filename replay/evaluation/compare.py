@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...data.cache import open_cache
+from ...data.cache import accuracy_warnings, open_cache
 from ...data.policy import Policy
 from ..baselines.ablations import ablations
 from ..baselines.lookup import BudgetTable
@@ -42,7 +42,7 @@ def compare(
     table = RewardTable.from_cache(cache, weights or _common_weights(loaded))
     split_samples(table, split)
     table.budget_rows(budgets_ms or table.budgets_ms_M)
-    warnings = list(cache.warnings)
+    warnings = [*cache.warnings, *accuracy_warnings(cache)]
     for name, one in zip(names, loaded, strict=True):
         if one.weights is not None and one.weights != table.weights:
             trained = one.weights.to_dict()

@@ -14,7 +14,7 @@ from ...data.policy import Policy
 from ..baselines.ablations import ABLATIONS
 from ..baselines.axes import KNOBS, SettingAxes
 from ..baselines.registry import BASELINES
-from ..baselines.reward_table import RewardTable
+from ..baselines.reward_table import UNTIMED, RewardTable
 from ..reward import RewardWeights
 from .bootstrap import DEFAULT_CONFIDENCE, DEFAULT_RESAMPLES, ClusterBootstrap
 from .decide import decide, uses_latency_token
@@ -168,6 +168,8 @@ def split_samples(table: RewardTable, split: str) -> NDArray[np.int64]:
     sample_N = table.indices(split)
     if len(sample_N):
         return sample_N
+    if not np.isfinite(table.latency_ms_SX).any():
+        raise KnobctlError(UNTIMED)
     counts = {name: len(table.indices(name)) for name in ("train", "val", "test")}
     has = ", ".join(f"{name} ({count})" for name, count in counts.items() if count) or "none in any split"
     raise KnobctlError(

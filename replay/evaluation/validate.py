@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.cache import Cache, open_cache
+from ...data.cache import Cache, accuracy_warnings, open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from ..baselines.ablations import ABLATIONS, ablations
@@ -79,7 +79,7 @@ def validate_controllers(
         resamples=resamples,
         seed=seed,
     )
-    report.warnings[:0] = [*cache.warnings, *loaded.warnings(cache), *warnings]
+    report.warnings[:0] = [*cache.warnings, *accuracy_warnings(cache), *loaded.warnings(cache), *warnings]
     report.controllers = loaded.describe()
     report.guard = guarded.to_dict() if guarded else None
     if choices_out is not None:
