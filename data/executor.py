@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -30,6 +32,9 @@ class Outcome:
 
 class Executor(Protocol, Generic[Handle]):
     """Runs one sample in two calls, with Stage2's decision between them."""
+
+    def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:
+        """Returns the conditions under which requests with these budgets run, and the policies' own calls are timed."""
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
         """Returns the mean of the question's word embeddings, [d_model]: what Stage1 sees."""

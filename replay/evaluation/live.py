@@ -1,7 +1,8 @@
 """Runs policies on whatever answers the executor protocol: the live model, or the cache itself in tests.
 
 An outcome depends on sample and setting alone (design, section 3), so each is run once per sample, whatever number of
-budgets and policies lead to it. The latency token depends on the budget as well, and is asked for every time.
+budgets and policies lead to it. The latency token depends on the budget as well, and is asked for every time. Samples
+are the outermost loop, so that an executor need only keep the work of one.
 """
 
 from __future__ import annotations
@@ -70,13 +71,14 @@ def run_live(
     runs: list[LiveRun] = []
     for done, index in enumerate(sample_N.tolist()):
         sample = samples[table.tables.sample_ids[index]]
-        feature_D = np.asarray(executor.language_feature(sample))
-        outcomes: dict[KnobSetting, Outcome] = {}
-        for policy in policies:
-            for place, budget_ms in enumerate(budgets_ms):
-                if done == 0 and place == 0:  # a policy's first calls pay for set-up that no later one does
-                    _run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock)
-                runs.append(_run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock))
+        with executor.session(budgets_ms):
+            feature_D = np.asarray(executor.language_feature(sample))
+            outcomes: dict[KnobSetting, Outcome] = {}
+            for policy in policies:
+                for budget_ms in budgets_ms:
+                    if done == 0:  # a policy's first call under a budget pays for set-up that no later one does
+                        _run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock)
+                    runs.append(_run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock))
         if progress:
             progress(done + 1, len(sample_N))
     return runs
