@@ -14,10 +14,15 @@ from .samples import Sample
 
 Handle = TypeVar("Handle")
 
+LEAST_RUNS = 3  # timed runs of a live request: the fewest whose median one stalled run does not decide
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Answer, accuracy and latency of one sample under one setting. What was not measured is None, never 0."""
+    """Answer, accuracy and latency of one sample under one setting. What was not measured is None, never 0.
+
+    `latency_ms` is the median of `latency_runs_ms` where several runs were timed.
+    """
 
     answer: str | None
     accuracy: float

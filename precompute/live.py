@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.errors import UnknownSetting
-from ..data.executor import Outcome
+from ..data.errors import KnobctlError, UnknownSetting
+from ..data.executor import LEAST_RUNS, Outcome
 from ..data.metrics import Scorer
 from ..data.samples import Sample
 from .blockwise import TimedPlan, measure_whole
@@ -59,6 +59,11 @@ class LiveExecutor:
     """
 
     def __init__(self, knobs: KnobModel, *, runs: int = 0, seed: int = 0) -> None:
+        if runs and runs < LEAST_RUNS:
+            raise KnobctlError(
+                f"{runs} timed runs of each live request: one stalled run would decide the latency. Take at least "
+                f"{LEAST_RUNS}, of which the median counts, or 0 to measure none."
+            )
         self.knobs, self.runs, self._seed = knobs, runs, seed
         self._off_grid: dict[float, tuple[float, ...]] = {}  # announced budgets off the grid: the probes of their pass
         self._sample: Sample | None = None  # the one whose passes are kept

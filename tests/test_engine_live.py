@@ -6,16 +6,19 @@ import dataclasses
 import gc
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
 import torch
 
 from knobctl.data.cache import Cache, CacheExecutor, open_cache
+from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import save_importance
 from knobctl.data.samples import Sample
 from knobctl.precompute.config import PrecomputeConfig
 from knobctl.precompute.encoder_file import read_encoder
+from knobctl.precompute.from_cache import live_factory
 from knobctl.precompute.knob_model import KnobModel
 from knobctl.precompute.live import LiveExecutor
 from knobctl.precompute.run import precompute
@@ -168,3 +171,17 @@ def test_policies_choose_under_the_conditions_of_a_timed_request(knobs, cache):
         assert gc.isenabled()
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_live_latency_is_the_median_of_at_least_three_runs(knobs, cache):
+    live = LiveExecutor(knobs, runs=3)
+    _, handle = live.latency_token(easy_samples(1)[0], "low", 1, 10.0)
+    outcome = live.finish(handle, 2, 4)
+    assert len(outcome.latency_runs_ms) == 3
+    assert outcome.latency_ms == median(outcome.latency_runs_ms)
+    assert LiveExecutor(knobs).finish(handle, 2, 4).latency_ms is None
+    for too_few in (-1, 1, 2):
+        with pytest.raises(KnobctlError, match="at least 3, of which the median counts"):
+            LiveExecutor(knobs, runs=too_few)
+    made, _ = live_factory(cache.path, device="cpu")(cache.sample_ids[:1])
+    assert made.runs == 3
