@@ -1,8 +1,8 @@
-"""The one function that runs a block under a plan, and the caches it runs on.
+"""The function through which the engine runs a block under a plan, and the caches it runs on.
 
-Everything that executes the model (token pass, answer sweep, one setting alone, timing, importance) goes through
-`run_block`. It takes rows of equal length and may take another top-k for each row, so that plans which differ only in
-top-k run side by side.
+Token pass, answer sweep, one setting alone, timing and importance go through `run_block`. It takes rows of equal length
+and may take another top-k for each row, so that plans which differ only in top-k run side by side. It has two bodies:
+the model's own block, and a second one for a top-k per row or a tie watch, whose equality is tested.
 
 Shapes: R rows, S positions of this call, H key/value heads, W head width, D d_model, E experts, k experts used.
 """
