@@ -43,7 +43,7 @@ soak: $(VENV)/.installed
 	  --again '$(BIN)/knobctl train $(SOAK)/cache --epochs 1500 --out {out} --resume'
 
 bench: $(VENV)/.installed
-	for script in precompute replay cache_open import_results; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in precompute replay controllers cache_open import_results; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/molmoe.py --config tiny --device cpu
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -15,6 +15,7 @@ from .cli_options import (
     dataset_options,
     emit,
     json_option,
+    live_options,
     log,
     model_options,
     numbers,
@@ -281,11 +282,7 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
 @report_options
 @click.option("--guard", is_flag=True, help="Replace choices that should miss the budget; shown beside the plain ones.")
 @click.option("--choices", type=PATH, help="Write every decision there, as Parquet.")
-@click.option("--live", is_flag=True, help="Also run the model, and compare with replay.")
-@click.option("--live-samples", type=click.IntRange(1), help="Samples run live, drawn by seed.  [default: the split]")
-@click.option("--live-budgets", default="", help="Budgets of the live run, any ms.  [default: those of the report]")
-@click.option("--runs", default=1, show_default=True, help="Timed runs of each live request.")
-@click.option("--model", help="Model of the live run.  [default: the one the cache names]")
+@live_options
 @model_options
 @json_option
 def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options: Any) -> None:

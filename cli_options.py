@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .data.errors import KnobctlError
+from .data.executor import LEAST_RUNS
 
 if TYPE_CHECKING:
     from .replay.recipes import TrainConfig
@@ -263,6 +264,25 @@ def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ablations", is_flag=True, help="Also Stage1 alone, Stage2 alone, each knob alone."),
         click.option("--baseline", "baselines", multiple=True, help="Baselines to report.  [default: the usual ones]"),
         click.option("--budgets", default="", help="Budgets of the cache's grid, in ms: 40,80  [default: all]"),
+    ):
+        command = option(command)
+    return command
+
+
+def live_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a live validation runs, beside `model_options`."""
+    for option in (
+        click.option("--model", help="Model of the live run.  [default: the one the cache names]"),
+        click.option(
+            "--runs",
+            type=click.IntRange(LEAST_RUNS),
+            default=LEAST_RUNS,
+            show_default=True,
+            help="Timed runs of each live request; the median counts.",
+        ),
+        click.option("--live-budgets", default="", help="Budgets of the live run, any ms.  [default: the report's]"),
+        click.option("--live-samples", type=click.IntRange(1), help="Samples run live, by seed.  [default: the split]"),
+        click.option("--live", is_flag=True, help="Also run the model, and compare with replay."),
     ):
         command = option(command)
     return command

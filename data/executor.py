@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -12,10 +14,15 @@ from .samples import Sample
 
 Handle = TypeVar("Handle")
 
+LEAST_RUNS = 3  # timed runs of a live request: the fewest whose median one stalled run does not decide
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Answer, accuracy and latency of one sample under one setting. What was not measured is None, never 0."""
+    """Answer, accuracy and latency of one sample under one setting. What was not measured is None, never 0.
+
+    `latency_ms` is the median of `latency_runs_ms` where several runs were timed.
+    """
 
     answer: str | None
     accuracy: float
@@ -30,6 +37,9 @@ class Outcome:
 
 class Executor(Protocol, Generic[Handle]):
     """Runs one sample in two calls, with Stage2's decision between them."""
+
+    def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:
+        """Returns the conditions under which requests with these budgets run, and the policies' own calls are timed."""
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
         """Returns the mean of the question's word embeddings, [d_model]: what Stage1 sees."""

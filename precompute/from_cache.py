@@ -10,6 +10,7 @@ from ..data.cache import Cache, open_cache
 from ..data.datasets.registry import DATASETS
 from ..data.datasets.sources import image_from_ref, images_root_of
 from ..data.errors import CacheError, CacheMismatch
+from ..data.executor import LEAST_RUNS
 from ..data.samples import Sample
 from .encoder_file import read_encoder
 from .knob_model import KnobModel, Task
@@ -27,7 +28,7 @@ def live_factory(
     device: str = "cuda",
     dtype: str = "auto",
     images: Path | None = None,
-    runs: int = 1,
+    runs: int = LEAST_RUNS,
 ) -> Factory:
     """Returns what makes the executor and the samples of a live validation; the model is loaded once it is called.
 
@@ -35,7 +36,7 @@ def live_factory(
         model: bundled name, directory or hub id; None takes the name that the cache records.
         dtype: `auto` is the cache's; another one is refused where the cache names its own.
         images: root of the images that `image_ref` is relative to; bundled datasets need none.
-        runs: timed runs of each request.
+        runs: timed runs of each request, at least 3, of which the median counts; 0 measures no latency.
 
     Raises (when called):
         CacheError: the cache lacks what a live run needs. CacheMismatch: another model or dtype made it.

@@ -97,6 +97,7 @@ def test_importance_for_another_number_of_blocks_is_refused(tmp_path: Path):
         ("train", "x", "--out", "y", "--seed", "1", "--seeds", "1,2"),
         ("validate", "x", "--cache", "y", "--budgets", "soon"),
         ("validate", "x", "--cache", "y", "--live-budgets", "nan"),
+        ("validate", "x", "--cache", "y", "--live", "--runs", "2"),
         ("compare", "x", "--budgets", "-5"),
         ("compare", "x", "--seed", "-1"),
         ("compare", "x", "--resamples", "0"),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 from evaluation_cases import random_controllers
 from make_cache import BUDGETS_MS, make_cache
+from rich.console import Console
 
 from knobctl.data.cache import Cache, CacheExecutor, open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.executor import Outcome
+from knobctl.data.knobs import KnobSetting
 from knobctl.data.samples import Sample
+from knobctl.replay.evaluation.live_render import render_live
 from knobctl.replay.evaluation.report import EvaluationReport
 from knobctl.replay.evaluation.validate import validate_controllers
 
@@ -63,7 +68,17 @@ def test_the_cache_as_executor_agrees_with_itself_in_full(cache: Cache):
         assert figures["all_budgets"]["latency_p95_ms"] == pytest.approx(replayed["latency_p95_ms"].value, rel=1e-6)
     overhead = report.live["overhead"]["controllers"]
     assert 0 < overhead["p50_ms"] <= overhead["p95_ms"]
-    assert 0 < overhead["mean_share"] < 1
+    assert 0 < overhead["p50_share"] <= overhead["p95_share"] < 1
+    shown = rendered(report)
+    assert f"own time {overhead['p50_ms']:.2f} ms ({overhead['p50_share']:.1%} of a request) in the median" in shown
+    assert f"{overhead['p95_ms']:.2f} ms ({overhead['p95_share']:.1%} of a request) at p95" in shown
+
+
+def rendered(report: EvaluationReport) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render_live(report.live))
+    return captured.get()
 
 
 class Altered(CacheExecutor):
@@ -91,6 +106,7 @@ class Altered(CacheExecutor):
             "answer": {"answer": "something else", "accuracy": 0.25},
             "accuracy": {"accuracy": 0.25},
             "latency": {"latency_ms": 2.0 * outcome.latency_ms, "latency_runs_ms": ()},
+            "stall": {"latency_ms": 1000.0 * outcome.latency_ms, "latency_runs_ms": ()},
         }
         return dataclasses.replace(outcome, **changes.get(self.kind, {}))
 
@@ -124,6 +140,51 @@ def test_every_disagreement_is_counted_and_named_with_its_cause(cache: Cache, ki
     assert found["same_token"] == found["tokens_compared"] - (len(BUDGETS_MS) if kind == "token" else 0)
     if kind == "latency":
         assert found["latency_error"]["mean_signed"] > 0.01
+
+
+class Timed(CacheExecutor):
+    """The cache's executor with timed runs of its own, by sample."""
+
+    def __init__(self, cache: Cache, runs_ms: Mapping[str, tuple[float, ...]]) -> None:
+        super().__init__(cache)
+        self.runs_ms = runs_ms
+
+    def finish(self, handle: object, top_k: int, num_blocks: int) -> Outcome:
+        runs_ms = self.runs_ms.get(self.cache.sample_ids[handle.sample], (7.0, 900.0, 6.0))
+        outcome = super().finish(handle, top_k, num_blocks)
+        return dataclasses.replace(outcome, latency_ms=float(np.median(runs_ms)), latency_runs_ms=runs_ms)
+
+
+def test_a_stall_moves_the_mean_reward_and_not_the_median_beside_it(cache: Cache):
+    """The penalty of a missed budget has no bound, so one stalled sample decides the mean of all."""
+    assert min(BUDGETS_MS) > 7.0
+    stalled = cache.sample_ids[int(cache.indices("test")[0])]
+    report = validated(cache, Timed(cache, {stalled: (7000.0, 8000.0, 6.0)}))
+    shown = rendered(report)
+    assert re.search(r"mean reward\W+median reward", shown)
+    for name, figures in report.live["policies"].items():
+        for found in (figures["all_budgets"], *figures["per_budget"]):
+            mean, median = found["reward"]["value"], found["reward_p50"]
+            assert mean < -1000
+            assert -0.6 < median["value"] < 1.1  # as of a request within its budget
+            assert median["low"] <= median["value"] <= median["high"]
+        row = next(line for line in shown.splitlines() if name in line)
+        assert f"{figures['all_budgets']['reward_p50']['value']:.3f}" in row
+
+
+def test_the_report_keeps_every_timed_run_once_per_sample_and_setting(cache: Cache):
+    report = validated(cache, Timed(cache, {}))
+    timings = json.loads(report.to_json())["live"]["timings"]
+    chosen = {
+        (cache.sample_ids[sample], cache.space.settings[setting])
+        for setting_NM in (report.decisions.chosen[name] for name in ("controllers", "full", "cheapest"))
+        for sample, row in zip(report.decisions.sample_N, setting_NM, strict=True)
+        for setting in row
+    }
+    kept = [(row.pop("sample_id"), row.pop("latency_ms"), row.pop("latency_runs_ms"), row) for row in timings]
+    assert {(sample_id, KnobSetting(**setting)) for sample_id, _, _, setting in kept} == chosen
+    assert len(kept) == len(chosen)
+    assert all((latency, runs) == (7.0, [7.0, 900.0, 6.0]) for _, latency, runs, _ in kept)
 
 
 def test_each_setting_of_a_sample_is_run_once(cache: Cache):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,10 @@ class CacheExecutor:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
+
+    def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:  # noqa: ARG002  the protocol's
+        """See `Executor.session`. A look-up is not timed, so it sets no conditions."""
+        return nullcontext()
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
         """See `Executor.language_feature`."""

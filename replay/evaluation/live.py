@@ -1,14 +1,15 @@
 """Runs policies on whatever answers the executor protocol: the live model, or the cache itself in tests.
 
 An outcome depends on sample and setting alone (design, section 3), so each is run once per sample, whatever number of
-budgets and policies lead to it. The latency token depends on the budget as well, and is asked for every time.
+budgets and policies lead to it. The latency token depends on the budget as well, and is asked for every time. Samples
+are the outermost loop, so that an executor need only keep the work of one.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,14 @@ def run_live(
     runs: list[LiveRun] = []
     for done, index in enumerate(sample_N.tolist()):
         sample = samples[table.tables.sample_ids[index]]
-        feature_D = np.asarray(executor.language_feature(sample))
-        outcomes: dict[KnobSetting, Outcome] = {}
-        for policy in policies:
-            for place, budget_ms in enumerate(budgets_ms):
-                if done == 0 and place == 0:  # a policy's first calls pay for set-up that no later one does
-                    _run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock)
-                runs.append(_run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock))
+        with executor.session(budgets_ms):
+            feature_D = np.asarray(executor.language_feature(sample))
+            outcomes: dict[KnobSetting, Outcome] = {}
+            for policy in policies:
+                for budget_ms in budgets_ms:
+                    if done == 0:  # a policy's first call under a budget pays for set-up that no later one does
+                        _run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock)
+                    runs.append(_run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock))
         if progress:
             progress(done + 1, len(sample_N))
     return runs
@@ -186,23 +188,36 @@ def _figures(
     mean_RF = bootstrap.resampled_means(value_BF)
     for column, name in enumerate(columns):
         record[name] = bootstrap.estimate(float(value_BF[:, column].mean()), mean_RF[:, column]).to_dict()
+    # The mean's quadratic penalty has no bound, so that one stall may decide it: the median says so.
+    reward_below_BF = (columns["reward"] <= np.median(columns["reward"]))[:, None]
+    median = bootstrap.quantile_estimate(columns["reward"], 0.5, bootstrap.resampled_means(reward_below_BF)[:, 0])
+    record["reward_p50"] = median.to_dict()
     pooled = np.concatenate([np.asarray(run.outcome.latency_runs_ms or (run.latency_ms,)) for run in timed])
     record["latency_p50_ms"], record["latency_p95_ms"] = (float(q) for q in np.quantile(pooled, [0.5, 0.95]))
     return record
 
 
 def controller_overhead(runs: Sequence[LiveRun], policy: str) -> dict[str, Any]:
-    """Returns the policy's own time per request, in ms and as a share of the request with it."""
+    """Returns the policy's own time per request, in ms and as a share of the request with it: median and p95."""
     own = [run for run in runs if run.policy == policy]
     overhead_ms_B = np.array([run.controller_ms for run in own])
     latency_ms_B = np.array([run.latency_ms for run in own])
     share_B = overhead_ms_B / (overhead_ms_B + latency_ms_B)
     share_B = share_B[np.isfinite(share_B)]
-    mean, (p50, p95) = float(overhead_ms_B.mean()), np.quantile(overhead_ms_B, [0.5, 0.95])
-    return {
-        "requests": len(own),
-        "mean_ms": mean,
-        "p50_ms": float(p50),
-        "p95_ms": float(p95),
-        "mean_share": float(share_B.mean()) if len(share_B) else None,
-    }
+    p50_ms, p95_ms = (float(q) for q in np.quantile(overhead_ms_B, [0.5, 0.95]))
+    p50_share, p95_share = (float(q) for q in np.quantile(share_B, [0.5, 0.95])) if len(share_B) else (None, None)
+    return {"requests": len(own), "p50_ms": p50_ms, "p95_ms": p95_ms, "p50_share": p50_share, "p95_share": p95_share}
+
+
+def timings(runs: Sequence[LiveRun], sample_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns every setting that ran, once per sample, with all its timed runs."""
+    outcomes = {(run.sample, run.setting): run.outcome for run in runs}
+    return [
+        {
+            "sample_id": sample_ids[sample],
+            **asdict(setting),
+            "latency_ms": outcome.latency_ms,
+            "latency_runs_ms": list(outcome.latency_runs_ms),
+        }
+        for (sample, setting), outcome in outcomes.items()
+    ]

@@ -17,12 +17,21 @@ def render_live(live: Mapping[str, Any]) -> RenderableType:
     """Returns figures as they ran, the controllers' own time, and how far the run agrees with replay."""
     table = Table(title=f"Live: {live['n_samples']} samples x {len(live['budgets_ms'])} budgets", title_justify="left")
     table.add_column("policy", no_wrap=True)
-    for column in ("requests", "accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget"):
+    for column in (
+        "requests",
+        "accuracy",
+        "mean reward",
+        "median reward",
+        "mean ms",
+        "p50 ms",
+        "p95 ms",
+        "over budget",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for name, figures in live["policies"].items():
         metrics = figures["all_budgets"]
         if "reward" not in metrics:
-            table.add_row(name, str(metrics["requests"]), *["-"] * 6)
+            table.add_row(name, str(metrics["requests"]), *["-"] * 7)
             continue
         accuracy, reward = metrics["accuracy"], metrics["reward"]
         table.add_row(
@@ -30,6 +39,7 @@ def render_live(live: Mapping[str, Any]) -> RenderableType:
             str(metrics["requests"]),
             _interval(accuracy),
             _interval(reward),
+            f"{metrics['reward_p50']['value']:.3f}",
             f"{metrics['latency_ms']['value']:.1f}",
             f"{metrics['latency_p50_ms']:.1f}",
             f"{metrics['latency_p95_ms']:.1f}",
@@ -37,9 +47,8 @@ def render_live(live: Mapping[str, Any]) -> RenderableType:
         )
     lines: list[RenderableType] = [table]
     for name, overhead in live["overhead"].items():
-        share = "" if overhead["mean_share"] is None else f", {overhead['mean_share']:.2%} of the request"
         lines.append(
-            Text(f"{name}: own time {overhead['mean_ms']:.2f} ms mean, {overhead['p95_ms']:.2f} ms p95{share}")
+            Text(f"{name}: own time {_own_time(overhead, 'p50')} in the median, {_own_time(overhead, 'p95')} at p95")
         )
     return Lines(*lines, *_agreement(live["agreement"]))
 
@@ -84,6 +93,11 @@ def _agreement(found: Mapping[str, Any]) -> list[Text]:
     ]
     more = len(found["disagreements"]) - len(shown)
     return [*lines, Text(f"  and {more} more in the JSON report")] if more > 0 else lines
+
+
+def _own_time(overhead: Mapping[str, Any], quantile: str) -> str:
+    share = overhead[f"{quantile}_share"]
+    return f"{overhead[f'{quantile}_ms']:.2f} ms" + ("" if share is None else f" ({share:.1%} of a request)")
 
 
 def _interval(estimate: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from .decide import decide
 from .evaluate import evaluate, split_samples
 from .guard import GuardedPolicy
 from .latency_estimate import LatencyEstimate, TokenCounts
-from .live import ExecutorFactory, controller_overhead, live_figures, run_live
+from .live import ExecutorFactory, controller_overhead, live_figures, run_live, timings
 from .load import load_controllers
 from .report import EvaluationReport
 
@@ -140,6 +140,7 @@ def validate_live(
             runs, table, resamples=report.resamples, seed=report.seed, confidence=report.confidence
         ),
         "overhead": {policies[0].name: controller_overhead(runs, policies[0].name)},
+        "timings": timings(runs, table.tables.sample_ids),
         "agreement": agreement(runs, {policy.name: policy for policy in policies}, replayed, cache, table),
     }
 

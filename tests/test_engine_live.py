@@ -1,0 +1,187 @@
+"""The live executor on a tiny model: what it runs, how often, and under which conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+
+from knobctl.data.cache import Cache, CacheExecutor, open_cache
+from knobctl.data.errors import KnobctlError
+from knobctl.data.importer import save_importance
+from knobctl.data.samples import Sample
+from knobctl.precompute.config import PrecomputeConfig
+from knobctl.precompute.encoder_file import read_encoder
+from knobctl.precompute.from_cache import live_factory
+from knobctl.precompute.knob_model import KnobModel
+from knobctl.precompute.live import LiveExecutor
+from knobctl.precompute.run import precompute
+from knobctl.replay.baselines.reward_table import RewardTable
+from knobctl.replay.evaluation.live import run_live
+from knobctl.replay.reward import RewardWeights
+
+from .engine_world import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
+
+SAMPLES = 3
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+
+
+@pytest.fixture(scope="module")
+def cache(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    directory = tmp_path_factory.mktemp("live")
+    save_importance(published_order(6), directory / "scores.json")
+    config = PrecomputeConfig(
+        model=str(model_dir),
+        datasets=("easy_vqa",),
+        out=directory / "cache",
+        samples=SAMPLES,
+        device="cpu",
+        space=SMALL_SPACE,
+        runs=1,
+        budgets=("10", "20", "40"),
+        checks_per_tiling=0,
+        max_new_tokens={"easy_vqa": 3},
+        importance=directory / "scores.json",
+    )
+    precompute(config)
+    return open_cache(config.out)
+
+
+class CountingModel(KnobModel):
+    """The model with knobs, and how often it decoded an image and made a token pass."""
+
+    counts: Counter[str]
+
+    def pixels(self, sample: Sample) -> np.ndarray:
+        self.counts["pixels"] += 1
+        return super().pixels(sample)
+
+    def token_pass(self, *arguments: object) -> tuple:
+        self.counts["token_pass"] += 1
+        return super().token_pass(*arguments)
+
+
+@pytest.fixture
+def knobs(cache: Cache, model_dir: Path) -> CountingModel:
+    tiny = tiny_knobs(model_dir, space=cache.space, importance=cache.manifest.importance)
+    made = CountingModel(
+        tiny.loaded,
+        space=tiny.space,
+        importance=tiny.importance,
+        encoder=read_encoder(cache.budget_encoder_path, cache.d_model),
+        tasks=tiny.tasks,
+        budgets_ms=[float(ms) for ms in cache.budgets_ms],
+    )
+    made.counts = Counter()
+    return made
+
+
+class EveryTier:
+    """Chooses another tier and position for each budget, and reads the latency token."""
+
+    def __init__(self, name: str, shift: int) -> None:
+        self.name, self.shift = name, shift
+        self.conditions: set[tuple[int, bool]] = set()
+
+    def choose_image(self, requests):
+        self.conditions.add((torch.get_num_threads(), gc.isenabled()))
+        choice = np.array([int(requests.budget_ms_B[0]) // 10 + self.shift])
+        return choice % 2, choice // 2 % 2
+
+    def choose_compute(self, requests, tier_B, position_B, token_BD):  # noqa: ARG002  the protocol's
+        self.conditions.add((torch.get_num_threads(), gc.isenabled()))
+        return np.array([0]), np.array([int(token_BD.astype(np.float64).sum() > 0)])
+
+
+def live_runs(executor, cache: Cache, budgets_ms: tuple[float, ...], policies=None):
+    table = RewardTable.from_cache(cache, RewardWeights())
+    samples = {sample.sample_id: sample for sample in easy_samples(SAMPLES)}
+    policies = policies or [EveryTier("one", 0), EveryTier("other", 1)]
+    return run_live(executor, samples, policies, table, np.arange(SAMPLES), budgets_ms)
+
+
+@pytest.mark.parametrize(
+    ("budgets_ms", "passes"),
+    [
+        ((10.0, 20.0, 40.0), 1),  # the grid
+        ((11.0, 25.0, 31.0), 1),  # all off the grid: a pass of the grid's shape has room for three
+        ((10.0, 11.0, 20.0, 25.0), 2),  # the grid's pass and one more
+        ((11.0, 25.0, 31.0, 53.0), 2),
+    ],
+)
+def test_each_sample_and_tier_has_one_token_pass_whatever_asks(knobs, cache, budgets_ms, passes):
+    live_runs(LiveExecutor(knobs), cache, budgets_ms)
+    assert knobs.counts == {"pixels": SAMPLES, "token_pass": SAMPLES * len(cache.space.tiers) * passes}
+
+
+def test_kept_passes_change_no_token_and_no_outcome(knobs, cache):
+    """Against an executor made anew for every request, which can keep nothing; on the grid also against the cache."""
+
+    class Forgetful(LiveExecutor):
+        def latency_token(self, *arguments):
+            return LiveExecutor(knobs).latency_token(*arguments)
+
+    for budgets_ms in ((10.0, 20.0, 40.0), (20.0, 31.0), (11.0, 25.0, 31.0)):
+        kept = live_runs(LiveExecutor(knobs), cache, budgets_ms)
+        for one, other in zip(kept, live_runs(Forgetful(knobs), cache, budgets_ms), strict=True):
+            assert one.token_D.tobytes() == other.token_D.tobytes()
+            assert (one.setting, one.outcome.answer, one.outcome.accuracy) == (
+                other.setting,
+                other.outcome.answer,
+                other.outcome.accuracy,
+            )
+    replayed = live_runs(CacheExecutor(cache), cache, (10.0, 20.0, 40.0))
+    for one, other in zip(live_runs(LiveExecutor(knobs), cache, (10.0, 20.0, 40.0)), replayed, strict=True):
+        assert one.token_D.tobytes() == other.token_D.tobytes()
+
+
+def test_only_the_passes_of_one_sample_are_kept(knobs):
+    live, (first, second, _) = LiveExecutor(knobs), easy_samples(SAMPLES)
+    for budget_ms in (10.0, 33.0, 34.0, 35.0, 10.0):  # budgets that nobody announced have room for one pass
+        live.latency_token(first, "low", 1, budget_ms)
+    assert knobs.counts == {"pixels": 1, "token_pass": 4}
+    live.latency_token(first, "low", 3, 35.0)
+    assert knobs.counts["token_pass"] == 4
+    live.latency_token(second, "low", 1, 10.0)
+    live.latency_token(first, "low", 1, 10.0)
+    assert knobs.counts == {"pixels": 3, "token_pass": 6}
+    other_question = dataclasses.replace(first, question="is there a circle?")
+    assert not np.array_equal(
+        live.latency_token(other_question, "low", 1, 10.0)[0], live.latency_token(first, "low", 1, 10.0)[0]
+    )
+
+
+def test_policies_choose_under_the_conditions_of_a_timed_request(knobs, cache):
+    policy = EveryTier("one", 0)
+    torch.set_num_threads(2)
+    try:
+        live_runs(LiveExecutor(knobs), cache, (10.0, 20.0), [policy])
+        assert policy.conditions == {(1, False)}  # one thread, no garbage collection
+        assert torch.get_num_threads() == 2
+        assert gc.isenabled()
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_live_latency_is_the_median_of_at_least_three_runs(knobs, cache):
+    live = LiveExecutor(knobs, runs=3)
+    _, handle = live.latency_token(easy_samples(1)[0], "low", 1, 10.0)
+    outcome = live.finish(handle, 2, 4)
+    assert len(outcome.latency_runs_ms) == 3
+    assert outcome.latency_ms == median(outcome.latency_runs_ms)
+    assert LiveExecutor(knobs).finish(handle, 2, 4).latency_ms is None
+    for too_few in (-1, 1, 2):
+        with pytest.raises(KnobctlError, match="at least 3, of which the median counts"):
+            LiveExecutor(knobs, runs=too_few)
+    made, _ = live_factory(cache.path, device="cpu")(cache.sample_ids[:1])
+    assert made.runs == 3
