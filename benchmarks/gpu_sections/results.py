@@ -46,7 +46,10 @@ class Results:
         self.lines, self.report = folder / f"gpu-{device_slug}.jsonl", folder / f"gpu-{device_slug}.md"
         self.attempts: dict[str, list[Attempt]] = {section.name: [] for section in SECTIONS}
         if self.lines.exists():
-            for line in self.lines.read_text(encoding="utf-8").splitlines():
+            whole, newline, cut_off = self.lines.read_bytes().rpartition(b"\n")
+            if cut_off:  # by a kill in the middle of writing it
+                self.lines.write_bytes(whole + newline)
+            for line in whole.splitlines():
                 self._take(json.loads(line))
 
     def add(self, event: Mapping[str, Any]) -> None:
