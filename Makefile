@@ -52,7 +52,7 @@ bench: $(VENV)/.installed
 DEVICE ?= cuda
 GPU_OPTIONS ?=
 gpu: $(TYPED)/knobctl
-	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(TYPED):$$PYTHONPATH $(PYTHON) benchmarks/gpu.py --device $(DEVICE) $(GPU_OPTIONS)
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(TYPED)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu.py --device $(DEVICE) $(GPU_OPTIONS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
