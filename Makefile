@@ -6,7 +6,7 @@ PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay
 # Editable installs hide the root mapping from mypy: a folder in which `knobctl` is this repository shows it.
 TYPED := build/typed
 
-.PHONY: demo test check format lint types soak bench clean
+.PHONY: demo test check format lint types soak bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knobctl demo
@@ -24,10 +24,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/.installed
-	mkdir -p $(TYPED)
-	ln -sfn ../.. $(TYPED)/knobctl
+types: $(VENV)/.installed $(TYPED)/knobctl
 	MYPYPATH=$(TYPED) $(BIN)/mypy --config-file pyproject.toml $(addprefix -p ,$(PACKAGES)) -m knobctl.cli
+
+$(TYPED)/knobctl:
+	mkdir -p $(TYPED)
+	ln -sfn ../.. $@
 
 # 200 kills over a small writer, 200 over precompute, 50 over train; hours on a small machine. KILLS=20 for a taste.
 KILLS ?= 200
@@ -45,6 +47,12 @@ soak: $(VENV)/.installed
 bench: $(VENV)/.installed
 	for script in precompute replay controllers cache_open import_results; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/molmoe.py --config tiny --device cpu
+
+# With the machine's own Python and what it has; neither .venv nor the network. DEVICE=cpu proves that everything runs.
+DEVICE ?= cuda
+GPU_OPTIONS ?=
+gpu: $(TYPED)/knobctl
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(CURDIR)/$(TYPED)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu.py --device $(DEVICE) $(GPU_OPTIONS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

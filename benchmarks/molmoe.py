@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import platform
+import resource
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
 import torch
+from tables import Row, markdown
 from transformers import DynamicCache
 
 from knobctl.precompute.molmoe.checkpoint import materialise
@@ -40,6 +41,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 TextTimes = dict[tuple[int, int, int], float]  # by prompt tokens, k and blocks
 
+PROMPT_TOKENS = (300, 700, 1500)
 CROPS = (1, 3, 8, 15)  # beside the global one: the ends of the tiers
 STEPS = 16  # decoding steps of one timed run
 
@@ -159,10 +161,11 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %"
 
 
-def rises(name: str, values: list[float]) -> str:
-    listed = " < ".join(f"{value:.3f}" for value in values)
+def rises(name: str, values: Sequence[float]) -> Row:
+    """Returns a row that says whether latency rises from each value of a knob to the next."""
     yes = all(low < high for low, high in pairwise(values))
-    return f"| {name} | {listed} | {'yes' if yes else 'NO'} |"
+    listed = " < ".join(f"{value:.3f}" for value in values)
+    return "rises", {"does latency rise with": name, "from low to high, ms": listed, "rises": "yes" if yes else "NO"}
 
 
 def corners_of(config: MolmoeConfig) -> list[tuple[int, int]]:
@@ -173,48 +176,110 @@ def corners_of(config: MolmoeConfig) -> list[tuple[int, int]]:
     ]
 
 
-def measure_text(timer: Timer, model: Molmoe, lengths: list[int]) -> tuple[TextTimes, TextTimes, int]:
-    """Returns medians in ms of prefill and of one decoding step, and the number of CUDA graphs that it took."""
-    config, prefill_ms, step_ms = model.config, {}, {}
-    decoder = StepDecoder(model, max(lengths) + STEPS)
-    for tokens in lengths:
-        hidden = prompt_of(model, tokens)
-        plans = {(tokens, k, n): make_plan(config, 1, k, n) for k, n in corners_of(config)}
-        cache = DynamicCache()
-        prefill(model, hidden, make_plan(config, 1, config.native_top_k, config.num_blocks), cache)
-        decoder.load_prompt(
-            {block: layer.keys for block, layer in enumerate(cache.layers)},
-            {block: layer.values for block, layer in enumerate(cache.layers)},
+@torch.inference_mode()
+def measure(
+    timer: Timer,
+    config: MolmoeConfig,
+    dtype: torch.dtype,
+    *,
+    experts: str = "auto",
+    prompt_tokens: Sequence[int] = PROMPT_TOKENS,
+    crops: Sequence[int] = CROPS,
+) -> Iterator[Row]:
+    """Yields (table, row) as they are measured: peaks, text, vision, memory, rises."""
+    device = timer.device
+    peaks = measure_peaks(timer, dtype)
+    yield (
+        "peaks",
+        {"product of matrices, TFLOP/s": f"{peaks.flops / 1e12:.3g}", "copy, GB/s": f"{peaks.bytes / 1e9:.3g}"},
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    model = random_model(config, dtype, device, experts)
+    decoder = StepDecoder(model, max(prompt_tokens) + STEPS)
+    prefill_ms: TextTimes = {}
+    step_ms: TextTimes = {}
+    for tokens in prompt_tokens:
+        measure_text(timer, model, decoder, tokens, prefill_ms, step_ms)
+        for k, n in corners_of(config):
+            yield text_row(config, (tokens, k, n), prefill_ms, step_ms, peaks, model.lm_head.weight.element_size())
+    vision_ms = timer.medians_ms({count: partial(encode_black_crops, model, 1 + count) for count in crops})
+    for count, time_ms in vision_ms.items():
+        per_crop = f"{time_ms / (1 + count):.3f}"
+        yield (
+            "vision",
+            {"crops with the global one": 1 + count, "vision ms": f"{time_ms:.2f}", "ms per crop": per_crop},
         )
-        prefill_ms |= timer.medians_ms(
-            {key: partial(prefill, model, hidden, plan, None) for key, plan in plans.items()}
-        )
-        steps_ms = timer.medians_ms({key: partial(decode_steps, decoder, plan, tokens) for key, plan in plans.items()})
-        step_ms |= {key: time_ms / STEPS for key, time_ms in steps_ms.items()}
-    return prefill_ms, step_ms, decoder.num_graphs
+    yield memory_row(model, decoder)
+    yield from rise_rows(model, timer, prefill_ms, step_ms, vision_ms)
 
 
-def text_table(
-    config: MolmoeConfig, prefill_ms: TextTimes, step_ms: TextTimes, peaks: Peaks, element: int
-) -> list[str]:
-    lines = [
-        "| prompt tokens | k | blocks | prefill ms | of matrix peak | decode ms/token | of bandwidth peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (tokens, k, n), time_ms in prefill_ms.items():
-        plan, one_ms = make_plan(config, 1, k, n), step_ms[tokens, k, n]
-        flops_s = 1e3 * pass_flops(config, plan, tokens) / time_ms
-        bytes_s = 1e3 * step_bytes(config, plan, tokens, element) / one_ms
-        lines.append(
-            f"| {tokens} | {k} | {n} | {time_ms:.2f} | {share(flops_s, peaks.flops)} "
-            f"| {one_ms:.3f} | {share(bytes_s, peaks.bytes)} |"
-        )
-    return lines
+def measure_text(
+    timer: Timer, model: Molmoe, decoder: StepDecoder, tokens: int, prefill_ms: TextTimes, step_ms: TextTimes
+) -> None:
+    """Adds medians in ms of prefill and of one decoding step at every corner of the knob grid."""
+    config = model.config
+    hidden = prompt_of(model, tokens)
+    plans = {(tokens, k, n): make_plan(config, 1, k, n) for k, n in corners_of(config)}
+    cache = DynamicCache()
+    prefill(model, hidden, make_plan(config, 1, config.native_top_k, config.num_blocks), cache)
+    decoder.load_prompt(
+        {block: layer.keys for block, layer in enumerate(cache.layers)},
+        {block: layer.values for block, layer in enumerate(cache.layers)},
+    )
+    prefill_ms |= timer.medians_ms({key: partial(prefill, model, hidden, plan, None) for key, plan in plans.items()})
+    steps_ms = timer.medians_ms({key: partial(decode_steps, decoder, plan, tokens) for key, plan in plans.items()})
+    step_ms |= {key: time_ms / STEPS for key, time_ms in steps_ms.items()}
 
 
-def rise_table(
+def text_row(
+    config: MolmoeConfig,
+    key: tuple[int, int, int],
+    prefill_ms: TextTimes,
+    step_ms: TextTimes,
+    peaks: Peaks,
+    element: int,
+) -> Row:
+    tokens, k, n = key
+    plan = make_plan(config, 1, k, n)
+    flops_s = 1e3 * pass_flops(config, plan, tokens) / prefill_ms[key]
+    bytes_s = 1e3 * step_bytes(config, plan, tokens, element) / step_ms[key]
+    return (
+        "text",
+        {
+            "prompt tokens": tokens,
+            "k": k,
+            "blocks": n,
+            "prefill ms": f"{prefill_ms[key]:.2f}",
+            "of matrix peak": share(flops_s, peaks.flops),
+            "decode ms/token": f"{step_ms[key]:.3f}",
+            "of bandwidth peak": share(bytes_s, peaks.bytes),
+        },
+    )
+
+
+def memory_row(model: Molmoe, decoder: StepDecoder) -> Row:
+    """The most memory so far: allocated on a GPU; on a CPU resident, Python included."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if model.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(model.device)
+    else:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (
+        "memory",
+        {
+            "parameters": f"{parameters:,}",
+            "weights GiB": f"{parameters * model.lm_head.weight.element_size() / 2**30:.2f}",
+            "peak GiB": f"{peak / 2**30:.2f}",
+            "CUDA graphs": decoder.num_graphs,
+        },
+    )
+
+
+def rise_rows(
     model: Molmoe, timer: Timer, prefill_ms: TextTimes, step_ms: TextTimes, vision_ms: dict[int, float]
-) -> list[str]:
+) -> Iterator[Row]:
     """Does every knob act on the clock, other knobs at their highest?"""
     config = model.config
     lengths = sorted({tokens for tokens, _, _ in prefill_ms})
@@ -226,48 +291,13 @@ def rise_table(
             for position in (1, min(5, blocks - 1))
         }
     )
-    lines = ["| does latency rise with | from low to high, ms | |", "|---|---|---|"]
-    lines.append(rises("tier, as prompt tokens: prefill", [prefill_ms[tokens, native, blocks] for tokens in lengths]))
-    lines.append(rises("tier, as crops: vision", list(vision_ms.values())))
-    lines.append(rises(f"insertion position (k {low_k}): prefill at {lengths[-1]}", list(by_position.values())))
+    yield rises("tier, as prompt tokens: prefill", [prefill_ms[tokens, native, blocks] for tokens in lengths])
+    yield rises("tier, as crops: vision", list(vision_ms.values()))
+    yield rises(f"insertion position (k {low_k}): prefill at {lengths[-1]}", list(by_position.values()))
     for name, times_ms in (("prefill", prefill_ms), ("decode", step_ms)):
         for tokens in lengths:
-            lines.append(rises(f"k: {name} at {tokens}", [times_ms[tokens, k, blocks] for k in (low_k, native)]))
-            lines.append(rises(f"blocks: {name} at {tokens}", [times_ms[tokens, native, n] for n in (low_n, blocks)]))
-    return lines
-
-
-@torch.inference_mode()
-def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[str]:
-    timer = Timer(device, options.runs)
-    config = MolmoeConfig.from_json(CONFIGS.get(options.config, options.config))
-    model = random_model(config, dtype, device, options.experts)
-    element, parameters = model.lm_head.weight.element_size(), sum(p.numel() for p in model.parameters())
-    peaks = measure_peaks(timer, dtype)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    prefill_ms, step_ms, num_graphs = measure_text(timer, model, options.prompt_tokens)
-    vision_ms = timer.medians_ms({crops: partial(encode_black_crops, model, 1 + crops) for crops in CROPS})
-    if device.type == "cuda":
-        peak_gib = torch.cuda.max_memory_allocated() / 2**30
-        memory = f"{peak_gib:.1f} GiB at the most, {parameters * element / 2**30:.1f} GiB of it weights; "
-        memory += f"{num_graphs} CUDA graphs captured."
-    else:
-        memory = f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB resident, Python and all."
-    return [
-        f"{parameters:,} parameters, {dtype}, experts `{options.experts}`, medians of {options.runs} runs.",
-        f"Measured peaks: {peaks.flops / 1e12:.3g} TFLOP/s (product of matrices), {peaks.bytes / 1e9:.3g} GB/s (copy).",
-        f"Memory: {memory}",
-        "",
-        *text_table(config, prefill_ms, step_ms, peaks, element),
-        "",
-        "| crops with the global one | vision ms | ms per crop |",
-        "|---|---|---|",
-        *(f"| {1 + crops} | {time_ms:.2f} | {time_ms / (1 + crops):.3f} |" for crops, time_ms in vision_ms.items()),
-        "",
-        *rise_table(model, timer, prefill_ms, step_ms, vision_ms),
-    ]
+            yield rises(f"k: {name} at {tokens}", [times_ms[tokens, k, blocks] for k in (low_k, native)])
+            yield rises(f"blocks: {name} at {tokens}", [times_ms[tokens, native, n] for n in (low_n, blocks)])
 
 
 def device_name(device: torch.device) -> str:
@@ -276,13 +306,18 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
 
 
+def device_slug(device: torch.device) -> str:
+    """The device's name in file names."""
+    return "cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="full", help="full, tiny, or the path of a config.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--experts", choices=EXPERTS_IMPLEMENTATIONS, default="auto")
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[300, 700, 1500])
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=list(PROMPT_TOKENS))
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads of the CPU")
     parser.add_argument("--out", type=Path, help="folder to write the table to")
@@ -292,14 +327,22 @@ def main() -> None:
         parser.error("there is no CUDA device: try --config tiny --device cpu")
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    options.prompt_tokens = sorted(set(options.prompt_tokens))
     title = f"# MolmoE ({options.config}) on {device_name(device)}, torch {torch.__version__}"
-    text = "\n".join([title, "", *measure(options, device, dtype)]) + "\n"
+    how = f"{dtype}, experts `{options.experts}`, medians of {options.runs} runs."
+    rows = measure(
+        Timer(device, options.runs),
+        MolmoeConfig.from_json(CONFIGS.get(options.config, options.config)),
+        dtype,
+        experts=options.experts,
+        prompt_tokens=sorted(set(options.prompt_tokens)),
+    )
+    text = "\n".join([title, "", how, "", markdown(list(rows))])
     print(text)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        place = "cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
-        (options.out / f"molmoe-{Path(options.config).stem}-{place}.md").write_text(text, encoding="utf-8")
+        (options.out / f"molmoe-{Path(options.config).stem}-{device_slug(device)}.md").write_text(
+            text, encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.data.datasets import load_samples
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.plans import BlockPlan, ImportanceScores
 from knobctl.data.samples import Sample
@@ -33,7 +33,7 @@ from knobctl.precompute.threads import single_thread
 
 # The order of dropping that published scores of a 16-block model give: 4, 13, 10, 2, ...
 DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7, 15, 9, 12, 14, 8, 5, 1, 0)
-
+PUBLISHED_ORDER = ImportanceScores(tuple(float(DROPPED_FIRST.index(block)) for block in range(16)))
 
 Answers = dict[KnobSetting, str]
 Tokens = dict[KnobSetting, NDArray[np.float16]]  # [M, D]
@@ -46,25 +46,34 @@ class AnswersOnly(SampleRunner):
         return {}
 
 
-def one_by_one(knobs: KnobModel, sample: Sample) -> tuple[Answers, Tokens]:
-    """Runs every setting by itself: vision, the blocks up to its position with the probes, the rest, decoding."""
+def one_by_one(
+    knobs: KnobModel, sample: Sample, settings: Iterable[KnobSetting], go_on: Callable[[], bool] = lambda: True
+) -> tuple[Answers, Tokens]:
+    """Runs each setting by itself: vision, the blocks up to its position with the probes, the rest, decoding.
+
+    Args:
+        go_on: asked after every setting; False ends it with the settings run so far.
+    """
     answers: Answers = {}
     tokens: Tokens = {}
     rgb = knobs.pixels(sample)
     task = knobs.task(sample)
-    for setting, plan in knobs.plans.items():
+    for setting in settings:
+        plan = knobs.plans[setting]
         prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, setting.tier))
         with torch.inference_mode(), single_thread():
             prompt = knobs.embed(prepared)
             token_PMD, state = token_pass(knobs.model, prompt, knobs.probe_MD, (setting.insertion_position,))
         ids = answer_alone(knobs.model, state, plan, max_new_tokens=task.max_new_tokens, end_id=knobs.end_id)
         answers[setting], tokens[setting] = knobs.text(ids), token_PMD[0]
+        if not go_on():
+            break
     return answers, tokens
 
 
 def compare(knobs: KnobModel, shared: SampleResult, answers: Answers, tokens: Tokens) -> tuple[int, float]:
     """Returns how many answers differ, and the largest distance of a token, relative to its norm."""
-    differing = sum(row.answer.text != answers[row.setting] for row in shared.settings)
+    differing = sum(row.answer.text != answers[row.setting] for row in shared.settings if row.setting in answers)
     worst = 0.0
     for setting, token_MD in tokens.items():
         mine_MD = shared.token_PMD[setting.tier][knobs.positions.index(setting.insertion_position)].astype(np.float32)
@@ -81,6 +90,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    from knobctl.data.datasets import load_samples  # reads Parquet; the rest of this file does not need it
+
     loaded = load_model(options.model, device=options.device)
     sets = [
         load_samples(name, limit=options.samples, seed=1) for name in options.dataset or ["easy_vqa", "small_print"]
@@ -88,7 +99,7 @@ def main() -> None:
     knobs = KnobModel(
         loaded,
         space=KnobSpace(),
-        importance=ImportanceScores(tuple(float(DROPPED_FIRST.index(block)) for block in range(16))),
+        importance=PUBLISHED_ORDER,
         encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, 0),
         tasks={one.name: Task(one.metric, one.max_new_tokens, one.style) for one in sets},
         budgets_ms=np.geomspace(10, 160, 16).tolist(),
@@ -103,7 +114,7 @@ def main() -> None:
         started = time.perf_counter()
         shared = runner.run(sample)
         between = time.perf_counter()
-        answers, tokens = one_by_one(knobs, sample)
+        answers, tokens = one_by_one(knobs, sample, knobs.plans)
         seconds["shared"] += between - started
         seconds["one_by_one"] += time.perf_counter() - between
         more, distance = compare(knobs, shared, answers, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -103,3 +104,25 @@ def test_help_needs_neither_torch_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_model_and_replay_training_need_no_table_library():
+    """`make gpu` measures them with a Python that may lack everything but torch and transformers."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['polars', 'pyarrow', 'psutil', 'click', 'rich', 'pytest']))\n"
+        "import knobctl.precompute.live, knobctl.precompute.sample_run, knobctl.precompute.nano.small_print\n"
+        "import knobctl.replay.bundle, knobctl.replay.trainer, knobctl.data.generated\n"
+        "import knobctl.data.cache, knobctl.data.datasets\n"
+        "try: knobctl.data.cache.open_cache\n"
+        "except ModuleNotFoundError as error: print(error.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "polars"), done.stderr
+
+
+@pytest.mark.parametrize("package", ["knobctl.data.cache", "knobctl.data.datasets"])
+def test_every_export_of_a_lazy_package_exists(package: str):
+    module = importlib.import_module(package)
+    assert {name: getattr(module, name) for name in module.__all__}
+    with pytest.raises(AttributeError, match="no attribute 'open_sesame'"):
+        _ = module.open_sesame

@@ -16,7 +16,8 @@ from knobctl.precompute.molmoe.checkpoint import load_molmoe
 from knobctl.precompute.molmoe.generate import ModelInputs, generate
 from knobctl.precompute.molmoe.preprocess import preprocess_image
 from knobctl.precompute.molmoe.prompt import PromptTokenizer
-from knobctl.precompute.nano.bundle import SCHEMA, SMALL_PRINT_SEED, small_print_rows
+from knobctl.precompute.nano.bundle import SCHEMA
+from knobctl.precompute.nano.small_print import SMALL_PRINT_SEED, small_print_rows
 
 BUNDLED = Path(str(files("knobctl"))) / "data/bundled"
 PATHS = {

@@ -1,9 +1,17 @@
-"""Datasets: from names and files to samples, with images that are read when needed."""
+"""Datasets: from names and files to samples, with images that are read when needed.
 
-from .images import decode_image
-from .load import SampleSet, SkippedRow, load_samples
-from .registry import DATASETS, DatasetSpec, parse_dataset_option
-from .sources import image_from_ref, images_root_of
+Exports load on first access: `images` is needed where pyarrow and polars may be missing.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .images import decode_image
+    from .load import SampleSet, SkippedRow, load_samples
+    from .registry import DATASETS, DatasetSpec, parse_dataset_option
+    from .sources import image_from_ref, images_root_of
 
 __all__ = [
     "DATASETS",
@@ -16,3 +24,17 @@ __all__ = [
     "load_samples",
     "parse_dataset_option",
 ]
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "DATASETS": "registry",
+        "DatasetSpec": "registry",
+        "SampleSet": "load",
+        "SkippedRow": "load",
+        "decode_image": "images",
+        "image_from_ref": "sources",
+        "images_root_of": "sources",
+        "load_samples": "load",
+        "parse_dataset_option": "registry",
+    },
+)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,15 +13,8 @@ from typing import Any
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from .questions import sample_questions
-from .render import render_scene
-from .scenes import sample_scene
-
-SMALL_PRINT_SEED = 20_240_924
-SMALL_PRINT_IMAGES = 2400
-QUESTIONS_PER_IMAGE = 3
+from .small_print import SMALL_PRINT_IMAGES, SMALL_PRINT_SEED, small_print_rows
 
 SCHEMA = pa.schema(
     [
@@ -34,25 +26,6 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-
-
-def small_print_rows(seed: int, images: int) -> Iterator[dict[str, Any]]:
-    """Yields the held-out questions of small_print. Training draws its scenes from other seeds (`training_rng`)."""
-    for index in range(images):
-        rng = random.Random(f"small_print/test/{seed}/{index}")
-        scene = sample_scene(rng)
-        content = io.BytesIO()
-        Image.fromarray(render_scene(scene, rng)).save(content, "PNG", optimize=True)
-        for number, question in enumerate(sample_questions(scene, rng, QUESTIONS_PER_IMAGE)):
-            image_id = f"small_print-{index:05d}"
-            yield {
-                "image": {"bytes": content.getvalue(), "path": f"{image_id}.png"},
-                "question": question.text,
-                "answers": [question.answer],
-                "image_id": image_id,
-                "question_id": f"{image_id}-{number}-{question.family}",
-                "split": "test",
-            }
 
 
 def training_rng(seed: int, stage: str, step: int) -> random.Random:
