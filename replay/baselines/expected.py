@@ -83,7 +83,7 @@ def expected_latency_ms(latency_ms_NX: NDArray[np.float32], tier_X: NDArray[np.i
     """
     if np.isfinite(latency_ms_NX).all():
         return latency_ms_NX
-    log_NX = np.log(np.where(latency_ms_NX > 0, latency_ms_NX, np.nan))
+    log_NX = np.log(latency_ms_NX)
     expected_NX = setting_plus_sample(log_NX)
     for tier in np.unique(tier_X):
         within_X = tier_X == tier
