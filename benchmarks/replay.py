@@ -20,10 +20,11 @@ import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.generated import GeneratedConfig, generate
+from knobctl.replay.baselines.reward_table import RewardTable
 from knobctl.replay.bundle import TrainingBundle, make_bundle
+from knobctl.replay.evaluation.evaluate import table_and_oracle
 from knobctl.replay.recipes import TUNED, TrainConfig
-from knobctl.replay.tables import ChoiceGrid, ReplayTables
-from knobctl.replay.train import table_and_oracle
+from knobctl.replay.tables import ReplayTables
 from knobctl.replay.trainer import Trainer
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
@@ -130,9 +131,7 @@ def main(samples: int, d_model: int, scratch: Path | None, budgets: int, threads
     seconds, cpu_s, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
     report(f"one epoch of {samples:,}, exact, batch {TUNED.batch_size}", seconds)
     if full:
-        table, oracle = table_and_oracle(
-            bundle.inputs["train"], bundle.inputs["val"], ChoiceGrid.of(bundle.tables.space)
-        )
+        table, oracle = table_and_oracle(RewardTable.from_tables(bundle.tables, TUNED.reward_weights), "val")
         click.echo(f"reward on val: budget-only table {table:.4f}, oracle {oracle:.4f}")
         seconds, goal, epochs = train_for(bundle, SMALL)
         report(f"batch 8, {epochs} epochs", seconds, f"reward on val {goal:.4f}")

@@ -18,16 +18,17 @@ from ..data.cache import accuracy_warnings, open_cache
 from ..data.cache.disk import Disk, write_atomically
 from ..data.cache.lock import DirectoryLock
 from ..data.errors import CheckpointError, KnobctlError
+from .baselines.reward_table import RewardTable
 from .bundle import make_bundle, require_trainable
-from .exact import best_reward
-from .inputs import ReplayInputs, settings_seen
+from .evaluation.evaluate import table_and_oracle
+from .evaluation.measure import gap_closed
+from .inputs import settings_seen
 from .metrics import MetricsWriter, StepLog
 from .recipes import TUNED, TrainConfig
 from .state import STATE_NAME, data_digest, load_state, save_state
-from .tables import ChoiceGrid, ReplayTables, budget_encoder_for
+from .tables import ReplayTables, budget_encoder_for
 from .trackers import BOARD_NAME, RUN_NAME, require_packages
 from .trainer import Trainer
-from .warm_start import known_rewards, mean_reward
 
 REPORT_NAME = "train.json"
 SAVE_EVERY_S = 20.0
@@ -44,7 +45,7 @@ class SeedReport:
     path: str
     best_epoch: int  # 0: the warm start was kept
     val_reward: float
-    val_gap_closed: float | None  # 0 = budget-only table, 1 = oracle; None where the two are equal
+    val_gap_closed: float | None  # as `validate` reports it: 0 = budget-only table, 1 = oracle; None if these are equal
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
 def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
     """Writes every seed's checkpoint and returns the report."""
     bundle, config = trainer.bundle, trainer.config
-    table, oracle = table_and_oracle(bundle.inputs["train"], bundle.inputs["val"], ChoiceGrid.of(bundle.tables.space))
+    table, oracle = table_and_oracle(RewardTable.from_tables(bundle.tables, config.reward_weights), "val")
     reports, counts = [], {}
     for index, seed in enumerate(config.seeds):
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
@@ -235,7 +236,7 @@ def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], 
         controllers.save_pretrained(path)
         counts = controllers.parameter_counts()
         reward = float(trainer.best_reward_N[index])
-        gap = (reward - table) / (oracle - table) if oracle > table else None
+        gap = gap_closed(reward - table, oracle - table)
         reports.append(SeedReport(seed, str(path), int(trainer.best_epoch_N[index]), reward, gap))
     return TrainReport(
         cache=where,
@@ -284,28 +285,6 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
     }
     made.created_by = f"knobctl {__version__}"
     return made
-
-
-def table_and_oracle(train: ReplayInputs, val: ReplayInputs, grid: ChoiceGrid) -> tuple[float, float]:
-    """Returns the mean rewards on `val` of the budget-only table fitted on `train`, and of the oracle.
-
-    A setting that some training sample lacks is scored over the others; where a `val` sample lacks the table's
-    setting, the best that it has of the table's order stands in.
-    """
-    known_NJA, known_VJA = known_rewards(train, grid.exists_JA), known_rewards(val, grid.exists_JA)
-    table, oracle = 0.0, 0.0
-    for budget in range(val.budgets):
-        mean_JA = mean_reward(train, known_NJA, budget)
-        allowed_VJA = known_VJA
-        if val.allowed_NMJ is not None:
-            allowed_VJA = known_VJA & val.allowed_NMJ[:, budget, :, None]
-        choice_V1 = (
-            mean_JA.expand_as(allowed_VJA).masked_fill(~allowed_VJA, -torch.inf).flatten(1).argmax(1, keepdim=True)
-        )
-        reward_VJA = val.reward_NMJA[:, budget]
-        table += float(reward_VJA.flatten(1).gather(1, choice_V1).double().mean()) / val.budgets
-        oracle += float(best_reward(reward_VJA, allowed_VJA).double().mean()) / val.budgets
-    return table, oracle
 
 
 def check_device(device: str) -> None:

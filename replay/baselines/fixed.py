@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ...data.policy import Requests
 from .axes import SettingAxes
-from .reward_table import RewardTable, mean_over_samples
+from .expected import expected_latency_ms, mean_over_samples
+from .reward_table import RewardTable
 from .scored import ScoredPolicy
 
 
@@ -35,7 +36,9 @@ def full_model(table: RewardTable) -> RankedPolicy:
 
 def cheapest(table: RewardTable) -> RankedPolicy:
     """The setting with the lowest mean latency over the training split."""
-    return RankedPolicy("cheapest", table.axes, -mean_over_samples(table.latency_ms_SX[table.train_rows()]))
+    latency_ms_NX = table.latency_ms_SX[table.train_rows()]
+    expected_ms_NX = expected_latency_ms(latency_ms_NX, table.axes.axis_KX[0])
+    return RankedPolicy("cheapest", table.axes, -mean_over_samples(latency_ms_NX, expected_ms_NX))
 
 
 def best_fixed(table: RewardTable) -> RankedPolicy:

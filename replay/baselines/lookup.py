@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.policy import Requests
-from .reward_table import RewardTable, mean_over_samples
+from .reward_table import RewardTable
 from .scored import ScoredPolicy
 
 
@@ -35,9 +35,7 @@ class AnyBudgetTable(ScoredPolicy):
 
     def _mean_reward_X(self, budget_ms: float) -> NDArray[np.float64]:
         if budget_ms not in self._reward_X:
-            rows = self.table.train_rows()
-            budget_ms_B = np.full(len(rows), budget_ms, dtype=np.float32)
-            self._reward_X[budget_ms] = mean_over_samples(self.table.reward_BX(rows, budget_ms_B))
+            self._reward_X[budget_ms] = self.table.train_rewards.mean_X(budget_ms)
         return self._reward_X[budget_ms]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...data.policy import Requests
-from .reward_table import RewardTable
+from .reward_table import FilledRewards, RewardTable
 from .scored import ScoredPolicy
 
 METRICS = ("cosine", "standardised")
@@ -68,18 +68,17 @@ class NeighbourIndex:
 
 
 class FittedRewards:
-    """Rewards of the samples fitted on, holes filled with the setting's mean: what neighbours are averaged over."""
+    """Rewards of the samples fitted on, holes filled: what neighbours are averaged over."""
 
     def __init__(self, table: RewardTable, sample_N: NDArray[np.int64]) -> None:
-        self.table = table
+        self.filled = FilledRewards(table, sample_N)
         self.sample_N = sample_N
-        self.mean_reward_MX = table.mean_reward_MX(sample_N)
+        self.mean_reward_MX = self.filled.mean_MX
         self.at_budget = lru_cache(maxsize=2)(self._at_budget)
 
     def _at_budget(self, budget: int) -> Tensor:
-        budget_ms_N = np.full(len(self.sample_N), self.table.budgets_ms_M[budget])
-        reward_NX = self.table.reward_BX(self.sample_N, budget_ms_N)
-        return torch.from_numpy(np.where(np.isfinite(reward_NX), reward_NX, self._mean_X(budget)))
+        reward_NX = self.filled.at_NX(float(self.filled.table.budgets_ms_M[budget]))
+        return torch.from_numpy(np.nan_to_num(reward_NX, nan=_NOBODY_HAS_IT))
 
     def _mean_X(self, budget: int) -> NDArray[np.float32]:
         return np.nan_to_num(self.mean_reward_MX[budget], nan=_NOBODY_HAS_IT).astype(np.float32)

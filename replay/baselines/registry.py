@@ -72,7 +72,7 @@ def build_baselines(
     for name in BASELINES:
         reason = why_not(name, table) if name in names else None
         if reason and skipped is None:
-            raise KnobctlError(f"baseline `{name}` cannot be had, because {reason}: leave out its --baseline")
+            raise KnobctlError(f"baseline `{name}` cannot be had, because {reason}: leave out --baseline {name}")
         if reason and skipped is not None:
             skipped.append(f"baseline `{name}` left out: {reason}")
         elif name in names:

@@ -40,7 +40,7 @@ def require_sklearn() -> None:
     except ImportError as error:
         raise KnobctlError(
             "the baselines `mlp_language` and `mlp_token` need scikit-learn: pip install 'knobctl[baselines]', "
-            "or leave out their --baseline"
+            "or leave out --baseline mlp_language and --baseline mlp_token"
         ) from error
 
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...data.errors import KnobctlError
 from ...data.policy import Requests
 from ..reward import RewardWeights, reward
 from ..tables import ReplayTables
 from .axes import SettingAxes
+from .expected import completed, expected_accuracy, expected_latency_ms, mean_over_samples
 
 if TYPE_CHECKING:
     from ...data.cache.reader import Cache
@@ -46,6 +48,11 @@ class RewardTable:
         return cls(
             ReplayTables.from_cache(cache), tuple(cache.samples["dataset"].to_list()), weights or RewardWeights()
         )
+
+    @classmethod
+    def from_tables(cls, tables: ReplayTables, weights: RewardWeights) -> RewardTable:
+        """The same from tables in memory, which number datasets instead of naming them."""
+        return cls(tables, tuple(str(number) for number in tables.dataset_S.tolist()), weights)
 
     @cached_property
     def axes(self) -> SettingAxes:
@@ -125,28 +132,33 @@ class RewardTable:
 
     def reward_BX(self, sample_B: NDArray[np.int64], budget_ms_B: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the reward of every setting, NaN where the cache has a hole. Any budget will do."""
+        return self.rewards_of(self.tables.accuracy_SX, self.tables.latency_ms_SX, sample_B, budget_ms_B)
+
+    def rewards_of(
+        self, accuracy_SX: Tensor, latency_ms_SX: Tensor, sample_B: NDArray[np.int64], budget_ms_B: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The same from other outcomes than the cache's: `sample_B` are rows of these."""
         complexity_X = self.tables.complexity_X
         reward_BX = np.empty((len(sample_B), len(self.axes)), dtype=np.float32)
         for start in range(0, len(sample_B), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             rows = torch.from_numpy(sample_B[part])
             budget_ms = torch.from_numpy(np.ascontiguousarray(budget_ms_B[part], dtype=np.float32))[:, None]
-            accuracy, latency_ms = self.tables.accuracy_SX[rows], self.tables.latency_ms_SX[rows]
+            accuracy, latency_ms = accuracy_SX[rows], latency_ms_SX[rows]
             reward_BX[part] = reward(accuracy, latency_ms, budget_ms, complexity_X, self.weights).numpy()
         return reward_BX
 
+    @cached_property
+    def train_rewards(self) -> FilledRewards:
+        return FilledRewards(self, self.train_rows())
+
+    @property
+    def train_reward_MX(self) -> NDArray[np.float64]:
+        return self.train_rewards.mean_MX
+
     def mean_reward_MX(self, sample_N: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the mean reward of every setting under every budget over these samples; NaN where none has it."""
-        return np.stack(
-            [
-                mean_over_samples(self.reward_BX(sample_N, np.full(len(sample_N), budget_ms)))
-                for budget_ms in self.budgets_ms_M
-            ]
-        )
-
-    @cached_property
-    def train_reward_MX(self) -> NDArray[np.float64]:
-        return self.mean_reward_MX(self.train_rows())
+        return FilledRewards(self, sample_N).mean_MX
 
     def train_rows(self) -> NDArray[np.int64]:
         """The training split, without which nothing can be fitted."""
@@ -171,21 +183,34 @@ class RewardTable:
         return (train[~held_out], train[held_out]) if held_out.any() and not held_out.all() else (train, train[:0])
 
 
-def mean_over_samples(value_NX: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns each setting's mean over samples, [X]; NaN for a setting that no sample has.
+class FilledRewards:
+    """Rewards of some samples under every setting: measured where on record, expected in holes (see `expected`)."""
 
-    Where rows are missing, a setting that only easy samples have must not look good for it: means are those of the
-    additive model value = setting + sample, by a few rounds of backfitting. Without holes this is the plain mean.
-    """
-    known_NX = np.isfinite(value_NX)
-    if known_NX.all():
-        return value_NX.mean(axis=0, dtype=np.float64)
-    value_NX = np.where(known_NX, value_NX, 0.0).astype(np.float64)
-    count_X, count_N = known_NX.sum(axis=0), known_NX.sum(axis=1)
-    effect_N = np.zeros(len(value_NX))
-    mean_X = np.zeros(value_NX.shape[1])
-    for _ in range(10):
-        mean_X = (value_NX - effect_N[:, None] * known_NX).sum(axis=0) / np.maximum(count_X, 1)
-        effect_N = (value_NX - mean_X * known_NX).sum(axis=1) / np.maximum(count_N, 1)
-        effect_N -= effect_N[count_N > 0].mean() if (count_N > 0).any() else 0.0
-    return np.where(count_X > 0, mean_X, np.nan)
+    def __init__(self, table: RewardTable, sample_N: NDArray[np.int64]) -> None:
+        self.table = table
+        self.sample_N = sample_N
+        self._expected: tuple[Tensor, Tensor] | None = None
+        if not table.available_SX[sample_N].all():
+            accuracy_NX = expected_accuracy(table.accuracy_SX[sample_N])
+            latency_ms_NX = expected_latency_ms(table.latency_ms_SX[sample_N], table.axes.axis_KX[0])
+            self._expected = torch.from_numpy(accuracy_NX), torch.from_numpy(latency_ms_NX)
+
+    def at_NX(self, budget_ms: float) -> NDArray[np.float32]:
+        """Returns the rewards under one budget, of the grid or not; NaN for a setting that none of the samples has."""
+        return completed(*self._measured_and_expected(budget_ms)).astype(np.float32, copy=False)
+
+    def mean_X(self, budget_ms: float) -> NDArray[np.float64]:
+        """Returns every setting's mean reward under one budget."""
+        return mean_over_samples(*self._measured_and_expected(budget_ms))
+
+    @cached_property
+    def mean_MX(self) -> NDArray[np.float64]:
+        """Every setting's mean reward under every budget of the grid."""
+        return np.stack([self.mean_X(float(budget_ms)) for budget_ms in self.table.budgets_ms_M])
+
+    def _measured_and_expected(self, budget_ms: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        budget_ms_N = np.full(len(self.sample_N), budget_ms, dtype=np.float32)
+        reward_NX = self.table.reward_BX(self.sample_N, budget_ms_N)
+        if self._expected is None:
+            return reward_NX, reward_NX
+        return reward_NX, self.table.rewards_of(*self._expected, np.arange(len(self.sample_N)), budget_ms_N)

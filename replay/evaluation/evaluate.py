@@ -13,6 +13,7 @@ from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from ..baselines.ablations import ABLATIONS
 from ..baselines.axes import KNOBS, SettingAxes
+from ..baselines.lookup import BudgetTable
 from ..baselines.registry import BASELINES
 from ..baselines.reward_table import UNTIMED, RewardTable
 from ..reward import RewardWeights
@@ -20,7 +21,7 @@ from .bootstrap import DEFAULT_CONFIDENCE, DEFAULT_RESAMPLES, ClusterBootstrap
 from .decide import decide, uses_latency_token
 from .measure import Measured, compare_pair, measure_group
 from .report import Comparison, Decisions, EvaluationReport, PolicyReport
-from .stats import Problem, latency_runs
+from .stats import STATS, Problem, latency_runs, request_stats
 
 if TYPE_CHECKING:
     from ...data.cache.reader import Cache
@@ -79,6 +80,15 @@ def evaluate(
     ]
     report.cache = cache_record(cache)
     return report
+
+
+def table_and_oracle(table: RewardTable, split: str) -> tuple[float, float]:
+    """Returns the mean rewards on a split, over all budgets, of the budget-only table and of the oracle."""
+    budget_M = tuple(range(len(table.budgets_ms_M)))
+    problem = Problem.of(table, table.indices(split), budget_M)
+    chosen_NM = decide(BudgetTable(table), table, problem.sample_N, budget_M)
+    reward_NM = request_stats(problem, chosen_NM)[:, :, STATS.index("reward")]
+    return float(reward_NM.mean()), float(problem.oracle_reward_NM.mean())
 
 
 def cache_record(cache: Cache) -> dict[str, Any]:

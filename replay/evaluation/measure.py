@@ -118,10 +118,19 @@ def _gap(
     gained = (mean_MF - table[0])[:, _AT["reward"]].mean()
     gained_R = (mean_RMF - table[1])[:, :, _AT["reward"]].mean(axis=1)
     to_gain, to_gain_R = table[0][:, _AT["regret"]].mean(), table[1][:, :, _AT["regret"]].mean(axis=1)
-    if to_gain <= 1e-9:  # the table is the oracle: there is no gap to close
+    closed = gap_closed(float(gained), float(to_gain))
+    if closed is None:
         return {"gap_closed": Estimate(None, None, None)}
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"gap_closed": bootstrap.estimate(float(gained / to_gain), gained_R / to_gain_R)}
+        return {"gap_closed": bootstrap.estimate(closed, gained_R / to_gain_R)}
+
+
+def gap_closed(gained: float, to_gain: float) -> float | None:
+    """Returns a policy's reward less the look-up table's, as a share of the oracle's less the table's.
+
+    None where the table is the oracle: there is no gap to close.
+    """
+    return gained / to_gain if to_gain > 1e-9 else None
 
 
 def _percentiles(
