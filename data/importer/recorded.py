@@ -11,6 +11,7 @@ import polars as pl
 
 from ..errors import ResultsError
 from ..metrics import get_metric, score
+from ..printable import printable
 from .coverage import configurations, file_findings, question_findings
 from .identity import (
     QUESTION,
@@ -23,7 +24,7 @@ from .identity import (
 from .names import list_results
 from .progress import Progress
 from .reading import FileReading, read_files
-from .report import Finding, ImportReport, printable
+from .report import Finding, ImportReport
 
 
 @dataclass(frozen=True)
