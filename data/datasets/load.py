@@ -46,7 +46,7 @@ class SampleSet:
     style: str | None  # prompt style prefix; None: no prefix
     seed: int
     source: str
-    images_root: Path | None  # what the samples' `image.ref` are relative to
+    images_root: Path | None  # where image paths start, absolute; None: the images need no folder
     answer_field: str | None = None  # taken from answer objects; None: the source holds plain texts
     skipped: tuple[SkippedRow, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -69,6 +69,7 @@ class SampleSet:
             "style": self.style,
             "answer_field": self.answer_field,
             "source": self.source,
+            "images": None if self.images_root is None else str(self.images_root),
             "seed": self.seed,
             "samples": len(self.samples),
             "skipped": {"count": len(self.skipped), "first": [vars(row) for row in self.skipped[:_SKIPPED_NAMED]]},
@@ -134,7 +135,7 @@ def load_samples(
     for row, result in _examined(rows, order, limit, check_images):
         if isinstance(result, DatasetError):
             if not skip_bad:
-                raise result
+                raise DatasetError(f"{result} Or leave such rows out with --skip-bad.") from result
             skipped.append(SkippedRow(rows.where(row), str(result)))
         else:
             drawn[row] = result

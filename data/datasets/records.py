@@ -75,7 +75,7 @@ def answer_texts(value: Any, answer_field: str, where: str) -> tuple[str, ...]:
     if value is None or (isinstance(value, Sequence) and all(item is None or item == "" for item in value)):
         raise DatasetError(
             f"{where}: the question has no answers (a test split, perhaps), so that it cannot be scored: "
-            "use a split with answers, or leave such rows out with --skip-bad."
+            "use a split with answers."
         )
     if not isinstance(value, Sequence) or len(value) > MAX_ANSWERS:
         raise DatasetError(
