@@ -284,6 +284,13 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
 @click.option("--live-budgets", default="", help="Budgets of the live run, any ms.  [default: those of the report]")
 @click.option("--runs", default=1, show_default=True, help="Timed runs of each live request.")
 @click.option("--model", help="Model of the live run.  [default: the one the cache names]")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Where a dataset's files lie now.  [default: where the cache says]",
+)
 @model_options
 @json_option
 def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options: Any) -> None:
@@ -303,7 +310,8 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
 
         find_device(options["device"])  # before anything long is done
         names = ("model", "revision", "device", "dtype", "images", "runs")
-        factory = live_factory(cache, **{name: options[name] for name in names})
+        sources = {name: Path(path) for name, path in pairs("--dataset", options["datasets"]).items()}
+        factory = live_factory(cache, **{name: options[name] for name in names}, sources=sources)
     with progress("live") as advance:
         report = validate_controllers(
             controllers,
