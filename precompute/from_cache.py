@@ -9,7 +9,7 @@ from typing import Any
 from ..data.cache import Cache, open_cache
 from ..data.datasets.registry import DATASETS
 from ..data.datasets.sources import ImageRoots, image_from_ref
-from ..data.errors import CacheError, CacheMismatch, DatasetError
+from ..data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
 from ..data.samples import Sample
 from .encoder_file import read_encoder
 from .knob_model import KnobModel, Task
@@ -54,7 +54,13 @@ def live_factory(
         samples = samples_of(cache, sample_ids, images, sources or {})
         for sample in samples.values():  # what is missing is said now, not in the middle of the run
             sample.image.read_bytes()
-        loaded = load_model(model or cache.manifest.model_name, revision=revision, device=device, dtype=kept or dtype)
+        name = model or cache.manifest.model_name
+        try:
+            loaded = load_model(name, revision=revision, device=device, dtype=kept or dtype)
+        except CheckpointError as error:
+            if model is not None:
+                raise
+            raise CheckpointError(f"{error} The cache names this model; say where it lies now with --model.") from error
         _check_model(cache, loaded)
         return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
 

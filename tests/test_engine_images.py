@@ -10,7 +10,7 @@ import pytest
 from dataset_files import png, rows, write_json_lines, write_parquet
 
 from knobctl.data.cache import open_cache
-from knobctl.data.errors import DatasetError
+from knobctl.data.errors import CheckpointError, DatasetError
 from knobctl.data.importer import save_importance
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
@@ -119,6 +119,10 @@ def test_what_cannot_be_found_is_named_without_options_of_precompute(model_dir, 
         live_images(cache, sources={"other": tmp_path})
     with pytest.raises(DatasetError, match=r"--dataset mine: .*nowhere does not exist"):
         live_images(cache, sources={"mine": tmp_path / "nowhere"})
+    (model_dir / "config.json").rename(model_dir / "kept")
+    with pytest.raises(CheckpointError, match=r"config\.json.*The cache names this model; .*--model"):
+        live_images(cache)
+    (model_dir / "kept").rename(model_dir / "config.json")
     (tmp_path / "there" / "img" / "1.png").unlink()
     with pytest.raises(DatasetError, match=r"1\.png cannot be read .*--images") as error:
         live_images(cache)
