@@ -10,12 +10,14 @@ import click
 from . import __version__
 from .cli_options import (
     PATH,
+    PATH_OR_NAME,
     KnobctlGroup,
     dataset_options,
     emit,
     json_option,
     log,
     model_options,
+    moved_dataset_option,
     numbers,
     pairs,
     progress,
@@ -44,7 +46,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", help="`nano`, a checkpoint directory, or a hub id.")
+@click.option("--model", type=PATH_OR_NAME, help="`nano`, a checkpoint directory, or a hub id.")
 @dataset_options
 @click.option("--out", type=PATH, required=True, help="Directory of the cache; the same command goes on in it.")
 @click.option("--from-results", type=PATH, help="Directory of recorded results, one JSON file per configuration.")
@@ -144,7 +146,7 @@ def importance() -> None:
 
 
 @importance.command("measure")
-@click.option("--model", required=True, help="`nano`, a checkpoint directory, or a hub id.")
+@click.option("--model", type=PATH_OR_NAME, required=True, help="`nano`, a checkpoint directory, or a hub id.")
 @dataset_options
 @click.option("--out", type=PATH, required=True, help="JSON file to write, for `precompute --importance`.")
 @model_options
@@ -273,7 +275,7 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
 
 
 @main.command()
-@click.argument("controllers")
+@click.argument("controllers", type=PATH_OR_NAME)
 @click.option("--cache", type=PATH, required=True, help="The cache to report on.")
 @split_option
 @report_options
@@ -283,14 +285,8 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
 @click.option("--live-samples", type=click.IntRange(1), help="Samples run live, drawn by seed.  [default: the split]")
 @click.option("--live-budgets", default="", help="Budgets of the live run, any ms.  [default: those of the report]")
 @click.option("--runs", default=1, show_default=True, help="Timed runs of each live request.")
-@click.option("--model", help="Model of the live run.  [default: the one the cache names]")
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="Where a dataset's files lie now.  [default: where the cache says]",
-)
+@click.option("--model", type=PATH_OR_NAME, help="Model of the live run.  [default: the one the cache names]")
+@moved_dataset_option
 @model_options
 @json_option
 def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options: Any) -> None:
@@ -309,9 +305,8 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
         from .precompute.loading import find_device
 
         find_device(options["device"])  # before anything long is done
-        names = ("model", "revision", "device", "dtype", "images", "runs")
-        sources = {name: Path(path) for name, path in pairs("--dataset", options["datasets"]).items()}
-        factory = live_factory(cache, **{name: options[name] for name in names}, sources=sources)
+        names = ("model", "revision", "device", "dtype", "images", "sources", "runs")
+        factory = live_factory(cache, **{name: options[name] for name in names})
     with progress("live") as advance:
         report = validate_controllers(
             controllers,
@@ -330,7 +325,7 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
 
 @main.command()
 @click.argument("cache", type=PATH)
-@click.argument("controllers", nargs=-1)
+@click.argument("controllers", nargs=-1, type=PATH_OR_NAME)
 @split_option
 @report_options
 @json_option

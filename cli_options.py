@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,21 +15,79 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .data.errors import KnobctlError
+from .data.paths import expand_home
 
 if TYPE_CHECKING:
     from .replay.recipes import TrainConfig
 
-PATH = click.Path(path_type=Path)
+
+class HomePath(click.Path):
+    """A path, with `~` expanded: a shell leaves it as it is in `--out=~/x`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expand_home(os.fspath(value)), param, ctx)
+
+
+class HomeText(click.ParamType):
+    """A path among other things: a model, controllers or, after the `=`, a dataset (NAME=PATH). `~` is expanded."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        name, equals, path = value.partition("=")
+        return f"{name}={expand_home(path)}" if equals and not name.startswith("~") else expand_home(value)
+
+
+PATH = HomePath(path_type=Path)
+PATH_OR_NAME = HomeText()
 
 
 class KnobctlGroup(click.Group):
-    """Prints what a user can mend as one line and exits with 1; malformed options exit with 2, as click does."""
+    """Prints what a user can fix as one line and exits with 1; malformed options exit with 2, as click does."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs a command on a stdout that any text can be written to."""
+        if sys.stdout is None:  # closed by the caller
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until the process ends
+        elif isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+            if sys.stdout is sys.__stdout__:
+                sys.stdout = ResultStream(sys.stdout.buffer, sys.stdout.encoding, "backslashreplace")
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except KnobctlError as error:
             raise click.ClickException(str(error)) from error
+
+
+class ResultStream(io.TextIOWrapper):
+    """stdout of a command; when it cannot be written to, as on a full disk, the command ends with one line."""
+
+    def write(self, text: str, /) -> int:
+        with _stdout_errors(self):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _stdout_errors(self):
+            super().flush()
+
+
+@contextmanager
+def _stdout_errors(stream: io.TextIOWrapper) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants: click ends the command in silence
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter's last flush would fail again
+        raise click.ClickException(
+            f"the result cannot be written to stdout ({error.strerror}): send it elsewhere. "
+            "Files that the command wrote are not affected."
+        ) from error
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,11 +186,33 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Samples of each dataset, or of some by name, drawn by seed.  [default: all]",
         ),
         click.option(
-            "--dataset", "datasets", multiple=True, metavar="NAME[=PATH]", help="A known dataset, or your own file."
+            "--dataset",
+            "datasets",
+            type=PATH_OR_NAME,
+            multiple=True,
+            metavar="NAME[=PATH]",
+            help="A known dataset, or your own file.",
         ),
     ):
         command = option(command)
     return command
+
+
+def moved_dataset_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where datasets of a cache lie now."""
+    return click.option(
+        "--dataset",
+        "sources",
+        type=PATH_OR_NAME,
+        multiple=True,
+        metavar="NAME=PATH",
+        callback=_paths_by_name,
+        help="Where a dataset's files lie now.  [default: where the cache says]",
+    )(command)
+
+
+def _paths_by_name(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in pairs("--dataset", values).items()}
 
 
 # Settings of training by the names of `replay/recipes.py`; without one, the recipe's value holds.
