@@ -9,7 +9,6 @@ import click
 
 from . import __version__
 from .cli_options import (
-    PATH,
     SEEDS_NOTE,
     KnobctlGroup,
     dataset_options,
@@ -18,18 +17,15 @@ from .cli_options import (
     live_options,
     log,
     model_options,
-    numbers,
-    pairs,
+    moved_dataset_option,
     progress,
     report_arguments,
     report_options,
-    shard,
     split_option,
-    token_limits,
     training_config,
     training_options,
-    whole_numbers,
 )
+from .cli_values import PATH, PATH_OR_NAME, numbers, pairs, shard, token_limits, whole_numbers
 from .data.errors import KnobctlError
 
 
@@ -46,7 +42,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--model", help="`nano`, a checkpoint directory, or a hub id.")
+@click.option("--model", type=PATH_OR_NAME, help="`nano`, a checkpoint directory, or a hub id.")
 @dataset_options
 @click.option("--out", type=PATH, required=True, help="Directory of the cache; the same command goes on in it.")
 @click.option("--from-results", type=PATH, help="Directory of recorded results, one JSON file per configuration.")
@@ -145,7 +141,7 @@ def importance() -> None:
 
 
 @importance.command("measure")
-@click.option("--model", required=True, help="`nano`, a checkpoint directory, or a hub id.")
+@click.option("--model", type=PATH_OR_NAME, required=True, help="`nano`, a checkpoint directory, or a hub id.")
 @dataset_options
 @click.option("--out", type=PATH, required=True, help="JSON file to write, for `precompute --importance`.")
 @model_options
@@ -276,13 +272,14 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
 
 
 @main.command()
-@click.argument("controllers")
+@click.argument("controllers", type=PATH_OR_NAME)
 @click.option("--cache", type=PATH, required=True, help="The cache to report on.")
 @split_option
 @report_options
 @click.option("--guard", is_flag=True, help="Replace choices that should miss the budget; shown beside the plain ones.")
 @click.option("--choices", type=PATH, help="Write every decision there, as Parquet.")
 @live_options
+@moved_dataset_option
 @model_options
 @json_option
 def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options: Any) -> None:
@@ -301,7 +298,7 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
         from .precompute.loading import find_device
 
         find_device(options["device"])  # before anything long is done
-        names = ("model", "revision", "device", "dtype", "images", "runs")
+        names = ("model", "revision", "device", "dtype", "images", "sources", "runs")
         factory = live_factory(cache, **{name: options[name] for name in names})
     with progress("live") as advance:
         report = validate_controllers(
@@ -321,7 +318,7 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
 
 @main.command()
 @click.argument("cache", type=PATH)
-@click.argument("controllers", nargs=-1)
+@click.argument("controllers", nargs=-1, type=PATH_OR_NAME)
 @split_option
 @report_options
 @json_option

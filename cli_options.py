@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,24 +13,63 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_values import PATH, PATH_OR_NAME, SampleCounts, numbers, pairs
 from .data.errors import KnobctlError
 from .data.executor import LEAST_RUNS
 
 if TYPE_CHECKING:
     from .replay.recipes import TrainConfig
 
+
 SEEDS_NOTE = "A seed trained beside others may differ in the last digits from the same seed trained alone."
-PATH = click.Path(path_type=Path)
 
 
 class KnobctlGroup(click.Group):
-    """Prints what a user can mend as one line and exits with 1; malformed options exit with 2, as click does."""
+    """Prints what a user can fix as one line and exits with 1; malformed options exit with 2, as click does."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs a command on a stdout that any text can be written to."""
+        if sys.stdout is None:  # closed by the caller
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until the process ends
+        elif isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+            if sys.stdout is sys.__stdout__:
+                sys.stdout = ResultStream(sys.stdout.buffer, sys.stdout.encoding, "backslashreplace")
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except KnobctlError as error:
             raise click.ClickException(str(error)) from error
+
+
+class ResultStream(io.TextIOWrapper):
+    """stdout of a command; when it cannot be written to, as on a full disk, the command ends with one line."""
+
+    def write(self, text: str, /) -> int:
+        with _stdout_errors(self):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _stdout_errors(self):
+            super().flush()
+
+
+@contextmanager
+def _stdout_errors(stream: io.TextIOWrapper) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants: click ends the command in silence
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter's last flush would fail again
+        raise click.ClickException(
+            f"the result cannot be written to stdout ({error.strerror}): send it elsewhere. "
+            "Files that the command wrote are not affected."
+        ) from error
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,36 +121,6 @@ def log(text: str) -> None:
     click.echo(text, err=True)
 
 
-def pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
-    """Returns NAME=VALUE options as a mapping."""
-    found = {}
-    for item in values:
-        name, equals, value = item.partition("=")
-        if not (name and equals and value):
-            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint=option)
-        found[name] = value
-    return found
-
-
-class SampleCounts(click.ParamType):
-    """N, for each dataset, or NAME=N for some of them: `200`, `easy_vqa=100,small_print=400`."""
-
-    name = "N|NAME=N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value  # converted before
-        if "=" not in value:
-            return self._count(value, param, ctx)
-        named = pairs("--samples", tuple(item.strip() for item in value.split(",")))
-        return {name: self._count(number, param, ctx) for name, number in named.items()}
-
-    def _count(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if not (text.isascii() and text.isdecimal() and int(text) > 0):
-            self.fail(f"{text!r} is not a number of samples", param, ctx)
-        return int(text)
-
-
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of everything that runs the model."""
     for option in (
@@ -152,11 +161,33 @@ def dataset_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Samples of each dataset, or of some by name, drawn by seed.  [default: all]",
         ),
         click.option(
-            "--dataset", "datasets", multiple=True, metavar="NAME[=PATH]", help="A known dataset, or your own file."
+            "--dataset",
+            "datasets",
+            type=PATH_OR_NAME,
+            multiple=True,
+            metavar="NAME[=PATH]",
+            help="A known dataset, or your own file.",
         ),
     ):
         command = option(command)
     return command
+
+
+def moved_dataset_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where datasets of a cache lie now."""
+    return click.option(
+        "--dataset",
+        "sources",
+        type=PATH_OR_NAME,
+        multiple=True,
+        metavar="NAME=PATH",
+        callback=_paths_by_name,
+        help="Where a dataset's files lie now.  [default: where the cache says]",
+    )(command)
+
+
+def _paths_by_name(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in pairs("--dataset", values).items()}
 
 
 # Settings of training by the names of `replay/recipes.py`; without one, the recipe's value holds.
@@ -272,7 +303,7 @@ def report_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def live_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a live validation runs, beside `model_options`."""
     for option in (
-        click.option("--model", help="Model of the live run.  [default: the one the cache names]"),
+        click.option("--model", type=PATH_OR_NAME, help="Model of the live run.  [default: the one the cache names]"),
         click.option(
             "--runs",
             type=click.IntRange(LEAST_RUNS),
@@ -297,38 +328,3 @@ def report_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "resamples": options["resamples"],
         "seed": options["seed"],
     }
-
-
-def numbers(option: str, text: str) -> list[float] | None:
-    try:
-        found = [float(item) for item in text.split(",") if item.strip()]
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of ms, such as 40,80", param_hint=option) from error
-    if not all(0 < number < math.inf for number in found):
-        raise click.BadParameter(f"{text!r}: each must be above 0 and finite", param_hint=option)
-    return found or None
-
-
-def shard(option: str) -> Any:
-    from .data.cache import Shard
-
-    index, _, count = option.partition("/")
-    if not (index.isdecimal() and count.isdecimal()):
-        raise click.BadParameter(f"{option!r} is not i/n, such as 0/4", param_hint="--shard")
-    return Shard(int(index), int(count))
-
-
-def token_limits(values: tuple[str, ...]) -> dict[str, int]:
-    limits = pairs("--max-new-tokens", values)
-    for name, limit in limits.items():
-        if not (limit.isdecimal() and int(limit) > 0):
-            raise click.BadParameter(f"{name}={limit}: not a number of tokens", param_hint="--max-new-tokens")
-    return {name: int(limit) for name, limit in limits.items()}
-
-
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Returns a comma-separated option as whole numbers."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not all(item.isascii() and item.isdecimal() for item in items):
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers, such as 0,1,2", param_hint=option)
-    return tuple(int(item) for item in items)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..data.cache.disk import Disk, write_atomically
 from ..data.errors import CacheMismatch, CheckpointError, UnknownSetting
 from ..data.knobs import KnobSpace
+from ..data.paths import existing_directory
 from ..data.strict_json import dump_json, read_json
 from .budget_encoder import BudgetEncoder
 from .stage1 import Stage1
@@ -199,16 +200,12 @@ def _count(tensors: Any) -> int:
 
 
 def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
-    path = Path(path_or_hub_id)
-    if path.is_dir():
+    name = str(path_or_hub_id)
+    path = existing_directory(name, "a controllers' checkpoint", error=CheckpointError)
+    if path is not None:
         if not (path / CONFIG_NAME).is_file():
             raise CheckpointError(f"{path} holds no {CONFIG_NAME}: it is no controllers' checkpoint, or half-written")
         return path
-    name = str(path_or_hub_id)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"{path} is no directory with a controllers' checkpoint, and no hub id (owner/name) either"
-        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -11,7 +11,7 @@ class ImageSource(Protocol):
 
     @property
     def ref(self) -> str:
-        """A path, or `file.parquet#row`, relative to the images' root; what the cache stores as `image_ref`."""
+        """What the cache stores as `image_ref`: a path under the images' root, or `file.parquet#row` under the data."""
 
     def read_bytes(self) -> bytes:
         """Returns the encoded image (PNG, JPEG, ...). Raises DatasetError, with path and row, when it cannot."""

@@ -10,6 +10,7 @@ from ..data.cache.run_record import Shard
 from ..data.datasets.columns import column_maps, source_splits
 from ..data.errors import KnobctlError
 from ..data.knobs import KnobSpace
+from ..data.machine import check_threads
 
 MEASURED_MODES = ("blockwise", "end_to_end")
 PART_SAMPLES = 16
@@ -62,6 +63,7 @@ class PrecomputeConfig:
             raise KnobctlError(f"a dataset was named twice: {', '.join(self.dataset_names)}.")
         if self.latency_mode not in MEASURED_MODES:
             raise KnobctlError(f"latency mode {self.latency_mode!r} is unknown: use {' or '.join(MEASURED_MODES)}.")
+        check_threads(self.sweep_threads)
         for name in ("runs", "part_samples", "importance_samples", "workers"):
             if getattr(self, name) < 1:
                 raise KnobctlError(f"{name} must be at least 1, not {getattr(self, name)}.")

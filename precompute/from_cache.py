@@ -8,8 +8,8 @@ from typing import Any
 
 from ..data.cache import Cache, open_cache
 from ..data.datasets.registry import DATASETS
-from ..data.datasets.sources import image_from_ref, images_root_of
-from ..data.errors import CacheError, CacheMismatch
+from ..data.datasets.sources import ImageRoots, image_from_ref
+from ..data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
 from ..data.executor import LEAST_RUNS
 from ..data.samples import Sample
 from .encoder_file import read_encoder
@@ -28,6 +28,7 @@ def live_factory(
     device: str = "cuda",
     dtype: str = "auto",
     images: Path | None = None,
+    sources: Mapping[str, Path] | None = None,
     runs: int = LEAST_RUNS,
 ) -> Factory:
     """Returns what makes the executor and the samples of a live validation; the model is loaded once it is called.
@@ -35,7 +36,9 @@ def live_factory(
     Args:
         model: bundled name, directory or hub id; None takes the name that the cache records.
         dtype: `auto` is the cache's; another one is refused where the cache names its own.
-        images: root of the images that `image_ref` is relative to; bundled datasets need none.
+        images: folder where image paths start, and where Parquet files with images are looked for first; by default
+            the folders that the cache records.
+        sources: where a dataset's files lie now, by its name; by default where the cache says.
         runs: timed runs of each request, at least 3, of which the median counts; 0 measures no latency.
 
     Raises (when called):
@@ -49,8 +52,16 @@ def live_factory(
         kept = cache.manifest.dtype
         if dtype != "auto" and kept is not None and dtype != kept:
             raise CacheMismatch(f"{cache_path} was made in {kept}, and --dtype asks for {dtype}: leave --dtype out.")
-        samples = samples_of(cache, sample_ids, images)
-        loaded = load_model(model or cache.manifest.model_name, revision=revision, device=device, dtype=kept or dtype)
+        samples = samples_of(cache, sample_ids, images, sources or {})
+        for sample in samples.values():  # what is missing is said now, not in the middle of the run
+            sample.image.read_bytes()
+        name = model or cache.manifest.model_name
+        try:
+            loaded = load_model(name, revision=revision, device=device, dtype=kept or dtype)
+        except CheckpointError as error:
+            if model is not None:
+                raise
+            raise CheckpointError(f"{error} The cache names this model; say where it lies now with --model.") from error
         _check_model(cache, loaded)
         return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
 
@@ -91,18 +102,26 @@ def tasks_of(cache: Cache) -> dict[str, Task]:
     return tasks
 
 
-def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> dict[str, Sample]:
+def samples_of(
+    cache: Cache, sample_ids: Sequence[str], images: Path | None, sources: Mapping[str, Path]
+) -> dict[str, Sample]:
     """Returns the samples as precompute saw them. Raises CacheError when a column that a live run needs is missing."""
     table = cache.samples
     missing = [name for name in ("question", "answers", "image_ref") if name not in table.columns]
     if missing:
         raise CacheError(f"{cache.path}/samples lacks {missing}, without which no sample can be run live.")
+    records: dict[str, Any] = {name: {} for name in table["dataset"].unique()} | (cache.manifest.datasets or {})
+    for name, source in sources.items():
+        if name not in records:
+            raise DatasetError(
+                f"--dataset {name}: {cache.path} has no such dataset, only {', '.join(sorted(records))}."
+            )
+        if not source.exists():
+            raise DatasetError(f"--dataset {name}: {source} does not exist.")
     roots = {
-        name: images or images_root_of(str(record.get("source", "")))
-        for name, record in (cache.manifest.datasets or {}).items()
+        name: ImageRoots.recorded(name, record, source=sources.get(name), images=images)
+        for name, record in records.items()
     }
-    columns = {name: record.get("columns") for name, record in (cache.manifest.datasets or {}).items()}
-    image_columns = {name: str(kept.get("image", "image")) for name, kept in columns.items() if isinstance(kept, dict)}
     samples: dict[str, Sample] = {}
     for sample_id in sample_ids:
         row: dict[str, Any] = table.row(cache.sample_index[sample_id], named=True)
@@ -115,11 +134,7 @@ def samples_of(cache: Cache, sample_ids: Sequence[str], images: Path | None) -> 
             row["question"],
             tuple(row["answers"]),
             row.get("image_id") or row["image_ref"],
-            image_from_ref(
-                row["image_ref"],
-                roots.get(row["dataset"], images),
-                image_columns.get(row["dataset"], "image"),
-            ),
+            image_from_ref(row["image_ref"], roots[row["dataset"]]),
         )
     return samples
 

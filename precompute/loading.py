@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from ..data.errors import CheckpointError, KnobctlError
+from ..data.paths import is_hub_id
 from .molmoe.checkpoint import checkpoint_directory, load_molmoe
 from .molmoe.fingerprint import model_fingerprint
 from .molmoe.model import Molmoe
 from .molmoe.prompt import PromptTokenizer
+from .progress import say
 
 BUNDLED_ROOT = Path(__file__).resolve().parent.parent / "data" / "bundled"
 BUNDLED_MODELS = ("nano",)
@@ -36,7 +38,7 @@ class LoadedModel:
 
 
 def load_model(name: str, *, revision: str | None = None, device: str = "cuda", dtype: str = "auto") -> LoadedModel:
-    """Loads a bundled model by name, a checkpoint directory, or a hub id.
+    """Loads a bundled model by name, a checkpoint directory, or a hub id, in this order: `model_directory`.
 
     Args:
         dtype: float32, bfloat16 or float16; auto is float32 on the CPU and bfloat16 on a GPU.
@@ -53,14 +55,20 @@ def load_model(name: str, *, revision: str | None = None, device: str = "cuda", 
 
 
 def model_directory(name: str, revision: str | None = None) -> Path:
-    """Returns the checkpoint directory of a bundled name, a path or a hub id."""
-    if name in BUNDLED_MODELS and not Path(name).is_dir():
+    """Returns the checkpoint directory of a bundled name, a path or a hub id.
+
+    A bundled name is the bundled model, whatever directories there are: one that is called so is `./nano`. A directory
+    that exists goes before the hub repository of the same name, which is said on stderr.
+    """
+    if name in BUNDLED_MODELS:
         directory = BUNDLED_ROOT / name
         if not (directory / "config.json").is_file():
             raise CheckpointError(
                 f"the bundled model {name} is not in this installation ({directory}): install knobctl anew."
             )
         return directory
+    if is_hub_id(name) and Path(name).is_dir():
+        say(f"model {name}: the directory {Path(name).absolute()}, not the hub repository of that name")
     try:
         return checkpoint_directory(name, revision=revision)
     except CheckpointError as error:

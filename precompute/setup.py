@@ -114,7 +114,9 @@ def request_record(config: PrecomputeConfig, inputs: Inputs, results_sha256: str
     datasets = {}
     for one in inputs.sets:
         record = one.to_dict()
-        datasets[one.name] = {name: value for name, value in record.items() if name not in ("source", "skipped")}
+        datasets[one.name] = {
+            name: value for name, value in record.items() if name not in ("source", "images", "skipped")
+        }
     return {
         "model": {"name": loaded.name, "fingerprint": loaded.fingerprint, "dtype": dtype_name(loaded)},
         "device": device_record(loaded.model.device),

@@ -7,14 +7,20 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from ..data.machine import check_threads
+
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Runs the body with `count` intra-op threads on the CPU, and puts the former number back, errors included."""
+    """Runs the body with `count` intra-op threads on the CPU, and puts the former number back, errors included.
+
+    Raises KnobctlError for more threads than the machine has CPUs.
+    """
     before = torch.get_num_threads()
     if before == count:
         yield
         return
+    check_threads(count)
     torch.set_num_threads(count)
     try:
         yield

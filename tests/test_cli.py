@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -134,7 +135,8 @@ def test_a_changed_byte_is_named(cache: Path):
     assert_one_line(run("inspect", cache, "--verify"), part.name)
 
 
-def test_training_takes_one_thread_unless_told(cache: Path, tmp_path: Path):
+def test_training_takes_one_thread_unless_told(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     had = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -145,6 +147,15 @@ def test_training_takes_one_thread_unless_told(cache: Path, tmp_path: Path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(had)
+
+
+def test_more_threads_than_cpus_are_refused_at_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    words = ("1000000 threads", "4 CPUs", "use 1 to 4")
+    assert_one_line(run("train", cache, "--out", tmp_path / "out", "--threads", 1_000_000), *words)
+    assert_one_line(run("cross-validate", cache, "--threads", 1_000_000), *words)
+    nano = ("precompute", "--model", "nano", "--dataset", "easy_vqa", "--device", "cpu", "--out", tmp_path / "out")
+    assert_one_line(run(*nano, "--threads", 1_000_000), *words)
 
 
 def test_train_then_validate_and_compare(cache: Path, tmp_path: Path):

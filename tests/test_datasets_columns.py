@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from dataset_files import coco_vqa, png, rows, ten, write_json, write_json_lines, write_parquet
 
 from knobctl.cli import main
-from knobctl.data.datasets import image_from_ref, load_samples
+from knobctl.data.datasets import ImageRoots, image_from_ref, load_samples
 from knobctl.data.datasets.columns import column_maps, source_splits
 from knobctl.data.errors import DatasetError, KnobctlError
 from knobctl.precompute.config import PrecomputeConfig
@@ -25,7 +25,8 @@ def test_a_parquet_dataset_with_other_names(tmp_path):
     assert loaded.samples[0].answers == ("up",)
     assert loaded.samples[1].image.read_bytes() == png(1)
     assert loaded.to_dict()["columns"] == columns
-    assert image_from_ref("v.parquet#3", tmp_path, "picture").read_bytes() == png(1)
+    roots = ImageRoots.recorded("coco_2014_vqa", loaded.to_dict())
+    assert image_from_ref("v.parquet#3", roots).read_bytes() == png(1)
     assert "columns" not in load_samples("easy_vqa", limit=1).to_dict()
 
 
@@ -42,7 +43,7 @@ def test_live_samples_come_from_the_column_that_the_cache_records(tmp_path):
     index = {sample.sample_id: i for i, sample in enumerate(loaded.samples)}
     manifest = SimpleNamespace(datasets={"mine": loaded.to_dict()})
     cache = SimpleNamespace(samples=table, sample_index=index, manifest=manifest, path=tmp_path)
-    live = samples_of(cache, list(index), None)
+    live = samples_of(cache, list(index), None, {})
     assert [live[name].image.read_bytes() for name in index] == [s.image.read_bytes() for s in loaded.samples]
 
 

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
-from knobctl.data.datasets import image_from_ref, json_files, load_samples, parquet_images
+from knobctl.data.datasets import ImageRoots, image_from_ref, json_files, load_samples, parquet_images
 from knobctl.data.errors import DatasetError
 
 GOOD = {"image": "a.png", "question": "what?", "answers": ["cat"]}
@@ -138,7 +138,10 @@ def test_a_wrong_column(tmp_path, columns, message):
         ({"question_id": ["1", None, "3"]}, "row 1: `question_id` must be"),
         ({"question_id": ["1", "2\x00", "3"]}, "row 1: `question_id` must be"),
         ({"image": [{"bytes": b"x", "path": None}] * 3}, r"image v\.parquet#\d cannot be decoded"),
-        ({"image": [{"bytes": png(0), "path": ""}, {"bytes": None, "path": None}, None]}, "holds no bytes"),
+        (
+            {"image": [{"bytes": png(0), "path": ""}, {"bytes": None, "path": None}, None]},
+            "neither bytes nor a path",
+        ),
     ],
 )
 def test_a_wrong_value(tmp_path, columns, message):
@@ -260,21 +263,25 @@ def test_images_must_be_a_folder(tmp_path):
         load_samples("coco_2014_vqa", source=coco_vqa(tmp_path), images=tmp_path / "photos")
 
 
+def roots_at(folder):
+    return ImageRoots("mine", str(folder), folder)
+
+
 @pytest.mark.parametrize("ref", ["../x.png", "/etc/passwd", "../x.parquet#0", "bundled:../x.parquet#0"])
 def test_a_reference_that_leads_out_is_refused(tmp_path, ref):
     with pytest.raises(DatasetError, match="leads out"):
-        image_from_ref(ref, tmp_path)
+        image_from_ref(ref, roots_at(tmp_path))
 
 
 def test_a_reference_needs_its_root():
     with pytest.raises(DatasetError, match="--images"):
-        image_from_ref("train_images/a.jpg", None)
+        image_from_ref("train_images/a.jpg", ImageRoots("mine", None, None))
 
 
 def test_a_row_beyond_the_file(tmp_path):
     write_parquet(tmp_path / "v.parquet", rows(4))
     with pytest.raises(DatasetError, match=r"v\.parquet, row 9, cannot be read \(the file has 4 rows\)"):
-        image_from_ref("v.parquet#9", tmp_path).read_bytes()
+        image_from_ref("v.parquet#9", roots_at(tmp_path)).read_bytes()
 
 
 def test_a_metric_that_could_never_give_a_full_score_is_said(tmp_path):
@@ -312,4 +319,4 @@ def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
 def test_a_reference_into_a_file_without_images(tmp_path):
     write_parquet(tmp_path / "v.parquet", rows(4, image=None))
     with pytest.raises(DatasetError, match="no column `image`"):
-        image_from_ref("v.parquet#1", tmp_path).read_bytes()
+        image_from_ref("v.parquet#1", roots_at(tmp_path)).read_bytes()

@@ -1,6 +1,5 @@
 """Every format that is read: official files, Parquet mirrors and their quirks, a user's own Parquet and JSON Lines."""
 
-import contextlib
 import hashlib
 import json
 
@@ -9,9 +8,11 @@ import polars as pl
 import pytest
 from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
-from knobctl.data.datasets import DATASETS, decode_image, image_from_ref, images_root_of, load_samples
+from knobctl.data.datasets import DATASETS, ImageRoots, decode_image, image_from_ref, load_samples
 from knobctl.data.datasets.registry import BUNDLED_ROOT
 from knobctl.data.splits import split_of
+
+UNKNOWN_ROOTS = ImageRoots("any", None, None)
 
 
 def by_id(sample_set):
@@ -162,7 +163,7 @@ def test_a_url_is_read_by_polars_row_by_row(tmp_path):
     sample = by_id(loaded)["text_vqa/10"]
     assert sample.image.row == 4
     assert sample.image.read_bytes() == png(2)
-    assert image_from_ref(sample.image.ref, None).read_bytes() == png(2)
+    assert image_from_ref(sample.image.ref, UNKNOWN_ROOTS).read_bytes() == png(2)
 
 
 # A user's own
@@ -232,7 +233,7 @@ def test_bundled_datasets_hold_only_what_nano_never_saw(name):
         pixels = decode_image(sample.image.read_bytes(), sample.image.ref)
         assert pixels.std() > 0
         np.testing.assert_array_equal(
-            pixels, decode_image(image_from_ref(sample.image.ref, None).read_bytes(), sample.image.ref)
+            pixels, decode_image(image_from_ref(sample.image.ref, UNKNOWN_ROOTS).read_bytes(), sample.image.ref)
         )
 
 
@@ -252,14 +253,9 @@ def test_references_are_found_again_from_what_the_manifest_records(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     for name, source in (("mine", "own/mine.jsonl"), ("mine", lines), ("text_vqa", parquet), ("easy_vqa", None)):
         loaded = load_samples(name, source=source, limit=1)
-        record = loaded.to_dict()["source"]
-        monkeypatch.chdir("/")
+        roots = ImageRoots.recorded(name, loaded.to_dict())
         image = loaded.samples[0].image
-        assert image_from_ref(image.ref, images_root_of(record)).read_bytes() == decoded_bytes(loaded, tmp_path)
+        expected = image.read_bytes()
+        monkeypatch.chdir("/")
+        assert image_from_ref(image.ref, roots).read_bytes() == expected
         monkeypatch.chdir(tmp_path)
-
-
-def decoded_bytes(loaded, folder):
-    """The image's bytes, read from the folder that the sample was made in."""
-    with contextlib.chdir(folder):
-        return loaded.samples[0].image.read_bytes()

@@ -1,8 +1,11 @@
 """Pixels out of encoded images: every mode becomes RGB, damage and bombs become one clear error."""
 
+import base64
 import io
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 
 from knobctl.data.datasets import decode_image
 from knobctl.data.datasets import images as images_module
+from knobctl.data.datasets.images import image_file
 from knobctl.data.errors import DatasetError
 
 
@@ -65,7 +69,7 @@ def test_exif_rotation_is_ignored_as_the_model_does():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_a_truncated_image_is_an_error_with_its_name(kind):
     data = encoded(gradient(size=(64, 64)), kind)
-    with pytest.raises(DatasetError, match=r"image val/7\.x cannot be decoded .*--skip-bad"):
+    with pytest.raises(DatasetError, match=r"image val/7\.x cannot be decoded .*replace it"):
         decode_image(data[: len(data) * 2 // 3], "val/7.x")
 
 
@@ -73,6 +77,75 @@ def test_a_truncated_image_is_an_error_with_its_name(kind):
 def test_what_is_no_image_is_an_error(data):
     with pytest.raises(DatasetError, match="image x"):
         decode_image(data, "x")
+
+
+@pytest.mark.parametrize(
+    ("data", "looks"),
+    [
+        (b"\0\0\0 ftypavif\0\0\0\0", "an AVIF image"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+        (b"\xff\x4f\xff\x51\0\x2f", "a JPEG 2000 image"),
+        (b"<!DOCTYPE html>\n<html><head>", "an HTML page"),
+        (b"\xef\xbb\xbf\n <HTML>", "an HTML page"),
+        (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code>', "an XML document"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg">', "an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "a Git LFS pointer"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "a PNG image, damaged or cut short"),
+        (b"\xff\xd8\xff\xe0\0\x10", "a JPEG image, damaged or cut short"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"PK\x03\x04\x14", "a ZIP archive"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"b'\\x89PNG\\r\\n'", "Python's text for bytes"),
+        (base64.b64encode(encoded(gradient())), "base64"),
+        (b"data:image/png;base64,iVBORw0KGgo", "a data URI"),
+        (b"\0" * 100, "zero bytes"),
+        (b"404: Not Found", "text that begins with '404: Not Found'"),
+        (b"\x01\x02\xfe\xff\x00\x10", "the bytes 01 02 fe ff 00 10"),
+    ],
+)
+def test_what_is_no_image_is_described(data, looks):
+    with pytest.raises(DatasetError, match=f"image x cannot be decoded .*{re.escape(looks)}.*replace it"):
+        decode_image(data, "x")
+
+
+def test_a_name_as_long_as_an_image_is_shortened():
+    with pytest.raises(DatasetError) as error:
+        decode_image(b"", "A" * 100_000)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        (base64.b64encode(encoded(gradient(size=(90, 90)))).decode(), "base64 or a data URI"),
+        (base64.b64encode(encoded(gradient(size=(90, 90)), "JPEG")).decode(), "base64 or a data URI"),  # begins with /
+        ("data:image/png;base64,iVBORw0KGgo", "base64 or a data URI"),
+        ("https://example.org/a.png", "looks like an address: download"),
+        ("photos/a.png", "check the images' folder"),
+    ],
+)
+def test_a_path_that_is_none_says_what_it_looks_like(tmp_path, name, looks):
+    with pytest.raises(DatasetError, match=looks) as error:
+        image_file(tmp_path, name, "x.jsonl, line 1").read_bytes()
+    assert len(str(error.value)) < 600
+
+
+def test_absolute_paths_inside_the_folder_are_taken_however_it_is_spelled(tmp_path, monkeypatch):
+    (tmp_path / "real" / "photos").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    image = tmp_path / "real" / "photos" / "a.png"
+    image.write_bytes(b"pixels")
+    monkeypatch.chdir(tmp_path / "real" / "photos")
+    for root in (".", "../photos", "../../link/photos", tmp_path / "link", tmp_path / "real" / ".." / "link"):
+        assert image_file(Path(root), str(image), "row 1").read_bytes() == b"pixels"
+    with pytest.raises(DatasetError, match="leads out of"):
+        image_file(Path(), str(tmp_path / "real" / "b.png"), "row 1")
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"folder .*/gone does not exist .*--images"):
+        image_file(tmp_path / "gone", "a.png", "row 1").read_bytes()
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
@@ -101,9 +174,18 @@ def test_damage_never_raises_anything_else(kind, data):
     damaged = bytearray(encoded(gradient(size=(24, 16)), kind))
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        pixels = decode_image(bytes(damaged), "x")
-    except DatasetError:
+    first, second = (decoded_or_reason(bytes(damaged)) for _ in range(2))
+    if isinstance(first, str):
+        assert first == second  # the same in every run
+        assert " at 0x" not in first
         return
+    pixels = first
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
+
+
+def decoded_or_reason(data):
+    try:
+        return decode_image(data, "x")
+    except DatasetError as error:
+        return str(error)

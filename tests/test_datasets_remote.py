@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from dataset_files import png, rows, write_parquet
 
-from knobctl.data.datasets import image_from_ref, load_samples
+from knobctl.data.datasets import ImageRoots, image_from_ref, load_samples
 from knobctl.data.datasets.remote_images import hub_location
 from knobctl.data.errors import DatasetError
 
@@ -81,7 +81,9 @@ def test_one_image_costs_its_row_group_and_only_once(mirror):
     assert 0 < sum(sent) < size / 3  # a row group is a twelfth; the footer is fetched in a block of 256 KB
     sent.clear()
     assert sample.image.read_bytes() == png(int(sample.image_id), (SIDE, SIDE))
-    assert image_from_ref(sample.image.ref, None).read_bytes() == sample.image.read_bytes()
+    assert (
+        image_from_ref(sample.image.ref, ImageRoots("text_vqa", None, None)).read_bytes() == sample.image.read_bytes()
+    )
     assert sent == []
 
 

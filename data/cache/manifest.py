@@ -271,7 +271,7 @@ def _datasets(records: dict[str, Any] | None, where: str) -> dict[str, Any] | No
         fields = _Fields(record, f"{where}: datasets.{name}")
         for split in SPLITS:
             fields.get(split, int, optional=True)
-        for text in ("metric", "style", "source"):
+        for text in ("metric", "style", "source", "images"):
             fields.get(text, str, optional=True)
     return records
 

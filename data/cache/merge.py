@@ -19,7 +19,11 @@ from .writer import CacheWriter
 
 # What a shard measured or did for itself; all else in the manifests must agree.
 _OWN = ("files", "created_at", "created_by", "latency_check", "datasets", "extra")
-_OWN_SOURCE = ("source", "skipped")  # the same of a dataset's record: machines that share a run keep files apart
+_OWN_SOURCE = (
+    "source",
+    "images",
+    "skipped",
+)  # the same of a dataset's record: machines that share a run keep files apart
 
 
 def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk | None = None) -> Manifest:

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from .images import decode_image
     from .load import SampleSet, SkippedRow, load_samples
     from .registry import DATASETS, DatasetSpec, parse_dataset_option
-    from .sources import image_from_ref, images_root_of
+    from .sources import ImageRoots, image_from_ref
 
 __all__ = [
     "DATASETS",
     "DatasetSpec",
+    "ImageRoots",
     "SampleSet",
     "SkippedRow",
     "decode_image",
     "image_from_ref",
-    "images_root_of",
     "load_samples",
     "parse_dataset_option",
 ]
@@ -32,8 +32,8 @@ __getattr__ = lazy_exports(
         "SampleSet": "load",
         "SkippedRow": "load",
         "decode_image": "images",
+        "ImageRoots": "sources",
         "image_from_ref": "sources",
-        "images_root_of": "sources",
         "load_samples": "load",
         "parse_dataset_option": "registry",
     },

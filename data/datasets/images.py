@@ -1,8 +1,10 @@
-"""Where an image's bytes lie, and how they become pixels. Files of strangers: everything is bounded."""
+"""Where an image's bytes lie, and how they become pixels. The files are untrusted: everything is bounded."""
 
 from __future__ import annotations
 
 import io
+import os
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -10,9 +12,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import DatasetError
+from ..printable import printable
+from .file_kind import describe_bytes, describe_name
+from .pixels import UnknownRange, to_rgb
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 64_000_000  # 8000 x 8000: 192 MB of RGB
@@ -20,6 +25,8 @@ MAX_IMAGE_PIXELS = 64_000_000  # 8000 x 8000: 192 MB of RGB
 # Pillow reads more; these need no outside program and no rare plug-in.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 Image.init()  # loads the plug-ins now: later, threads that decode at once would race for it
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 # What Pillow's decoders raise on damaged data, beside its own UnidentifiedImageError (an OSError).
 _DECODE_ERRORS = (
@@ -44,72 +51,86 @@ _DECODE_ERRORS = (
 def decode_image(data: bytes, ref: str) -> NDArray[np.uint8]:
     """Returns RGB pixels, uint8 [height, width, 3].
 
-    Alpha is dropped and EXIF rotation ignored, as the released MolmoE processor does; 16-bit values are scaled to 8.
-    Raises DatasetError, naming `ref`, for data that is no image, is damaged or cut short, or exceeds the bounds.
+    Alpha is dropped and EXIF rotation ignored, as the released MolmoE processor does; `pixels.py` says how more than 8
+    bits become 8. Raises DatasetError, naming `ref`, for data that is no image, is damaged or cut short, does not say
+    which value is white, or exceeds the bounds.
     """
+    name = short_name(ref)
     if not data:
-        raise DatasetError(f"image {ref} is empty: replace it, or leave it out with --skip-bad.")
+        raise DatasetError(f"image {name} is empty: replace it.")
     if len(data) > MAX_IMAGE_BYTES:
-        raise DatasetError(f"image {ref} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit: shrink it.")
+        raise DatasetError(f"image {name} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit: shrink it.")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise DatasetError(
-                    f"image {ref} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: shrink it."
+                    f"image {name} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: shrink it."
                 )
-            pixels = _to_rgb(image)
+            return to_rgb(image, data)
+    except UnknownRange as error:
+        raise DatasetError(f"image {name} cannot be used: {error}.") from error
     except _DECODE_ERRORS as error:
-        reason = str(error) or type(error).__name__
+        # Pillow names the object that it could not identify; two runs must give the same reason, without its address.
+        reason = "" if isinstance(error, UnidentifiedImageError) else f"{str(error) or type(error).__name__}; "
+        reason = _ADDRESS.sub("", reason) + describe_bytes(data)
         raise DatasetError(
-            f"image {ref} cannot be decoded ({reason}): replace it, or leave it out with --skip-bad."
+            f"image {name} cannot be decoded ({reason}): replace it by a {', '.join(_FORMATS)} image."
         ) from error
-    return pixels
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips at 255, which turns a 16-bit image white.
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} have no known range")
-        grey = np.rint(values / 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+def short_name(name: str) -> str:
+    """Returns an image's name for messages; one that is no name, but base64 for instance, can have megabytes."""
+    return printable(name, 200)
 
 
 @dataclass(frozen=True)
 class ImageFile:
     """An image file under a root folder."""
 
-    path: Path
-    ref: str  # relative to the images' root
+    root: Path  # absolute
+    ref: str  # relative to the root
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.ref
 
     def read_bytes(self) -> bytes:
         """Returns the encoded image. Raises DatasetError when the file is missing, too large or not a plain file."""
+        name = short_name(str(self.path))
         try:
             size = self.path.stat().st_size
             if not self.path.is_file():
-                raise DatasetError(f"image {self.path} is not a file.")
+                raise DatasetError(f"image {name} is not a file.")
             if size > MAX_IMAGE_BYTES:
-                raise DatasetError(f"image {self.path} has {size:,} bytes, and {MAX_IMAGE_BYTES:,} is the limit.")
+                raise DatasetError(f"image {name} has {size:,} bytes, and {MAX_IMAGE_BYTES:,} is the limit.")
             return self.path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise DatasetError(
-                f"image {self.path} cannot be read ({error}): check the images' folder (--images), "
-                "or leave it out with --skip-bad."
-            ) from error
+            if not self.root.is_dir():
+                raise DatasetError(
+                    f"the images' folder {self.root} does not exist (wanted for {short_name(self.ref)}): name it with "
+                    "--images."
+                ) from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            advice = describe_name(self.ref) or "check the images' folder (--images)"
+            raise DatasetError(f"image {name} cannot be read ({reason}): {advice}.") from error
 
 
 def image_file(root: Path, name: str, where: str) -> ImageFile:
-    """Returns the image `name` under `root`. A name that leads out of `root` is refused: annotation files may lie."""
+    """Returns the image `name` under `root`; `name` is relative to it, or absolute and inside.
+
+    A name that leads out of `root` is refused, because annotation files are untrusted.
+    """
     parts = PurePosixPath(name.replace("\\", "/"))
-    inside = parts.relative_to(root) if parts.is_absolute() and parts.is_relative_to(root) else parts
+    base = root.absolute()
+    inside = parts
+    if parts.is_absolute():
+        spellings = (Path(os.path.abspath(root)), base.resolve())  # without `..`; without symbolic links
+        inside = next((parts.relative_to(one) for one in spellings if parts.is_relative_to(one)), parts)
     if not name or inside.is_absolute() or ".." in inside.parts or "\0" in name:
-        raise DatasetError(f"{where}: image path {name!r} leads out of {root}: give the folder with --images.")
-    return ImageFile(root / inside, str(inside))
+        advice = describe_name(name) or "give the folder with --images"
+        raise DatasetError(f"{where}: image path {short_name(name)!r} leads out of {base}: {advice}.")
+    return ImageFile(base, str(inside))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class SampleSet:
     style: str | None  # prompt style prefix; None: no prefix
     seed: int
     source: str
-    images_root: Path | None  # what the samples' `image.ref` are relative to
+    images_root: Path | None  # where image paths start, absolute; None: the images need no folder
     answer_field: str | None = None  # taken from answer objects; None: the source holds plain texts
     skipped: tuple[SkippedRow, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -75,6 +75,7 @@ class SampleSet:
             "source": self.source,
             "source_split": self.source_split,
             **({"columns": dict(self.columns)} if self.columns else {}),
+            "images": None if self.images_root is None else str(self.images_root),
             "seed": self.seed,
             "samples": len(self.samples),
             "skipped": {"count": len(self.skipped), "first": [vars(row) for row in self.skipped[:_SKIPPED_NAMED]]},

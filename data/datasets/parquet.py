@@ -15,7 +15,7 @@ import polars as pl
 from ..errors import DatasetError
 from ..samples import ImageSource
 from .columns import as_text, check_columns, class_labels, text_column
-from .images import image_file
+from .images import image_file, short_name
 from .parquet_images import PARQUET_ERRORS, ParquetImage, check_not_a_bomb, first_line
 from .records import Record, answer_texts, identifier, question_text, utf8
 from .remote_images import fetch, hub_location, is_remote
@@ -162,7 +162,8 @@ class ParquetRows:
             if not isinstance(values["image"], str):
                 raise DatasetError(f"{where}: `image` is empty: name the image's file.")
             if self.root is None:
-                raise DatasetError(f"{where}: `image` is a path, {values['image']!r}: give its folder with --images.")
+                name = short_name(values["image"])
+                raise DatasetError(f"{where}: `image` is a path, {name!r}: give its folder with --images.")
             return image_file(self.root, values["image"], where)
         name = file if self._folder is None else Path(file).relative_to(self._folder).as_posix()
         return ParquetImage(file, file_row, self._image_column, f"{self._ref_prefix}{name}#{file_row}", self.root)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DatasetError
-from .images import MAX_IMAGE_BYTES, image_file
+from .images import MAX_IMAGE_BYTES, image_file, short_name
 from .remote_images import is_remote, remote_cell
 
 # A row group whose image column is smaller is kept after its first read (two at most), since neighbours come next.
@@ -38,7 +38,7 @@ class ParquetImage:
     row: int  # within the file
     column: str
     ref: str  # `file.parquet#row`
-    root: Path | None  # where a row with a path instead of bytes finds its file
+    images: Path | None  # where a row with a path instead of bytes finds its file
 
     def read_bytes(self) -> bytes:
         """Returns the encoded image. Raises DatasetError, with file and row, when it cannot."""
@@ -51,10 +51,12 @@ class ParquetImage:
                 "copy the file again."
             ) from error
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
-        if data is None and path and self.root is not None:
-            return image_file(self.root, path, self.ref).read_bytes()
+        if data is None and path:
+            if self.images is None:
+                raise DatasetError(f"image {self.ref} is a path, {short_name(path)!r}: give its folder with --images.")
+            return image_file(self.images, path, f"image {self.ref}").read_bytes()
         if not isinstance(data, bytes):
-            raise DatasetError(f"image {self.ref} holds no bytes: replace it, or leave it out with --skip-bad.")
+            raise DatasetError(f"image {self.ref} holds neither bytes nor a path: replace it.")
         if len(data) > MAX_IMAGE_BYTES:
             raise DatasetError(f"image {self.ref} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit.")
         return data

@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import DatasetError
+from ..paths import expand_home
 
 CACHE_VARIABLE = "KNOBCTL_IMAGE_CACHE"
 _ROWS_AT_ONCE = 128  # held in memory together: about 20 MB of photographs
@@ -88,5 +89,5 @@ def _cached_path(location: str, row: int) -> Path | None:
     if location.startswith("file://"):
         return None
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(os.environ.get(CACHE_VARIABLE) or user / "knobctl" / "images")
+    root = Path(expand_home(os.environ.get(CACHE_VARIABLE, "")) or user / "knobctl" / "images")
     return root / hashlib.sha256(location.encode()).hexdigest()[:32] / str(row)

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DatasetError
 from ..samples import ImageSource
-from .images import image_file
+from .images import image_file, short_name
 from .json_files import JsonLinesRows, OfficialRows, has_official_files, official_name
 from .parquet import ParquetRows
 from .parquet_images import ParquetImage
@@ -29,7 +30,7 @@ class OpenedRows:
 
     rows: Rows
     label: str
-    images_root: Path | None
+    images_root: Path | None  # where image paths start, absolute; None: the images need no folder
     answer_field: str | None
 
 
@@ -65,9 +66,10 @@ def open_rows(
     if is_remote(str(source)):
         location = _remote_location(str(source), spec, split)
         parquet = ParquetRows(location, split=split, answer_field=answer_field, columns=columns, root=images)
-        return OpenedRows(parquet, location, parquet.root, parquet.answer_field)
+        return OpenedRows(parquet, location, images and images.absolute(), parquet.answer_field)
     rows = _local_rows(Path(source), spec, images, split, answer_field, columns, prefix)
-    return OpenedRows(rows, label, rows.root, rows.answer_field)
+    assert rows.root is not None, "of rows on disk"
+    return OpenedRows(rows, label, None if prefix else rows.root.absolute(), rows.answer_field)
 
 
 def _remote_location(source: str, spec: DatasetSpec, split: SourceSplit | None) -> str:
@@ -135,30 +137,68 @@ def _expected(spec: DatasetSpec, split: SourceSplit | None) -> str:
     return f"{official}Parquet files and no .jsonl file"
 
 
-def images_root_of(source: str) -> Path | None:
-    """Returns the folder that image references of a dataset read from `source` (`SampleSet.source`) are relative to.
+@dataclass(frozen=True)
+class ImageRoots:
+    """Where a dataset's image references start."""
 
-    None where references need no folder (bundled, an address) or the source is no longer there.
-    """
-    if source.startswith(BUNDLED_PREFIX) or is_remote(source) or not Path(source).exists():
-        return None
-    return Path(source) if Path(source).is_dir() else Path(source).parent
+    dataset: str
+    source: str | None  # what the samples were read from: a path or an address; `file.parquet#row` starts at its folder
+    images: Path | None  # where paths start
+    named: Path | None = None  # the images' folder given for this run; it may hold the Parquet files too
+    column: str = "image"  # of images in Parquet files
+
+    @classmethod
+    def recorded(
+        cls, dataset: str, record: Mapping[str, Any], *, source: Path | None = None, images: Path | None = None
+    ) -> ImageRoots:
+        """Returns the roots that a cache's manifest records (`SampleSet.to_dict`), or those given for this run."""
+        kept, kept_images = record.get("source"), record.get("images")
+        if "images" not in record and kept is not None and _is_local(kept):
+            kept_images = _folder(Path(kept))  # a cache that does not record it: beside the data
+        found = images or (None if kept_images is None else Path(kept_images))
+        column = (record.get("columns") or {}).get("image", "image")
+        return cls(dataset, kept if source is None else str(source), found, images, column)
+
+    def parquet_root(self, file: str) -> Path:
+        """Returns the folder of a Parquet file: the images' folder given for this run if the file is there."""
+        if self.named is not None and (self.named / file).is_file():
+            return self.named
+        advice = f"name the folder that holds {file} with --dataset {self.dataset}=FOLDER."
+        if self.source is None or not _is_local(self.source):
+            raise DatasetError(f"where dataset `{self.dataset}` was read from is not known here: {advice}")
+        source = Path(self.source)
+        if not source.exists():
+            raise DatasetError(f"{source}, where dataset `{self.dataset}` was read from, does not exist: {advice}")
+        return _folder(source)
 
 
-def image_from_ref(ref: str, root: Path | None, column: str = "image") -> ImageSource:
-    """Returns the image that a cache's `image_ref` names: a path or `file.parquet#row` under `root`, or a bundled one.
+def _is_local(source: str) -> bool:
+    return not (source.startswith(BUNDLED_PREFIX) or is_remote(source))
 
-    `column` is that of images in Parquet files. Raises DatasetError when `root` is needed and not given, or when the
-    reference leads out of it.
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def image_from_ref(ref: str, roots: ImageRoots) -> ImageSource:
+    """Returns the image that a cache's `image_ref` names: a path, `file.parquet#row`, a bundled one or an address.
+
+    Raises DatasetError when a root is needed and not known or not there, or when the reference leads out of it.
     """
     path, _, row = ref.rpartition("#")
     if not row.isdecimal() or not path.endswith(".parquet"):
         path, row = ref, ""
     if is_remote(path):
-        return ParquetImage(path, int(row or 0), column, ref, root)
+        return ParquetImage(path, int(row or 0), roots.column, ref, roots.images)
+    where = f"image_ref {short_name(ref)!r}"
     if path.startswith(BUNDLED_PREFIX):
-        path, root = path.removeprefix(BUNDLED_PREFIX), BUNDLED_ROOT
-    if root is None:
-        raise DatasetError(f"image {ref} is relative to a folder that is not known here: name it with --images.")
-    file = image_file(root, path, f"image_ref {ref!r}")
-    return ParquetImage(str(file.path), int(row), column, ref, root) if row else file
+        file = image_file(BUNDLED_ROOT, path.removeprefix(BUNDLED_PREFIX), where)
+        return ParquetImage(str(file.path), int(row), roots.column, ref, None) if row else file
+    if row:
+        file = image_file(roots.parquet_root(path), path, where)
+        return ParquetImage(str(file.path), int(row), roots.column, ref, roots.images)
+    if roots.images is None:
+        raise DatasetError(
+            f"image {short_name(ref)} is relative to a folder that is not known here: name it with --images."
+        )
+    return image_file(roots.images, path, where)

@@ -8,8 +8,9 @@ import polars as pl
 
 from ..errors import ResultsError
 from ..metrics import full_score_warning, get_metric, score
+from ..printable import printable
 from .identity import QUESTION
-from .report import Finding, printable
+from .report import Finding
 
 PERCENT_FROM = 2.0  # a file whose largest accuracy reaches this is evidence of percent; between 1 and 2 it is damage
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ImportanceError
-from .report import printable
+from ..printable import printable
 
 UPSIDE_DOWN_METHOD = "median_rank"  # gives the most important block the lowest score
 _PRECEDENCE = ("merged_scores", "train_scores", "importance_scores")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ResultsError
-from .report import Finding, printable
+from ..printable import printable
+from .report import Finding
 
 # Datasets whose accuracy is the soft VQA score; others of the same program score otherwise.
 VQA_DATASETS = ("coco_2014_vqa", "okvqa", "text_vqa")

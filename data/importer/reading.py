@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import ResultsError
+from ..printable import printable
 from .names import MAX_KNOB, ResultFile
 from .progress import Progress, file_bar
-from .report import Finding, Tally, printable
+from .report import Finding, Tally
 from .rows import RowReader
 from .stream import MAX_FILE_BYTES, BrokenJson, DuplicateKeys, ObjectStream
 

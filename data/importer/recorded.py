@@ -10,6 +10,7 @@ from statistics import multimode
 import polars as pl
 
 from ..errors import ResultsError
+from ..printable import printable
 from .accuracy import metrics_by_dataset, recompute, settle_scale
 from .coverage import configurations, file_findings, question_findings
 from .identity import (
@@ -23,7 +24,7 @@ from .identity import (
 from .names import LAYOUT, deeper_hint, list_results
 from .progress import Progress
 from .reading import FileReading, read_files
-from .report import Finding, ImportReport, printable
+from .report import Finding, ImportReport
 
 
 @dataclass(frozen=True)

@@ -217,11 +217,3 @@ class ImportReport:
             + more
             + "\nMend or remove these files, or import without --strict to leave them out."
         )
-
-
-def printable(value: object, limit: int = 60) -> str:
-    """Returns a stranger's text as one short line that can be shown: no control characters, no halves of characters."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text[: limit + 1]
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from .report import Tally, printable
+from ..printable import printable
+from .report import Tally
 from .stream import DuplicateKeys
 
 MAX_TIME_MS = 1e9  # eleven days; also keeps float32 finite

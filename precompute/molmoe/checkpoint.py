@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ...data.errors import CheckpointError
+from ...data.paths import existing_directory
 from .config import MolmoeConfig
 from .fields import read_json_object
 from .model import Molmoe
@@ -31,7 +32,6 @@ INDEX_FILE = "model.safetensors.index.json"
 
 _MAX_INDEX_BYTES = 64 << 20
 _HUB_FILES = ["*.json", "*.safetensors"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no parent, no drive
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -42,14 +42,12 @@ def checkpoint_directory(path_or_hub_id: str | Path, *, revision: str | None = N
     Raises:
         CheckpointError: no such directory, and no such repository or no hub within reach.
     """
-    path = Path(path_or_hub_id)
-    if path.is_dir():
+    name = str(path_or_hub_id)
+    path = existing_directory(name, f"config.json and {SINGLE_FILE}", error=CheckpointError)
+    if path is not None:
         if revision is not None:
             raise CheckpointError(f"{path} is a directory, which has no revisions: leave out --revision {revision}.")
         return path
-    name = str(path_or_hub_id)
-    if not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{name} is neither a directory nor a hub id like `owner/name`.")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except LocalEntryNotFoundError as error:

@@ -73,4 +73,5 @@ def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedCont
         ),
         encoder=None if encoder_path is None else read_budget_encoder(encoder_path, cache.d_model),
     )
-    return LoadedControllers(TwoStagePolicy(controllers, name), str(path), controllers)
+    found = str(Path(path).absolute()) if Path(path).is_dir() else str(path)  # else a hub id
+    return LoadedControllers(TwoStagePolicy(controllers, name), found, controllers)

@@ -1,0 +1,14 @@
+"""What this machine has."""
+
+from __future__ import annotations
+
+import os
+
+from .errors import KnobctlError
+
+
+def check_threads(count: int) -> None:
+    """Raises KnobctlError for more threads than the machine has CPUs: far too many crash the process inside torch."""
+    cpus = os.cpu_count() or 1
+    if not 1 <= count <= cpus:
+        raise KnobctlError(f"{count} threads: this machine has {cpus} CPU{'s' if cpus > 1 else ''}: use 1 to {cpus}.")

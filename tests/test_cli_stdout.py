@@ -1,0 +1,54 @@
+"""A finished command ends well on any stdout: of another encoding, closed, cut off, or on a full disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_cache import make_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("größe") / "cache", samples=40)
+
+
+def run(stdout: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = f'"$0" -m knobctl.cli "$@" {stdout}'
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command, sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_an_encoding_lacks_is_escaped(cache: Path, tmp_path: Path, encoding: str):
+    linked = tmp_path / "größe-日本"
+    linked.symlink_to(cache)
+    done = run(f"> {tmp_path}/out", "inspect", linked, PYTHONIOENCODING=f"{encoding}:strict")
+    assert done.returncode == 0, done.stderr
+    expected = str(linked).encode(encoding, "backslashreplace")
+    assert expected in (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("inspect", "CACHE"), ("inspect", "CACHE", "--json"), ("--help",)])
+def test_a_full_disk_is_one_line(cache: Path, unbuffered: str, arguments: tuple[str, ...]):
+    named = [str(cache) if word == "CACHE" else word for word in arguments]
+    done = run("> /dev/full", *named, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the result cannot be written to stdout (No space left on device)")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_stdout_and_a_reader_that_leaves_are_silent(cache: Path):
+    closed = run(">&-", "inspect", cache)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    assert run("| true", "inspect", cache).stderr == ""

@@ -1,0 +1,129 @@
+"""What precompute reads, a live run finds again: image paths in Parquet, beside bytes, or in JSON Lines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from dataset_files import png, rows, write_json_lines, write_parquet
+
+from knobctl.data.cache import open_cache
+from knobctl.data.errors import CheckpointError, DatasetError
+from knobctl.data.importer import save_importance
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.plans import ImportanceScores
+from knobctl.precompute.config import PrecomputeConfig
+from knobctl.precompute.from_cache import live_factory
+from knobctl.precompute.run import precompute
+
+from .engine_world import write_tiny_model
+
+COUNT = 3
+ONE_SETTING = KnobSpace(("low",), (1,), (2,), (4,), tier_crops=((1, 2),))
+PATHS = [f"{i}.png" for i in range(COUNT)]
+COLUMNS = {
+    "struct": [{"bytes": None, "path": path} for path in PATHS],
+    "mixed": [{"bytes": png(0), "path": "0.png"}, *({"bytes": None, "path": path} for path in PATHS[1:])],
+    "text": PATHS,
+    "bytes": [png(i) for i in range(COUNT)],
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+
+
+def write_data(folder: Path, kind: str) -> Path:
+    """Writes `folder`/data with the table and `folder`/img with the images, and returns the table's path."""
+    (folder / "img").mkdir(parents=True)
+    for i, path in enumerate(PATHS):
+        (folder / "img" / path).write_bytes(png(i))
+    if kind == "jsonl":
+        (folder / "data").mkdir()
+        entries = [{"image": path, "question": "is it red?", "answers": ["yes"]} for path in PATHS]
+        return write_json_lines(folder / "data" / "mine.jsonl", entries)
+    table = rows(COUNT, image=COLUMNS[kind], image_id=None, answers=[["yes"]] * COUNT)
+    return write_parquet(folder / "data" / "mine.parquet", table)
+
+
+def make_cache(model_dir: Path, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs precompute inside `folder`, with relative paths."""
+    source = write_data(folder, kind)
+    importance = folder / "importance.json"
+    save_importance(ImportanceScores(tuple(float(block) for block in range(6))), importance)
+    monkeypatch.chdir(folder)
+    precompute(
+        PrecomputeConfig(
+            model=str(model_dir),
+            datasets=(f"mine={source.relative_to(folder)}",),
+            out=folder / "cache",
+            device="cpu",
+            space=ONE_SETTING,
+            budgets=("10",),
+            runs=1,
+            importance=importance,
+            images=None if kind == "bytes" else Path("img"),
+            max_new_tokens={"mine": 1},
+        )
+    )
+    monkeypatch.chdir("/")
+    return folder / "cache"
+
+
+def live_images(cache: Path, **options) -> list[bytes]:
+    _, samples = live_factory(cache, device="cpu", **options)(open_cache(cache).sample_ids)
+    return [samples[name].image.read_bytes() for name in sorted(samples)]
+
+
+IMAGES = [png(i) for i in range(COUNT)]
+
+
+@pytest.mark.parametrize("kind", ["struct", "mixed", "text", "bytes", "jsonl"])
+def test_images_are_found_again_without_options_and_after_a_move_with_them(model_dir, tmp_path, monkeypatch, kind):
+    cache = make_cache(model_dir, tmp_path / "there", kind, monkeypatch)
+    record = json.loads((cache / "cache.json").read_text())["datasets"]["mine"]
+    assert record["source"] == str(next((tmp_path / "there" / "data").iterdir()))
+    assert record["images"] == str(tmp_path / "there" / ("data" if kind == "bytes" else "img"))
+    assert live_images(cache) == IMAGES
+
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.move(tmp_path / "there" / "data", moved / "data")
+    shutil.move(tmp_path / "there" / "img", moved / "img")
+    in_parquet = kind in ("struct", "mixed", "bytes")
+    images, sources = {"images": moved / "img"}, {"sources": {"mine": moved / "data"}}
+    if in_parquet:
+        with pytest.raises(DatasetError, match=r"there/data/mine\.parquet.*does not exist.*--dataset mine=FOLDER"):
+            live_images(cache, **images)
+    if kind != "bytes":
+        with pytest.raises(DatasetError, match=r"there/img does not exist .*--images"):
+            live_images(cache, **sources)
+    assert live_images(cache, **images, **sources) == IMAGES
+
+
+def test_one_folder_that_holds_both_files_and_images_needs_one_option(model_dir, tmp_path, monkeypatch):
+    cache = make_cache(model_dir, tmp_path / "there", "mixed", monkeypatch)
+    shutil.move(tmp_path / "there" / "data", tmp_path / "new")
+    for path in (tmp_path / "there" / "img").iterdir():
+        shutil.move(path, tmp_path / "new")
+    (tmp_path / "there" / "img").rmdir()
+    assert live_images(cache, images=tmp_path / "new") == IMAGES
+
+
+def test_what_cannot_be_found_is_named_without_options_of_precompute(model_dir, tmp_path, monkeypatch):
+    cache = make_cache(model_dir, tmp_path / "there", "struct", monkeypatch)
+    with pytest.raises(DatasetError, match=r"--dataset other: .* has no such dataset, only mine"):
+        live_images(cache, sources={"other": tmp_path})
+    with pytest.raises(DatasetError, match=r"--dataset mine: .*nowhere does not exist"):
+        live_images(cache, sources={"mine": tmp_path / "nowhere"})
+    (model_dir / "config.json").rename(model_dir / "kept")
+    with pytest.raises(CheckpointError, match=r"config\.json.*The cache names this model; .*--model"):
+        live_images(cache)
+    (model_dir / "kept").rename(model_dir / "config.json")
+    (tmp_path / "there" / "img" / "1.png").unlink()
+    with pytest.raises(DatasetError, match=r"1\.png cannot be read .*--images") as error:
+        live_images(cache)
+    assert "--skip-bad" not in str(error.value)
