@@ -82,17 +82,6 @@ TABLE_WIDTH = 140  # characters that the widest report takes
 
 def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
     """Prints a result on stdout: JSON, or what `render` makes of it."""
-    try:
-        _print(result, as_json, render)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise  # a reader that has seen enough, which click answers
-    except OSError as cause:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
-        raise KnobctlError(f"the result cannot be written to standard output: {cause.strerror or cause}") from cause
-
-
-def _print(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any]) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=2, allow_nan=False))
         return

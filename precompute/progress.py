@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 Advance = Callable[[], None]
 
 _quiet = False  # of this process
@@ -27,6 +24,16 @@ def quiet(hold: bool) -> Iterator[None]:
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Shows a bar of `total` steps while the body runs; the body calls what it gets after every step."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -45,4 +52,6 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 def say(text: str) -> None:
     """Prints one line on stderr."""
+    from rich.console import Console
+
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)

@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from make_cache import make_cache
 
 from knobctl.cli import main
-from knobctl.cli_options import HomePath, HomeText
+from knobctl.cli_values import HomePath, HomeText
 from knobctl.data.datasets.remote_images import _cached_path
 from knobctl.data.errors import CheckpointError
 from knobctl.precompute.loading import BUNDLED_ROOT, load_model, model_directory

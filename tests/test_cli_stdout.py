@@ -34,7 +34,8 @@ def test_what_an_encoding_lacks_is_escaped(cache: Path, tmp_path: Path, encoding
     done = run(f"> {tmp_path}/out", "inspect", linked, PYTHONIOENCODING=f"{encoding}:strict")
     assert done.returncode == 0, done.stderr
     expected = str(linked).encode(encoding, "backslashreplace")
-    assert expected in (tmp_path / "out").read_bytes()
+    printed = b"".join(line.strip() for line in (tmp_path / "out").read_bytes().splitlines())  # long paths are wrapped
+    assert expected in printed
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")

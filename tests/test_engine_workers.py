@@ -84,7 +84,8 @@ def test_a_worker_s_message_names_the_cause(one, tmp_path, find_known, cause):
 
 
 def test_sigint_stops_every_worker_after_its_part(one, tmp_path):
-    config = replace(one, out=tmp_path / "cache", workers=2)
+    # Many timed runs: the parent looks for the signal twice a second, and parts must still be left then.
+    config = replace(one, out=tmp_path / "cache", workers=2, part_samples=1, runs=30)
 
     def stop_after_a_part() -> None:
         end = time.monotonic() + 60
