@@ -39,7 +39,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/soak.py --kills $(KILLS)
 	$(BIN)/python benchmarks/soak.py --kind cache --kills $(KILLS) --command \
 	  '$(BIN)/knobctl precompute --model nano --dataset easy_vqa --samples 40 --tiers low --top-k 4,8 --num-blocks 12,16 --runs 1 --budgets 15,20,25 --device cpu --out {out}'
-	test -d $(SOAK)/cache || $(BIN)/python -m knobctl.data.generated_cache $(SOAK)/cache --train 800 --val 200 --test 200 --d-model 64
+	test -d $(SOAK)/cache || $(BIN)/python -m knobctl.data.generated.cache $(SOAK)/cache --train 800 --val 200 --test 200 --d-model 64
 	$(BIN)/python benchmarks/soak.py --kind files --kills $(TRAIN_KILLS) \
 	  --command '$(BIN)/knobctl train $(SOAK)/cache --epochs 1500 --out {out}' \
 	  --again '$(BIN)/knobctl train $(SOAK)/cache --epochs 1500 --out {out} --resume'

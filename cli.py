@@ -83,18 +83,18 @@ def precompute(as_json: bool, dry_run: bool, **options: Any) -> None:
     from .data.render import render_sections
 
     if dry_run:
-        from .precompute.forecast import forecast
+        from .precompute.run.forecast import forecast
 
         emit(forecast(config), as_json, lambda record: render_sections("forecast", record))
         return
-    from .precompute.run import precompute as run
+    from .precompute.scale.launch import precompute as run
 
     emit(run(config), as_json, lambda record: render_sections("cache", record))
 
 
 def _precompute_config(options: dict[str, Any]) -> Any:
     from .data.knobs import KnobSpace
-    from .precompute.config import PrecomputeConfig
+    from .precompute.run.config import PrecomputeConfig
 
     same = {"model", "datasets", "out", "samples", "revision", "device", "dtype", "seed", "latency_mode", "runs"}
     same |= {"importance", "data_root", "images", "skip_bad", "column", "source_split", "like", "threads", "workers"}
@@ -152,8 +152,8 @@ def importance_measure(as_json: bool, out: Path, **options: Any) -> None:
     knobctl importance measure --model nano --dataset easy_vqa --samples 300 --out runs/importance.json --device cpu
     """
     from .data.render import render_importance
-    from .precompute.config import PrecomputeConfig
-    from .precompute.importance_run import run_importance
+    from .precompute.run.config import PrecomputeConfig
+    from .precompute.run.importance_run import run_importance
 
     options["max_new_tokens"] = token_limits(options["max_new_tokens"])
     options["metrics"] = pairs("--metric", options.pop("metric"))
@@ -258,8 +258,8 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
     knobctl train runs/cache --out runs/exact --estimator exact --seeds 0,1,2
     """
     from .data.render import render_sections
-    from .precompute.threads import num_threads
-    from .replay.train import train_controllers
+    from .precompute.models.threads import num_threads
+    from .replay.training.train import train_controllers
 
     seeds, seed = whole_numbers("--seeds", options["seeds"]), options["seed"]
     if seeds and seed is not None:
@@ -289,13 +289,13 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
     knobctl validate runs/controllers --cache runs/cache
     knobctl validate runs/controllers --cache runs/cache --live --device cpu
     """
-    from .replay.evaluation.render import render_report
     from .replay.evaluation.validate import validate_controllers
+    from .replay.report.tables import render_report
 
     factory = None
     if live:
-        from .precompute.from_cache import live_factory
-        from .precompute.loading import find_device
+        from .precompute.models.loading import find_device
+        from .precompute.run.live_from_cache import live_factory
 
         find_device(options["device"])  # before anything long is done
         names = ("model", "revision", "device", "dtype", "images", "sources", "runs")
@@ -328,7 +328,7 @@ def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options:
     knobctl compare runs/cache runs/controllers runs/classic
     """
     from .replay.evaluation.compare import compare as run
-    from .replay.evaluation.render import render_report
+    from .replay.report.tables import render_report
 
     report = run(cache, controllers, split=options["split"], **report_arguments(options))
     emit(report.to_dict(), as_json, render_report)
@@ -349,9 +349,9 @@ def cross_validate(cache: Path, seeds: str, threads: int, as_json: bool, **optio
 
     knobctl cross-validate runs/cache --baseline table --baseline neighbours
     """
-    from .precompute.threads import num_threads
-    from .replay.cross_validate import cross_validate as run
-    from .replay.evaluation.render import render_report
+    from .precompute.models.threads import num_threads
+    from .replay.report.tables import render_report
+    from .replay.training.cross_validate import cross_validate as run
 
     config = training_config(whole_numbers("--seeds", seeds), options)
     with progress("epochs") as advance, num_threads(threads):
@@ -378,7 +378,7 @@ def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
     """
     from .data.render import render_record
     from .demo import run_demo
-    from .replay.evaluation.render import render_report
+    from .replay.report.tables import render_report
 
     with progress("live") as advance:
         record = run_demo(out, samples=samples, seed=seed, log=log, progress=advance)

@@ -33,13 +33,13 @@ def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable
     Raises:
         KnobctlError: the live model differed from replay anywhere on the test split, or a step failed.
     """
-    from .precompute.config import PrecomputeConfig
-    from .precompute.from_cache import live_factory
-    from .precompute.run import precompute
-    from .precompute.threads import single_thread
+    from .precompute.models.threads import single_thread
+    from .precompute.run.config import PrecomputeConfig
+    from .precompute.run.live_from_cache import live_factory
+    from .precompute.scale.launch import precompute
     from .replay.evaluation.validate import validate_controllers
     from .replay.recipes import recipe
-    from .replay.train import train_controllers
+    from .replay.training.train import train_controllers
 
     cache, controllers = out / "cache", out / "controllers"
     seconds: dict[str, float] = {}

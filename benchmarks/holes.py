@@ -2,7 +2,7 @@
 
 Outcomes of the training split are left out, baselines are fitted on what remains, and their mean reward is measured on
 a complete test split. Three ways to fill holes are compared: the additive model (reward = setting + sample), the
-setting's mean over the samples that have it, and `knobctl.replay.baselines.expected`, which knobctl uses.
+setting's mean over the samples that have it, and `knobctl.replay.policies.expected`, which knobctl uses.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from knobctl.data.generated import STRUCTURES, GeneratedCache, GeneratedConfig, generate
+from knobctl.data.generated.population import STRUCTURES, GeneratedCache, GeneratedConfig, generate
 from knobctl.data.policy import Policy
-from knobctl.replay.baselines import fixed
-from knobctl.replay.baselines.registry import build_baselines
-from knobctl.replay.baselines.reward_table import FilledRewards, RewardTable
-from knobctl.replay.evaluation.decide import decide
 from knobctl.replay.evaluation.stats import STATS, Problem, request_stats
+from knobctl.replay.policies import fixed
+from knobctl.replay.policies.decide import decide
+from knobctl.replay.policies.registry import build_baselines
+from knobctl.replay.policies.reward_table import FilledRewards, RewardTable
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.tables import ReplayTables
 

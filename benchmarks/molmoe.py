@@ -28,12 +28,12 @@ import torch
 from tables import Row, markdown
 from transformers import DynamicCache
 
-from knobctl.precompute.molmoe.checkpoint import materialise
-from knobctl.precompute.molmoe.config import MolmoeConfig
-from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.molmoe.generate import BlockTopK
-from knobctl.precompute.molmoe.model import Molmoe
-from knobctl.precompute.molmoe.step_decoder import StepDecoder
+from knobctl.precompute.models.molmoe.checkpoint import materialise
+from knobctl.precompute.models.molmoe.config import MolmoeConfig
+from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.models.molmoe.generate import BlockTopK
+from knobctl.precompute.models.molmoe.model import Molmoe
+from knobctl.precompute.models.molmoe.step_decoder import StepDecoder
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "molmoe"
 CONFIGS = {"full": FIXTURES / "config.MolmoE-1B-0924.json", "tiny": FIXTURES / "tiny" / "config.json"}

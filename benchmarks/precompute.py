@@ -22,14 +22,14 @@ from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.plans import BlockPlan, ImportanceScores
 from knobctl.data.samples import Sample
-from knobctl.precompute.blockwise import PlanLatency
-from knobctl.precompute.knob_model import KnobModel, Task
-from knobctl.precompute.ledger import Ledger
-from knobctl.precompute.loading import load_model
-from knobctl.precompute.probe import token_pass
-from knobctl.precompute.sample_run import MeasureConfig, SampleResult, SampleRunner
-from knobctl.precompute.sweep import answer_alone
-from knobctl.precompute.threads import single_thread
+from knobctl.precompute.execution.answer_sweep import answer_alone
+from knobctl.precompute.execution.knob_model import KnobModel, Task
+from knobctl.precompute.execution.token_pass import token_pass
+from knobctl.precompute.latency.block_times import PlanLatency
+from knobctl.precompute.models.loading import load_model
+from knobctl.precompute.models.threads import single_thread
+from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
+from knobctl.precompute.run.work_counts import Ledger
 
 # The order of dropping that published scores of a 16-block model give: 4, 13, 10, 2, ...
 DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7, 15, 9, 12, 14, 8, 5, 1, 0)

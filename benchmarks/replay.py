@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.data.generated import GeneratedConfig, generate
-from knobctl.replay.baselines.reward_table import RewardTable
-from knobctl.replay.bundle import TrainingBundle, make_bundle
-from knobctl.replay.evaluation.evaluate import table_and_oracle
+from knobctl.data.generated.population import GeneratedConfig, generate
+from knobctl.replay.evaluation.build_report import table_and_oracle
+from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.recipes import TUNED, TrainConfig
 from knobctl.replay.tables import ReplayTables
-from knobctl.replay.trainer import Trainer
+from knobctl.replay.training.data import TrainingBundle, make_bundle
+from knobctl.replay.training.trainer import Trainer
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
 LARGE = replace(TUNED, epochs=150, min_steps=0, batch_size=2048, lr=1e-2)

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..data.cache.disk import Disk, write_atomically
 from ..data.errors import CacheMismatch, CheckpointError, UnknownSetting
+from ..data.files.atomic import Disk, write_atomically
+from ..data.files.bounded_json import dump_json, read_json
 from ..data.knobs import KnobSpace
 from ..data.paths import existing_directory
-from ..data.strict_json import dump_json, read_json
 from .budget_encoder import BudgetEncoder
 from .stage1 import Stage1
 from .stage2 import Stage2

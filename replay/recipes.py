@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..data.errors import KnobctlError
-from .grpo import SCALE_REWARDS
 from .reward import RewardWeights
 
 ESTIMATORS = ("grpo", "exact")
+SCALE_REWARDS = ("group", "batch", "none")
 FULL_LR = 5e-3  # from this many training samples on; a share of it below
 FULL_LR_SAMPLES = 8000
 LEAST_LR_SHARE = 0.2

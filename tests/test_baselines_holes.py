@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_cases import generated_cache, write_array_cache
-from replay_cases import small_generated, tables_of
 
 from knobctl.data.cache import open_cache
-from knobctl.data.generated import GeneratedCache
-from knobctl.replay.baselines.expected import completed, expected_accuracy, expected_latency_ms, mean_over_samples
-from knobctl.replay.baselines.registry import build_baselines
-from knobctl.replay.baselines.reward_table import FilledRewards, RewardTable
-from knobctl.replay.evaluation.evaluate import table_and_oracle
+from knobctl.data.generated.population import GeneratedCache
+from knobctl.replay.evaluation.build_report import table_and_oracle
 from knobctl.replay.evaluation.validate import validate_controllers
+from knobctl.replay.policies.expected import completed, expected_accuracy, expected_latency_ms, mean_over_samples
+from knobctl.replay.policies.registry import build_baselines
+from knobctl.replay.policies.reward_table import FilledRewards, RewardTable
 from knobctl.replay.recipes import recipe
 from knobctl.replay.reward import RewardWeights
-from knobctl.replay.train import train_controllers
+from knobctl.replay.training.train import train_controllers
+from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
+from knobctl.tests.support.replay_cases import small_generated, tables_of
 
 NAN = float("nan")
 

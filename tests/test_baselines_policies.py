@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_cases import FOUR, generated_cache, write_array_cache
 
 from knobctl.data.cache import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
-from knobctl.replay.baselines.ablations import ABLATIONS, Ablation, ablations
-from knobctl.replay.baselines.axes import SettingAxes
-from knobctl.replay.baselines.registry import BASELINES, build_baselines
-from knobctl.replay.baselines.reward_table import RewardTable, mean_over_samples
-from knobctl.replay.evaluation.decide import decide
+from knobctl.replay.policies.ablations import ABLATIONS, Ablation, ablations
+from knobctl.replay.policies.axes import SettingAxes
+from knobctl.replay.policies.decide import decide
+from knobctl.replay.policies.registry import BASELINES, build_baselines
+from knobctl.replay.policies.reward_table import RewardTable, mean_over_samples
+from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
 
 # Latency of low/12, low/16, high/12, high/16; under 100 ms the last is over budget.
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]

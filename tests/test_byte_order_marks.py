@@ -4,17 +4,17 @@ from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
-from dataset_files import coco_vqa, text_vqa
-from make_cache import make_cache
-from molmoe_fixtures import FIXTURES, TINY
 
 from knobctl.data.cache import open_cache
 from knobctl.data.datasets import load_samples
 from knobctl.data.errors import CacheError
+from knobctl.data.files.bounded_json import parse_json
 from knobctl.data.importer import load_importance
-from knobctl.data.strict_json import parse_json
-from knobctl.precompute.molmoe.config import MolmoeConfig
-from knobctl.precompute.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.precompute.models.molmoe.config import MolmoeConfig
+from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.tests.support.dataset_files import coco_vqa, text_vqa
+from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY
 
 
 def mark(path: Path) -> Path:

@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from knobctl.data.cache import CacheWriter
-from knobctl.data.cache.lock import LOCK_NAME, DirectoryLock, Holder
 from knobctl.data.errors import CacheError
+from knobctl.data.files.lock import LOCK_NAME, DirectoryLock, Holder
 
 HOLD = """
 import sys, time

@@ -13,8 +13,15 @@ from knobctl.data.cache import open_cache
 from knobctl.data.errors import CacheError, UnknownSetting
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.schema import outcomes_schema
-from knobctl.tests.foreign_cache import IDS, cast, foreign_cache, put, put_row
-from knobctl.tests.make_cache import BUDGETS_MS, TINY_SPACE, make_cache, outcome_table, sample_table, token_table
+from knobctl.tests.support.foreign_cache import IDS, cast, foreign_cache, put, put_row
+from knobctl.tests.support.make_cache import (
+    BUDGETS_MS,
+    TINY_SPACE,
+    make_cache,
+    outcome_table,
+    sample_table,
+    token_table,
+)
 
 
 def contents(path: Path) -> tuple:

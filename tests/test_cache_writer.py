@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from knobctl.data.cache import CacheWriter, open_cache
-from knobctl.data.cache.disk import Disk
 from knobctl.data.errors import CacheError, CacheMismatch
-from knobctl.tests.make_cache import (
+from knobctl.data.files.atomic import Disk
+from knobctl.tests.support.make_cache import (
     BUDGETS_MS,
     TINY_SPACE,
     QuickDisk,

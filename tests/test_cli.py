@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from make_cache import make_cache
-from messy_results import some_rows, write_rows
 from rich.table import Table
 
 from knobctl.cli import main
 from knobctl.cli_options import emit
 from knobctl.data.importer import import_results
+from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.messy_results import some_rows, write_rows
 
 RESULTS = Path(__file__).parent / "fixtures" / "import"
 

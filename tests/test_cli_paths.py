@@ -9,17 +9,16 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from dataset_files import png, write_json_lines
 from huggingface_hub.errors import LocalEntryNotFoundError
-from make_cache import make_cache
 
 from knobctl.cli import main
 from knobctl.cli_values import HomePath, HomeText
 from knobctl.data.datasets.remote_images import _cached_path
 from knobctl.data.errors import CheckpointError
-from knobctl.precompute.loading import BUNDLED_ROOT, load_model, model_directory
-
-from .engine_world import write_tiny_model
+from knobctl.precompute.models.loading import BUNDLED_ROOT, load_model, model_directory
+from knobctl.tests.support.dataset_files import png, write_json_lines
+from knobctl.tests.support.engine_world import write_tiny_model
+from knobctl.tests.support.make_cache import make_cache
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatc
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    monkeypatch.setattr("knobctl.precompute.molmoe.checkpoint.snapshot_download", fetch)
+    monkeypatch.setattr("knobctl.precompute.models.molmoe.checkpoint.snapshot_download", fetch)
     Path("here").mkdir()
     cache = make_cache(tmp_path / "cache", samples=40)
     expected = "there is no such home directory" if name.startswith("~") else f"there is no directory {name}"
@@ -120,7 +119,7 @@ def test_owner_and_name_is_a_directory_if_there_is_one_else_a_hub_id(
         asked.append(name)
         raise LocalEntryNotFoundError("no hub here")
 
-    monkeypatch.setattr("knobctl.precompute.molmoe.checkpoint.snapshot_download", fetch)
+    monkeypatch.setattr("knobctl.precompute.models.molmoe.checkpoint.snapshot_download", fetch)
     with pytest.raises(CheckpointError, match="owner/tiny is not a directory, and the hub could not be reached"):
         model_directory("owner/tiny")
     assert asked == ["owner/tiny"]

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_cache import make_cache
+
+from knobctl.tests.support.make_cache import make_cache
 
 
 @pytest.fixture(scope="module")

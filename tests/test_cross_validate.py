@@ -10,21 +10,28 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
-from evaluation_cases import write_array_cache
-from foreign_cache import foreign_cache
-from make_cache import make_cache
-from replay_cases import encoder_for, small_generated, tables_of
 
 from knobctl.cli import main
 from knobctl.data.errors import CacheError, KnobctlError
-from knobctl.data.generated_cache import write_generated
-from knobctl.replay.baselines.ablations import ABLATIONS
-from knobctl.replay.baselines.reward_table import RewardTable
-from knobctl.replay.cross_validate import FoldResult, cross_validate, fold_policies, fold_splits, pooled, start_warnings
-from knobctl.replay.evaluation.decide import decide
-from knobctl.replay.evaluation.render import render_report
+from knobctl.data.generated.cache import write_generated
+from knobctl.replay.policies.ablations import ABLATIONS
+from knobctl.replay.policies.decide import decide
+from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.recipes import recipe
+from knobctl.replay.report.tables import render_report
 from knobctl.replay.reward import RewardWeights
+from knobctl.replay.training.cross_validate import (
+    FoldResult,
+    cross_validate,
+    fold_policies,
+    fold_splits,
+    pooled,
+    start_warnings,
+)
+from knobctl.tests.support.evaluation_cases import write_array_cache
+from knobctl.tests.support.foreign_cache import foreign_cache
+from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.replay_cases import encoder_for, small_generated, tables_of
 
 QUICK = recipe("tuned", seeds=(0, 1), epochs=2, min_steps=4, warm_start_steps=5)
 BASELINES = ("table", "neighbours", "neighbours_token", "oracle")

@@ -8,12 +8,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_files import coco_vqa, png, rows, write_json, write_json_lines, write_parquet
 
 from knobctl.data.datasets import load_samples
 from knobctl.data.datasets.records import answer_texts
 from knobctl.data.errors import DatasetError
 from knobctl.data.metrics import score
+from knobctl.tests.support.dataset_files import coco_vqa, png, rows, write_json, write_json_lines, write_parquet
 
 GOOD = {"image": "a.png", "question": "what?", "answers": ["cat"]}
 

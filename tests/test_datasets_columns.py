@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from dataset_files import coco_vqa, png, rows, ten, write_json, write_json_lines, write_parquet
 
 from knobctl.cli import main
 from knobctl.data.datasets import ImageRoots, image_from_ref, load_samples
 from knobctl.data.datasets.columns import column_maps, source_splits
 from knobctl.data.errors import DatasetError, KnobctlError
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.from_cache import samples_of
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.live_from_cache import samples_of
+from knobctl.tests.support.dataset_files import coco_vqa, png, rows, ten, write_json, write_json_lines, write_parquet
 
 
 def test_a_parquet_dataset_with_other_names(tmp_path):

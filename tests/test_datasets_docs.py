@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from dataset_files import png
-
 from knobctl.data.datasets import DATASETS, load_samples, parse_dataset_option
 from knobctl.data.metrics import METRICS
+from knobctl.tests.support.dataset_files import png
 
 PAGE = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
 

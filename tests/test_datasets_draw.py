@@ -4,12 +4,12 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from dataset_files import coco_vqa, rows, write_parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
 from knobctl.data.datasets import load_samples
 from knobctl.data.datasets.draw import draw_order
+from knobctl.tests.support.dataset_files import coco_vqa, rows, write_parquet
 
 
 @pytest.fixture(scope="module")

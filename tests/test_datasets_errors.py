@@ -4,10 +4,18 @@ import json
 
 import polars as pl
 import pytest
-from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
 from knobctl.data.datasets import ImageRoots, image_from_ref, json_files, load_samples, parquet_images
 from knobctl.data.errors import DatasetError
+from knobctl.tests.support.dataset_files import (
+    coco_vqa,
+    png,
+    rows,
+    text_vqa,
+    write_json,
+    write_json_lines,
+    write_parquet,
+)
 
 GOOD = {"image": "a.png", "question": "what?", "answers": ["cat"]}
 

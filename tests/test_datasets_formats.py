@@ -6,11 +6,19 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
 from knobctl.data.datasets import DATASETS, ImageRoots, decode_image, image_from_ref, load_samples
 from knobctl.data.datasets.registry import BUNDLED_ROOT
-from knobctl.data.splits import split_of
+from knobctl.data.datasets.splits import split_of
+from knobctl.tests.support.dataset_files import (
+    coco_vqa,
+    png,
+    rows,
+    text_vqa,
+    write_json,
+    write_json_lines,
+    write_parquet,
+)
 
 UNKNOWN_ROOTS = ImageRoots("any", None, None)
 

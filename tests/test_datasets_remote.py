@@ -5,11 +5,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from dataset_files import png, rows, write_parquet
 
 from knobctl.data.datasets import ImageRoots, image_from_ref, load_samples
 from knobctl.data.datasets.remote_images import hub_location
 from knobctl.data.errors import DatasetError
+from knobctl.tests.support.dataset_files import png, rows, write_parquet
 
 SIDE = 64
 

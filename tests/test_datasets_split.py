@@ -6,11 +6,19 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_files import coco_vqa, png, rows, text_vqa, write_json, write_json_lines, write_parquet
 
 from knobctl.data.datasets import load_samples
 from knobctl.data.datasets.source_split import SourceSplit, split_key
 from knobctl.data.errors import DatasetError
+from knobctl.tests.support.dataset_files import (
+    coco_vqa,
+    png,
+    rows,
+    text_vqa,
+    write_json,
+    write_json_lines,
+    write_parquet,
+)
 
 
 def ids(loaded):

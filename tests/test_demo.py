@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from knobctl import demo
-from knobctl.precompute import run
-from knobctl.replay import train
+from knobctl.precompute.scale import launch as run
 from knobctl.replay.evaluation import validate
+from knobctl.replay.training import train
 
 AGREEMENT = {"disagreements": [], **dict.fromkeys(("settings_compared", "same_setting"), 1)}
 

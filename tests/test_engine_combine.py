@@ -14,12 +14,11 @@ from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import ImportReport, RecordedOutcomes, save_importance
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.precompute import combine
-from knobctl.precompute.combine import settings_of_blocks, spread_outcomes
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.run import precompute
-
-from .engine_world import SMALL_SPACE, easy_samples, published_order, write_tiny_model
+from knobctl.precompute.run import recorded as combine
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.recorded import settings_of_blocks, spread_outcomes
+from knobctl.precompute.scale.launch import precompute
+from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, write_tiny_model
 
 ALL = tuple(range(16))
 

@@ -7,18 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dataset_files import png, rows, write_json_lines, write_parquet
 
 from knobctl.data.cache import open_cache
 from knobctl.data.errors import CheckpointError, DatasetError
 from knobctl.data.importer import save_importance
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.from_cache import live_factory
-from knobctl.precompute.run import precompute
-
-from .engine_world import write_tiny_model
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.live_from_cache import live_factory
+from knobctl.precompute.scale.launch import precompute
+from knobctl.tests.support.dataset_files import png, rows, write_json_lines, write_parquet
+from knobctl.tests.support.engine_world import write_tiny_model
 
 COUNT = 3
 ONE_SETTING = KnobSpace(("low",), (1,), (2,), (4,), tier_crops=((1, 2),))

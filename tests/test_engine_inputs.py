@@ -10,15 +10,14 @@ import pytest
 
 from knobctl.data.errors import DatasetError
 from knobctl.data.samples import ModelInput, Sample
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.forecast import forecast
-from knobctl.precompute.knob_model import Task, check_input
-from knobctl.precompute.loading import load_model
-from knobctl.precompute.molmoe.preprocess import image_length, image_tokens
-from knobctl.precompute.setup import load_inputs
-
-from .dataset_files import png, write_json_lines
-from .engine_world import SMALL_SPACE, tiny_knobs, write_tiny_model
+from knobctl.precompute.execution.knob_model import Task, check_input
+from knobctl.precompute.models.loading import load_model
+from knobctl.precompute.models.molmoe.preprocess import image_length, image_tokens
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.forecast import forecast
+from knobctl.precompute.run.inputs import load_inputs
+from knobctl.tests.support.dataset_files import png, write_json_lines
+from knobctl.tests.support.engine_world import SMALL_SPACE, tiny_knobs, write_tiny_model
 
 LIMIT = 512  # positions that the tiny model takes
 

@@ -16,17 +16,16 @@ from knobctl.data.cache import Cache, CacheExecutor, open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import save_importance
 from knobctl.data.samples import Sample
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.encoder_file import read_encoder
-from knobctl.precompute.from_cache import live_factory
-from knobctl.precompute.knob_model import KnobModel
-from knobctl.precompute.live import LiveExecutor
-from knobctl.precompute.run import precompute
-from knobctl.replay.baselines.reward_table import RewardTable
+from knobctl.precompute.execution.knob_model import KnobModel
+from knobctl.precompute.models.encoder_file import read_encoder
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.live import LiveExecutor
+from knobctl.precompute.run.live_from_cache import live_factory
+from knobctl.precompute.scale.launch import precompute
 from knobctl.replay.evaluation.live import run_live
+from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.reward import RewardWeights
-
-from .engine_world import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
+from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
 
 SAMPLES = 3
 

@@ -11,11 +11,10 @@ import pytest
 from knobctl.data.cache import Cache, CacheExecutor, open_cache
 from knobctl.data.errors import CacheMismatch
 from knobctl.data.importer import save_importance
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.from_cache import live_factory
-from knobctl.precompute.run import precompute
-
-from .engine_world import published_order
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.live_from_cache import live_factory
+from knobctl.precompute.scale.launch import precompute
+from knobctl.tests.support.engine_world import published_order
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knobctl.precompute.pace import AGAIN_SHARE, FEWEST, REMEMBERED, Pace
+from knobctl.precompute.latency.slow_spells import AGAIN_SHARE, FEWEST, REMEMBERED, Pace
 
 
 def pace_after(count: int, ms: float = 10.0) -> Pace:

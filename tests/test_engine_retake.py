@@ -10,14 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from knobctl.precompute import sample_run
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.ledger import Ledger
-from knobctl.precompute.pace import Pace
-from knobctl.precompute.run import precompute
-from knobctl.precompute.sample_run import MeasureConfig, SampleResult, SampleRunner
-
-from .engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.precompute.latency.slow_spells import Pace
+from knobctl.precompute.run import sample as sample_run
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
+from knobctl.precompute.run.work_counts import Ledger
+from knobctl.precompute.scale.launch import precompute
+from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
 
 SAMPLES = 12
 IN_SPELL = 10  # the sample that is timed while the machine is slow, behind enough to know what is usual

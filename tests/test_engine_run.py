@@ -25,18 +25,17 @@ from knobctl.data.errors import (
 from knobctl.data.importer import load_importance, save_importance
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.encoder_file import read_encoder
-from knobctl.precompute.forecast import forecast
-from knobctl.precompute.importance import measure_importance
-from knobctl.precompute.importance_run import run_importance
-from knobctl.precompute.journal import Journal
-from knobctl.precompute.live import LiveExecutor
-from knobctl.precompute.run import Interrupted, precompute
-from knobctl.precompute.sample_run import SampleRunner
-from knobctl.precompute.setup import importance_key, load_inputs
-
-from .engine_world import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.precompute.models.encoder_file import read_encoder
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.forecast import forecast
+from knobctl.precompute.run.importance import measure_importance
+from knobctl.precompute.run.importance_run import run_importance
+from knobctl.precompute.run.inputs import importance_key, load_inputs
+from knobctl.precompute.run.journal import Journal
+from knobctl.precompute.run.live import LiveExecutor
+from knobctl.precompute.run.sample import SampleRunner
+from knobctl.precompute.scale.launch import Interrupted, precompute
+from knobctl.tests.support.engine_world import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import torch
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import BlockPlan, block_plan
-from knobctl.precompute import decode, router_ties
-from knobctl.precompute.batching import BatchLimit
-from knobctl.precompute.molmoe.generate import ModelInputs, generate
-from knobctl.precompute.molmoe.model import Molmoe
-from knobctl.precompute.probe import PromptState, make_probes, probe_mask, token_pass
-from knobctl.precompute.sweep import answer_alone, sweep_answers
-from knobctl.precompute.tree import PlanTree
-
-from .engine_world import published_order, tiny_config
+from knobctl.precompute.execution import decoding as decode
+from knobctl.precompute.execution.answer_sweep import answer_alone, sweep_answers
+from knobctl.precompute.execution.batch_limit import BatchLimit
+from knobctl.precompute.execution.plan_tree import PlanTree
+from knobctl.precompute.execution.token_pass import PromptState, make_probes, probe_mask, token_pass
+from knobctl.precompute.models import router_ties
+from knobctl.precompute.models.molmoe.generate import ModelInputs, generate
+from knobctl.precompute.models.molmoe.model import Molmoe
+from knobctl.tests.support.engine_world import published_order, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from knobctl.data.errors import KnobctlError
-from knobctl.precompute import timing
-from knobctl.precompute.blockwise import (
+from knobctl.precompute.latency import clocks as timing
+from knobctl.precompute.latency.block_times import (
     FORCED_STEPS,
     BlockTimes,
     LatencyCheck,
@@ -19,13 +19,12 @@ from knobctl.precompute.blockwise import (
     measure_blocks,
     measure_whole,
 )
-from knobctl.precompute.journal import Journal, check_summary
-from knobctl.precompute.ledger import Ledger
-from knobctl.precompute.pilot import Pilot, parse_budgets
-from knobctl.precompute.request import HEAD, READ, START, STEP, VISION, run_request
-from knobctl.precompute.timing import request_times, stopwatch, timed
-
-from .engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.precompute.latency.clocks import request_times, stopwatch, timed
+from knobctl.precompute.latency.timed_request import HEAD, READ, START, STEP, VISION, run_request
+from knobctl.precompute.run.journal import Journal, check_summary
+from knobctl.precompute.run.pilot import Pilot, parse_budgets
+from knobctl.precompute.run.work_counts import Ledger
+from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
 
 
 @pytest.fixture(scope="module")

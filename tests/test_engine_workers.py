@@ -13,10 +13,10 @@ import pytest
 
 from knobctl.data.cache import verify_cache
 from knobctl.data.errors import KnobctlError
-from knobctl.precompute.config import PrecomputeConfig
-from knobctl.precompute.run import Interrupted, precompute
-from knobctl.precompute.workers import precompute_workers
-from knobctl.tests.engine_world import (
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.scale.launch import Interrupted, precompute
+from knobctl.precompute.scale.workers import precompute_workers
+from knobctl.tests.support.engine_world import (
     SMALL_SPACE,
     assert_same_rows,
     die_of_a_signal,

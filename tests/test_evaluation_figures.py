@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_cases import FOUR, generated_cache, write_array_cache
 from rich.console import Console
 
 from knobctl.data.cache import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
-from knobctl.replay.baselines.registry import DEFAULT_BASELINES, build_baselines
-from knobctl.replay.baselines.reward_table import RewardTable
-from knobctl.replay.evaluation.evaluate import evaluate
-from knobctl.replay.evaluation.render import render_report
+from knobctl.replay.evaluation.build_report import evaluate
 from knobctl.replay.evaluation.report import BETTER, NOT_SHOWN, EvaluationReport
+from knobctl.replay.policies.registry import DEFAULT_BASELINES, build_baselines
+from knobctl.replay.policies.reward_table import RewardTable
+from knobctl.replay.report.tables import render_report
+from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
 BUDGETS_MS = (30.0, 50.0, 100.0)

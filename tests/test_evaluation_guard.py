@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_cases import write_array_cache
 
 from knobctl.data.cache import open_cache
-from knobctl.replay.baselines.registry import build_baselines
-from knobctl.replay.baselines.reward_table import RewardTable
-from knobctl.replay.evaluation.decide import decide
-from knobctl.replay.evaluation.guard import GuardedPolicy
-from knobctl.replay.evaluation.latency_estimate import LatencyEstimate, TokenCounts
 from knobctl.replay.evaluation.stats import STATS, Problem, request_stats
+from knobctl.replay.policies.decide import decide
+from knobctl.replay.policies.guard import GuardedPolicy
+from knobctl.replay.policies.latency_estimate import LatencyEstimate, TokenCounts
+from knobctl.replay.policies.registry import build_baselines
+from knobctl.replay.policies.reward_table import RewardTable
+from knobctl.tests.support.evaluation_cases import write_array_cache
 
 COUNT = 300
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from evaluation_cases import random_controllers
-from make_cache import BUDGETS_MS, make_cache
 from rich.console import Console
 
 from knobctl.data.cache import Cache, CacheExecutor, open_cache
@@ -18,9 +16,11 @@ from knobctl.data.errors import KnobctlError
 from knobctl.data.executor import Outcome
 from knobctl.data.knobs import KnobSetting
 from knobctl.data.samples import Sample
-from knobctl.replay.evaluation.live_render import render_live
 from knobctl.replay.evaluation.report import EvaluationReport
 from knobctl.replay.evaluation.validate import validate_controllers
+from knobctl.replay.report.live_tables import render_live
+from knobctl.tests.support.evaluation_cases import random_controllers
+from knobctl.tests.support.make_cache import BUDGETS_MS, make_cache
 
 SAMPLES = 40
 

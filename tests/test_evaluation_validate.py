@@ -11,21 +11,21 @@ import polars as pl
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from evaluation_cases import FOUR, random_controllers, write_array_cache
-from make_cache import BUDGETS_MS, make_cache
 from rich.console import Console
 
 from knobctl.controllers.checkpoint import Controllers
 from knobctl.data.cache import Cache, open_cache
 from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSetting
-from knobctl.replay.baselines.ablations import ABLATIONS
-from knobctl.replay.baselines.registry import DEFAULT_BASELINES
+from knobctl.replay.evaluation.build_report import few_warnings
 from knobctl.replay.evaluation.choices import CHOICES_SCHEMA
 from knobctl.replay.evaluation.compare import compare, short_names
-from knobctl.replay.evaluation.evaluate import few_warnings
-from knobctl.replay.evaluation.render import render_report
 from knobctl.replay.evaluation.validate import validate_controllers
+from knobctl.replay.policies.ablations import ABLATIONS
+from knobctl.replay.policies.registry import DEFAULT_BASELINES
+from knobctl.replay.report.tables import render_report
+from knobctl.tests.support.evaluation_cases import FOUR, random_controllers, write_array_cache
+from knobctl.tests.support.make_cache import BUDGETS_MS, make_cache
 
 WEIGHTS = {"alpha": 2.0, "beta": 0.5, "gamma": 10.0, "delta": 0.1, "epsilon": 0.05}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from knobctl.data.generated import STRUCTURES, GeneratedCache, GeneratedConfig, generate
+from knobctl.data.generated.population import STRUCTURES, GeneratedCache, GeneratedConfig, generate
 
 LATENTS = slice(0, 3)  # those that folding changes
 

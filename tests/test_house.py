@@ -17,14 +17,21 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("data", "precompute", "controllers", "replay")
 MAX_LINES = 400
 
-# Design, section 8. `precompute` sees of the controllers only the budget encoder.
+# `devices.py` at the root holds what every package that uses torch shares.
 MAY_IMPORT = {
     "data": {"data"},
-    "precompute": {"data", "precompute", "controllers.budget_encoder"},
-    "controllers": {"data", "controllers"},
-    "replay": {"data", "controllers", "replay"},
+    "precompute": {"data", "precompute", "devices", "controllers.budget_encoder"},
+    "controllers": {"data", "controllers", "devices"},
+    "replay": {"data", "controllers", "replay", "devices"},
 }
 FORBIDDEN_LIBRARIES = {"data": {"torch", "transformers"}, "replay": {"transformers"}, "controllers": {"transformers"}}
+
+# Inside these packages a folder imports only folders that stand before it. Files beside the folders come first of all
+# in `replay`; `precompute` has none but its `__init__.py`.
+LAYERS = {
+    "precompute": ("models", "execution", "latency", "run", "scale"),
+    "replay": ("", "bases", "policies", "evaluation", "training", "report"),
+}
 
 
 def source_files() -> list[Path]:
@@ -58,18 +65,40 @@ def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_only_what_the_design_allows(package: str):
     wrong = []
+    known = {*PACKAGES, "devices", "tools", "tests", "benchmarks", "console", "demo"}
+    known |= {path.stem for path in ROOT.glob("cli*.py")}
     for path in (ROOT / package).rglob("*.py"):
         for module, own, line in imports(path):
             if own:
                 allowed = any(module == name or module.startswith(name + ".") for name in MAY_IMPORT[package])
-                if not allowed and module.split(".")[0] in PACKAGES:
+                if not allowed and module.split(".")[0] in known:
                     wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
             elif module.split(".")[0] in FORBIDDEN_LIBRARIES.get(package, set()):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert wrong == []
 
 
-def test_no_module_imports_itself_around_a_corner():
+@pytest.mark.parametrize("package", LAYERS)
+def test_folders_import_only_folders_before_them(package: str):
+    layers = LAYERS[package]
+    wrong = []
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT / package).parts
+        if parts == ("__init__.py",):  # the package's face may offer anything
+            continue
+        layer = parts[0] if len(parts) > 1 else ""
+        assert layer in layers, f"{path.relative_to(ROOT)} is in no layer of {layers}"
+        for module, own, line in imports(path):
+            if not (own and module.startswith(f"{package}.")):
+                continue
+            imported = module.split(".")[1]
+            imported = imported if (ROOT / package / imported).is_dir() else ""
+            if layers.index(imported) > layers.index(layer):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_no_import_cycles():
     names = {module_name(path) for path in source_files()}
     graph: dict[str, set[str]] = {}
     for path in source_files():
@@ -80,18 +109,25 @@ def test_no_module_imports_itself_around_a_corner():
     TopologicalSorter(graph).prepare()  # raises CycleError, which lists the cycle
 
 
-def test_files_can_be_read_in_one_sitting():
-    files = [*source_files(), *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+def test_every_file_is_under_400_lines():
+    folders = ("tests", "benchmarks", "tools")
+    files = [*source_files(), *ROOT.glob("*.py")]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in files}
     assert {path: n for path, n in lengths.items() if n > MAX_LINES} == {}
 
 
-def test_every_package_is_shipped():
+def test_every_package_is_in_the_wheel_and_tools_are_not():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {"knobctl"} | {f"knobctl.{module_name(path)}" for path in source_files() if path.name == "__init__.py"}
     missing_init = {path.parent for path in source_files() if not (path.parent / "__init__.py").exists()}
     assert missing_init == set()
     assert found == listed
+
+
+def test_every_package_says_what_it_is_for():
+    faces = [path for path in source_files() if path.name == "__init__.py"]
+    assert [str(path.relative_to(ROOT)) for path in faces if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
 def test_help_needs_neither_torch_nor_transformers():
@@ -110,8 +146,8 @@ def test_the_model_and_replay_training_need_no_table_library():
     """`make gpu` measures them with a Python that may lack everything but torch and transformers."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['polars', 'pyarrow', 'psutil', 'click', 'rich', 'pytest']))\n"
-        "import knobctl.precompute.live, knobctl.precompute.sample_run, knobctl.precompute.nano.small_print\n"
-        "import knobctl.replay.bundle, knobctl.replay.trainer, knobctl.data.generated\n"
+        "import knobctl.precompute.run.live, knobctl.precompute.run.sample, knobctl.tools.nano.small_print\n"
+        "import knobctl.replay.training.data, knobctl.replay.training.trainer, knobctl.data.generated.population\n"
         "import knobctl.data.cache, knobctl.data.datasets\n"
         "try: knobctl.data.cache.open_cache\n"
         "except ModuleNotFoundError as error: print(error.name)"

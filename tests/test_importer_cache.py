@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from messy_results import BLOCKS, as_file, make_questions, measure, write, write_messy_directory
 
 from knobctl.data.cache import open_cache, verify_cache
+from knobctl.data.datasets.splits import split_of
 from knobctl.data.errors import CacheError, ResultsError
 from knobctl.data.importer import import_results, recorded_outcomes
 from knobctl.data.knobs import KnobSetting
-from knobctl.data.splits import split_of
+from knobctl.tests.support.messy_results import BLOCKS, as_file, make_questions, measure, write, write_messy_directory
 
 EXAMPLE = Path(__file__).parent / "fixtures" / "import" / "core_exp"
 

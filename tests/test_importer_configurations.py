@@ -4,11 +4,19 @@ import json
 
 import polars as pl
 import pytest
-from import_checks import codes, findings
-from messy_results import BLOCKS, as_file, make_questions, some_rows, write, write_configuration, write_rows
 
 from knobctl.data.errors import ResultsError
 from knobctl.data.importer import recorded_outcomes
+from knobctl.tests.support.import_checks import codes, findings
+from knobctl.tests.support.messy_results import (
+    BLOCKS,
+    as_file,
+    make_questions,
+    some_rows,
+    write,
+    write_configuration,
+    write_rows,
+)
 
 
 def test_a_configuration_without_rows_is_no_measurement(tmp_path):

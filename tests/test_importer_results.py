@@ -10,8 +10,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from import_checks import check_against, codes, findings
-from messy_results import (
+
+from knobctl.data.errors import DatasetError, ResultsError
+from knobctl.data.importer import recorded_outcomes
+from knobctl.tests.support.import_checks import check_against, codes, findings
+from knobctl.tests.support.messy_results import (
     SHAPES,
     Written,
     deal,
@@ -21,9 +24,6 @@ from messy_results import (
     write_messy_directory,
     write_rows,
 )
-
-from knobctl.data.errors import DatasetError, ResultsError
-from knobctl.data.importer import recorded_outcomes
 
 EXAMPLE = Path(__file__).parent / "fixtures" / "import" / "core_exp"
 

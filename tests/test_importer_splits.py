@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from knobctl.data.budgets import budget_grid
-from knobctl.data.splits import split_of
+from knobctl.data.datasets.splits import split_of
 
 
 def test_splits_are_70_10_20_of_the_images():

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from molmoe_fixtures import FIXTURES, TINY, tiny_model
 from safetensors.torch import load_file, save_file
 
 from knobctl.data.errors import CheckpointError
-from knobctl.precompute.molmoe import checkpoint
-from knobctl.precompute.molmoe.checkpoint import INDEX_FILE, SINGLE_FILE, load_molmoe, save_molmoe
-from knobctl.precompute.molmoe.config import MolmoeConfig
-from knobctl.precompute.molmoe.fingerprint import model_fingerprint
-from knobctl.precompute.molmoe.model import Molmoe
-from knobctl.precompute.molmoe.tensor_names import published_tensors
+from knobctl.precompute.models.molmoe import checkpoint
+from knobctl.precompute.models.molmoe.checkpoint import INDEX_FILE, SINGLE_FILE, load_molmoe, save_molmoe
+from knobctl.precompute.models.molmoe.config import MolmoeConfig
+from knobctl.precompute.models.molmoe.fingerprint import model_fingerprint
+from knobctl.precompute.models.molmoe.model import Molmoe
+from knobctl.precompute.models.molmoe.tensor_names import published_tensors
+from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY, tiny_model
 
 EXPERT = "model.transformer.blocks.2.mlp.experts.5.up_proj.weight"
 NORM = "model.transformer.blocks.1.attn.k_norm.weight"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from molmoe_fixtures import FIXTURES, TINY
 
 from knobctl.data.errors import CheckpointError
-from knobctl.precompute.molmoe.config import MolmoeConfig
+from knobctl.precompute.models.molmoe.config import MolmoeConfig
+from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY
 
 PUBLISHED = json.loads((FIXTURES / "config.MolmoE-1B-0924.json").read_text())
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from molmoe_fixtures import CASES, TINY, case_inputs, plan_of, tiny_model
 from transformers import DynamicCache
 
-from knobctl.precompute.molmoe.checkpoint import load_molmoe
-from knobctl.precompute.molmoe.config import MolmoeConfig
-from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.molmoe.generate import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
-from knobctl.precompute.molmoe.model import Molmoe
-from knobctl.precompute.molmoe.step_decoder import StepDecoder
+from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
+from knobctl.precompute.models.molmoe.config import MolmoeConfig
+from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.models.molmoe.generate import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
+from knobctl.precompute.models.molmoe.model import Molmoe
+from knobctl.precompute.models.molmoe.step_decoder import StepDecoder
+from knobctl.tests.support.molmoe_fixtures import CASES, TINY, case_inputs, plan_of, tiny_model
 
 CONFIG = MolmoeConfig.from_json(TINY / "config.json")
 

@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from molmoe_fixtures import (
+
+from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.models.molmoe.generate import (
+    causal_mask,
+    embed_inputs,
+    forward_logits,
+    generate,
+    position_ids_of,
+    real_positions,
+)
+from knobctl.tests.support.molmoe_fixtures import (
     CASES,
     VARIANTS,
     case_inputs,
@@ -15,16 +25,6 @@ from molmoe_fixtures import (
     padded,
     plan_of,
     tiny_model,
-)
-
-from knobctl.precompute.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.molmoe.generate import (
-    causal_mask,
-    embed_inputs,
-    forward_logits,
-    generate,
-    position_ids_of,
-    real_positions,
 )
 
 IMAGE_CASES = [case for case, entry in CASES.items() if entry["source"] is not None]

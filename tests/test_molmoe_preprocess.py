@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from molmoe_fixtures import FIXTURES, read_rgb
 
-from knobctl.precompute.molmoe.config import MolmoeConfig, VisionConfig
-from knobctl.precompute.molmoe.preprocess import DROPPED_FEATURE, image_tokens, preprocess_image, scaled_size
-from knobctl.precompute.molmoe.prompt import SpecialTokens
-from knobctl.precompute.molmoe.tiling import choose_tiling
+from knobctl.precompute.models.molmoe.config import MolmoeConfig, VisionConfig
+from knobctl.precompute.models.molmoe.preprocess import DROPPED_FEATURE, image_tokens, preprocess_image, scaled_size
+from knobctl.precompute.models.molmoe.prompt import SpecialTokens
+from knobctl.precompute.models.molmoe.tiling import choose_tiling
+from knobctl.tests.support.molmoe_fixtures import FIXTURES, read_rgb
 
 CONFIG = MolmoeConfig.from_json(FIXTURES / "config.MolmoE-1B-0924.json")
 EXPECTED = json.loads((FIXTURES / "preprocess.json").read_text())

@@ -6,11 +6,11 @@ import json
 import shutil
 
 import pytest
-from molmoe_fixtures import FIXTURES, TINY
 
 from knobctl.data.datasets import DATASETS
 from knobctl.data.errors import CheckpointError
-from knobctl.precompute.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY
 
 CASES = json.loads((FIXTURES / "tokenizer_cases.json").read_text())["cases"]
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from knobctl.precompute.molmoe.checkpoint import load_molmoe
-from knobctl.precompute.molmoe.generate import ModelInputs, generate
-from knobctl.precompute.molmoe.preprocess import preprocess_image
-from knobctl.precompute.molmoe.prompt import PromptTokenizer
-from knobctl.precompute.nano.bundle import SCHEMA
-from knobctl.precompute.nano.small_print import SMALL_PRINT_SEED, small_print_rows
+from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
+from knobctl.precompute.models.molmoe.generate import ModelInputs, generate
+from knobctl.precompute.models.molmoe.preprocess import preprocess_image
+from knobctl.precompute.models.molmoe.prompt import PromptTokenizer
+from knobctl.tools.nano.bundle import SCHEMA
+from knobctl.tools.nano.small_print import SMALL_PRINT_SEED, small_print_rows
 
 BUNDLED = Path(str(files("knobctl"))) / "data/bundled"
 PATHS = {

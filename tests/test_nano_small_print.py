@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from knobctl.precompute.nano.bundle import training_rng
-from knobctl.precompute.nano.questions import FAMILIES, FAMILY_WEIGHTS, sample_questions
-from knobctl.precompute.nano.render import CARD_RGB, render_scene
-from knobctl.precompute.nano.scenes import COLORS, IMAGE_SIZE, INNER_PLACE, KINDS, OUTER_PLACE, Scene, sample_scene
-from knobctl.precompute.nano.small_print import small_print_rows
+from knobctl.tools.nano.bundle import training_rng
+from knobctl.tools.nano.questions import FAMILIES, FAMILY_WEIGHTS, sample_questions
+from knobctl.tools.nano.render import CARD_RGB, render_scene
+from knobctl.tools.nano.scenes import COLORS, IMAGE_SIZE, INNER_PLACE, KINDS, OUTER_PLACE, Scene, sample_scene
+from knobctl.tools.nano.small_print import small_print_rows
 
 
 def scenes(count: int) -> list[Scene]:

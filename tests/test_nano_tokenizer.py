@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from knobctl.precompute.molmoe.prompt import PromptTokenizer
-from knobctl.precompute.nano.questions import every_template
-from knobctl.precompute.nano.tokenizer import build_tokenizer
+from knobctl.precompute.models.molmoe.prompt import PromptTokenizer
+from knobctl.tools.nano.questions import every_template
+from knobctl.tools.nano.tokenizer import build_tokenizer
 
 SHIPPED = Path(str(files("knobctl"))) / "data/bundled/nano"
 

@@ -5,14 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 from knobctl.controllers.bases import CLAMP, TokenBasis, waves_of
 from knobctl.data.cache import open_cache
-from knobctl.data.generated import GeneratedConfig, generate
-from knobctl.data.generated_cache import write_generated
-from knobctl.replay.bundle import make_bundle
-from knobctl.replay.fit_bases import (
+from knobctl.data.generated.cache import write_generated
+from knobctl.data.generated.population import GeneratedConfig, generate
+from knobctl.replay.bases.fit import (
     budget_waves,
     draw_waves,
     fit_budget_basis,
@@ -22,10 +20,12 @@ from knobctl.replay.fit_bases import (
     leading_directions,
     principal_targets,
 )
-from knobctl.replay.inputs import project_tokens
+from knobctl.replay.bases.ridge import FoldSums, fit_ridge
 from knobctl.replay.recipes import recipe
-from knobctl.replay.ridge import FoldSums, fit_ridge
 from knobctl.replay.tables import ReplayTables
+from knobctl.replay.training.data import make_bundle
+from knobctl.replay.training.inputs import project_tokens
+from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 
 def sums_of(x_RD, y_RQ, folds=5):
@@ -197,7 +197,7 @@ def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
 
 
 def test_one_odd_dimension_leaves_the_others_readable(monkeypatch):
-    monkeypatch.setattr("knobctl.replay.fit_bases.MOMENT_SAMPLES", 40)
+    monkeypatch.setattr("knobctl.replay.bases.fit.MOMENT_SAMPLES", 40)
     tables = tables_of(small_generated(space=SMALL_SPACE))
     train_S = tables.indices("train")
     token_STPMD = tables.token_STPMD.copy()

@@ -6,13 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from replay_cases import small_inputs, small_networks
 from torch.nn.functional import silu
 
 from knobctl.controllers.mlp import log_probs
-from knobctl.replay.grpo import clip_ratio, clipped_loss, entropy, group_advantages, kl_estimate, sample_choices
-from knobctl.replay.losses import exact_loss, expected_reward, grpo_loss
-from knobctl.replay.policy import Batch, StackedPolicy, gather_reward
+from knobctl.replay.training.grpo import (
+    clip_ratio,
+    clipped_loss,
+    entropy,
+    group_advantages,
+    kl_estimate,
+    sample_choices,
+)
+from knobctl.replay.training.losses import exact_loss, expected_reward, grpo_loss
+from knobctl.replay.training.policy import Batch, StackedPolicy, gather_reward
+from knobctl.tests.support.replay_cases import small_inputs, small_networks
 
 
 def batch_of(inputs, seeds=1, requests=4, group=5, seed=0):

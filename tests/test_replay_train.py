@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from make_cache import make_cache
-from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.checkpoint import WEIGHTS_NAME, Controllers
@@ -16,12 +14,14 @@ from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.errors import CacheError, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.policy import Requests
-from knobctl.replay import train
-from knobctl.replay.inputs import settings_seen
 from knobctl.replay.recipes import CLASSIC, TUNED, TrainConfig, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.tables import _numbered
-from knobctl.replay.train import train_controllers, train_tables
+from knobctl.replay.training import train
+from knobctl.replay.training.inputs import settings_seen
+from knobctl.replay.training.train import train_controllers, train_tables
+from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 32, "evaluations": 4, "log_interval": 2, "basis_rows": 1}
 

@@ -6,14 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
-from knobctl.replay.bundle import make_bundle
-from knobctl.replay.policy import StackedPolicy
 from knobctl.replay.recipes import CLASSIC, recipe
 from knobctl.replay.tables import ChoiceGrid
-from knobctl.replay.trainer import Trainer, surpasses
-from knobctl.replay.warm_start import PRIOR_SAMPLES, average_sample, average_samples, known_rewards, mean_reward
+from knobctl.replay.training.data import make_bundle
+from knobctl.replay.training.policy import StackedPolicy
+from knobctl.replay.training.trainer import Trainer, surpasses
+from knobctl.replay.training.warm_start import (
+    PRIOR_SAMPLES,
+    average_sample,
+    average_samples,
+    known_rewards,
+    mean_reward,
+)
+from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_cache import make_cache
 
 from knobctl.data.cache import CacheWriter, open_cache, verify_cache
 from knobctl.data.errors import CacheError, DatasetError
 from knobctl.data.metrics import score
 from knobctl.data.rescore import metrics_from_options, rescore
+from knobctl.tests.support.make_cache import make_cache
 
 
 def digests(folder):

@@ -10,10 +10,10 @@ import numpy as np
 from tables import Row
 
 from knobctl.data.samples import Sample
-from knobctl.precompute.knob_model import KnobModel
-from knobctl.precompute.ledger import Ledger
-from knobctl.precompute.live import LiveExecutor
-from knobctl.precompute.sample_run import MeasureConfig
+from knobctl.precompute.execution.knob_model import KnobModel
+from knobctl.precompute.run.live import LiveExecutor
+from knobctl.precompute.run.sample import MeasureConfig
+from knobctl.precompute.run.work_counts import Ledger
 from precompute import AnswersOnly, compare, one_by_one
 
 from .nano import nano_knobs, nano_samples

@@ -16,18 +16,18 @@ from tables import Row
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.datasets.images import InlineImage
 from knobctl.data.datasets.registry import DATASETS
-from knobctl.data.generated import GeneratedConfig, generate
+from knobctl.data.generated.population import GeneratedConfig, generate
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.samples import Sample
-from knobctl.precompute.knob_model import KnobModel, Task
-from knobctl.precompute.ledger import Ledger
-from knobctl.precompute.loading import load_model
-from knobctl.precompute.nano.small_print import SMALL_PRINT_SEED, small_print_rows
-from knobctl.precompute.sample_run import MeasureConfig, SampleResult, SampleRunner
-from knobctl.replay.bundle import TrainingBundle, make_bundle
+from knobctl.precompute.execution.knob_model import KnobModel, Task
+from knobctl.precompute.models.loading import load_model
+from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
+from knobctl.precompute.run.work_counts import Ledger
 from knobctl.replay.recipes import TUNED, TrainConfig
 from knobctl.replay.tables import ReplayTables
-from knobctl.replay.trainer import Trainer
+from knobctl.replay.training.data import TrainingBundle, make_bundle
+from knobctl.replay.training.trainer import Trainer
+from knobctl.tools.nano.small_print import SMALL_PRINT_SEED, small_print_rows
 from precompute import PUBLISHED_ORDER
 
 from .worker import Work

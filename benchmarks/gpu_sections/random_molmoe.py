@@ -15,10 +15,10 @@ from knobctl.data.datasets.images import InlineImage
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
 from knobctl.data.samples import Sample
-from knobctl.precompute.knob_model import KnobModel, Task
-from knobctl.precompute.loading import LoadedModel
-from knobctl.precompute.molmoe.config import MolmoeConfig
-from knobctl.precompute.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.precompute.execution.knob_model import KnobModel, Task
+from knobctl.precompute.models.loading import LoadedModel
+from knobctl.precompute.models.molmoe.config import MolmoeConfig
+from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
 from precompute import PUBLISHED_ORDER
 
 from .worker import Work

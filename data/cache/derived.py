@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..strict_json import dump_json, read_json
-from .disk import TEMPORARY_PREFIX, Disk, sync_directory, write_atomically
+from ..files.atomic import TEMPORARY_PREFIX, Disk, sync_directory, write_atomically
+from ..files.bounded_json import dump_json, read_json
 from .files import CHANGED, REMEDY
 from .parts import sha256_file
 

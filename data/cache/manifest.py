@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheError, ImportanceError, UnknownSetting
+from ..files.bounded_json import dump_json, read_json
 from ..knobs import KnobSpace
 from ..plans import ImportanceScores
 from ..schema import FORMAT_NAME, FORMAT_VERSION, LATENCY_MODES, SPLITS
-from ..strict_json import dump_json, read_json
 
 MANIFEST_NAME = "cache.json"
 RUN_NAME = "run.json"

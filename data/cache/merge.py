@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, CacheMismatch
+from ..files.atomic import Disk
 from ..schema import SPLITS
-from .disk import Disk
 from .manifest import Manifest
 from .parts import ENCODER_NAME, SAMPLES, part_paths
 from .reader import Cache, open_cache

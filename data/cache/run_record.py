@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, CacheMismatch
-from ..strict_json import dump_json, read_json
-from .disk import TEMPORARY_PREFIX, Disk, write_atomically
-from .lock import LOCK_NAME
+from ..files.atomic import TEMPORARY_PREFIX, Disk, write_atomically
+from ..files.bounded_json import dump_json, read_json
+from ..files.lock import LOCK_NAME
 from .manifest import MANIFEST_NAME, RUN_NAME
 
 RUN_FORMAT = "knobctl-run"

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
+from ..files.atomic import Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
+from ..files.lock import DirectoryLock
 from ..schema import latency_tokens_schema, outcomes_schema, samples_schema
-from .disk import Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
-from .lock import DirectoryLock
 from .manifest import MANIFEST_NAME, RUN_NAME, FileRecord, Manifest
 from .parts import (
     COMPANION_KEY,

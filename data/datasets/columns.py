@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import DatasetError
-from ..strict_json import parse_json
+from ..files.bounded_json import parse_json
 
 FIELDS = ("image", "question", "answers", "question_id", "image_id", "split")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..files.bounded_json import parse_json, read_json
 from ..samples import ImageSource
-from ..strict_json import parse_json, read_json
 from .columns import check_columns, with_fields
 from .images import image_file
 from .records import Record, answer_texts, identifier, image_path, question_text

@@ -16,13 +16,13 @@ from ..errors import DatasetError
 from ..metrics import full_score_warning, get_metric
 from ..samples import ModelInput, Sample
 from ..schema import SPLITS
-from ..splits import split_of
 from .draw import draw_order
 from .images import decode_image
 from .records import Record, Rows
 from .registry import DatasetSpec, dataset_spec
 from .source_split import ALL_ROWS, SourceSplit
 from .sources import open_rows
+from .splits import split_of
 from .unique import unique_rows
 
 _SKIPPED_NAMED = 100  # in the manifest; all are counted

@@ -10,8 +10,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ..errors import DatasetError
+from ..files.bounded_json import parse_json
 from ..samples import ImageSource
-from ..strict_json import parse_json
 
 MAX_TEXT = 20_000  # characters of a question or an answer
 MAX_ID = 256

@@ -1,6 +1,6 @@
 """Reads what other programs measured: results directories of the `core_exp` profiler, and importance scores."""
 
-from .importance import import_importance, load_importance, save_importance
+from ..importance.scores import import_importance, load_importance, save_importance
 from .recorded import RecordedOutcomes, recorded_outcomes
 from .report import Finding, ImportReport
 from .to_cache import import_results

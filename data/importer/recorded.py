@@ -13,14 +13,7 @@ from ..errors import ResultsError
 from ..printable import printable
 from .accuracy import metrics_by_dataset, recompute, settle_scale
 from .coverage import configurations, file_findings, question_findings
-from .identity import (
-    QUESTION,
-    UNKNOWN_BLOCKS,
-    count_once,
-    join_readings,
-    settle_old_schema,
-    settle_questions,
-)
+from .identity import QUESTION, UNKNOWN_BLOCKS, count_once, join_readings, settle_old_schema, settle_questions
 from .names import LAYOUT, deeper_hint, list_results
 from .progress import Progress
 from .reading import FileReading, read_files

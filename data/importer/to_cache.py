@@ -11,12 +11,12 @@ import polars as pl
 import pyarrow as pa
 
 from ..budgets import budget_grid
-from ..cache.disk import Disk, write_atomically
 from ..cache.manifest import Manifest
 from ..cache.writer import CacheWriter
+from ..datasets.splits import split_of
+from ..files.atomic import Disk, write_atomically
+from ..files.bounded_json import dump_json
 from ..knobs import DEFAULT_TIER_CROPS, KnobSpace
-from ..splits import split_of
-from ..strict_json import dump_json
 from .coverage import tier_key
 from .identity import UNKNOWN_BLOCKS, choose_blocks
 from .progress import Progress

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.policy import Policy
-from ..baselines.reward_table import RewardTable
+from ..policies.reward_table import RewardTable
 from .live import LiveRun, request_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ..baselines.reward_table import RewardTable
+from ..policies.reward_table import RewardTable
 
 CHOICES_SCHEMA = pa.schema(
     [

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ...data.cache import accuracy_warnings, open_cache
 from ...data.policy import Policy
-from ..baselines.ablations import ablations
-from ..baselines.lookup import BudgetTable
-from ..baselines.registry import BASELINES
-from ..baselines.reward_table import RewardTable
+from ..policies.ablations import ablations
+from ..policies.lookup import BudgetTable
+from ..policies.registry import BASELINES
+from ..policies.reward_table import RewardTable
 from ..reward import RewardWeights
 from .bootstrap import DEFAULT_RESAMPLES
-from .evaluate import evaluate, split_samples
-from .load import LoadedControllers, load_controllers
+from .build_report import evaluate, split_samples
+from .load_controllers import LoadedControllers, load_controllers
 from .report import EvaluationReport
 from .validate import baseline_policies
 

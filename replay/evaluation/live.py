@@ -21,10 +21,10 @@ from ...data.executor import Executor, Outcome
 from ...data.knobs import KnobSetting
 from ...data.policy import Policy, Requests
 from ...data.samples import Sample
-from ..baselines.reward_table import RewardTable
+from ..policies.decide import uses_latency_token
+from ..policies.reward_table import RewardTable
 from ..reward import reward
 from .bootstrap import ClusterBootstrap
-from .decide import uses_latency_token
 
 ExecutorFactory = Callable[[Sequence[str]], tuple[Executor[Any], Mapping[str, Sample]]]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..baselines.reward_table import RewardTable
+from ..policies.reward_table import RewardTable
 from .bootstrap import Estimate
 
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..baselines.reward_table import RewardTable
+from ..policies.reward_table import RewardTable
 from ..reward import reward, reward_terms
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ import numpy as np
 from ...data.cache import Cache, accuracy_warnings, open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
-from ..baselines.ablations import ABLATIONS, ablations
-from ..baselines.fixed import cheapest, full_model
-from ..baselines.lookup import AnyBudgetTable, BudgetTable
-from ..baselines.registry import DEFAULT_BASELINES, build_baselines
-from ..baselines.reward_table import RewardTable
+from ..policies.ablations import ABLATIONS, ablations
+from ..policies.decide import decide
+from ..policies.fixed import cheapest, full_model
+from ..policies.guard import GuardedPolicy
+from ..policies.latency_estimate import LatencyEstimate, TokenCounts
+from ..policies.lookup import AnyBudgetTable, BudgetTable
+from ..policies.registry import DEFAULT_BASELINES, build_baselines
+from ..policies.reward_table import RewardTable
 from ..reward import RewardWeights
 from .agreement import agreement
 from .bootstrap import DEFAULT_RESAMPLES
+from .build_report import evaluate, split_samples
 from .choices import write_choices
-from .decide import decide
-from .evaluate import evaluate, split_samples
-from .guard import GuardedPolicy
-from .latency_estimate import LatencyEstimate, TokenCounts
 from .live import ExecutorFactory, controller_overhead, live_figures, run_live, timings
-from .load import load_controllers
+from .load_controllers import load_controllers
 from .report import EvaluationReport
 
 SUBJECT = "controllers"

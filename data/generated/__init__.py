@@ -1,0 +1,1 @@
+"""Generated populations and caches for tests and benchmarks. Start with `population.py`."""

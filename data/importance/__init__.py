@@ -1,0 +1,1 @@
+"""Importance scores as files, in every known layout. Start with `scores.py`."""

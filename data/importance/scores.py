@@ -1,0 +1,168 @@
+"""Reads and writes importance scores: knobctl's own file, and every layout that others wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ImportanceError
+from ..files.atomic import Disk, write_atomically
+from ..files.bounded_json import dump_json, read_json
+from ..plans import ImportanceScores
+from .layouts import (
+    UPSIDE_DOWN_METHOD,
+    checked_scores,
+    is_single_block,
+    refuse_contradicting_ranking,
+    scores_of_layout,
+    single_block,
+)
+
+IMPORTANCE_FORMAT = "knobctl-importance"
+IMPORTANCE_VERSION = 1
+DEFAULT_BLOCKS = 16  # MolmoE
+_MAX_BYTES = 16 << 20
+_MAX_FILES = 1_000
+_SINGLE_NAME = re.compile(r"sensitivity_block_(\d{1,6})\.json", re.ASCII)
+
+
+def import_importance(
+    files: Sequence[Path], *, method: str | None = None, reverse: bool = False, n_blocks: int = DEFAULT_BLOCKS
+) -> ImportanceScores:
+    """Reads one score file of any known layout, or the `sensitivity_block_<i>.json` files of one run.
+
+    method: which scores to take from a file that holds several methods. reverse: the file's scores are upside down
+    (`median_rank`), so the sign of each is turned. n_blocks: blocks of the model, also those the file leaves out.
+    Raises ImportanceError, with the reason, for whatever cannot be right.
+    """
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise ImportanceError("no score file was given")
+    if len(paths) > _MAX_FILES:
+        raise ImportanceError(f"{len(paths):,} files are more than the blocks of any model")
+    records = [_read(path) for path in paths]
+    if all(is_single_block(record) for record in records):
+        return _from_single_blocks(paths, records, method, reverse, n_blocks)
+    if len(paths) > 1:
+        odd = next(path for path, record in zip(paths, records, strict=True) if not is_single_block(record))
+        raise ImportanceError(
+            f"{odd.name} is no `sensitivity_block_<i>.json`: give one score file, or all single-block files of one run"
+        )
+    path, record = paths[0], records[0]
+    found = scores_of_layout(record, str(path), method)
+    _refuse_upside_down(path, record, found.method, reverse)
+    scores = checked_scores(found.scores, n_blocks, f"{path}{f': {found.place}' if found.place else ''}")
+    if not reverse and found.place == "merged_scores":
+        refuse_contradicting_ranking(record, scores, str(path))
+    source = path.name + (f": {found.place}" if found.place else "")
+    if found.method is not None and not found.place.endswith(f".{found.method}"):
+        source += f" ({found.method})"
+    return ImportanceScores(_turned(scores, reverse), source=source + (", reversed" if reverse else ""))
+
+
+def load_importance(
+    path: Path, *, method: str | None = None, reverse: bool = False, n_blocks: int | None = None
+) -> ImportanceScores:
+    """Reads what `--importance FILE` names: knobctl's own file or any foreign layout.
+
+    n_blocks: blocks of the model; None takes those of knobctl's own file, and 16 for foreign ones.
+    Raises ImportanceError, with the reason.
+    """
+    record = _read(Path(path))
+    if not isinstance(record, dict) or record.get("format") != IMPORTANCE_FORMAT:
+        return import_importance([path], method=method, reverse=reverse, n_blocks=n_blocks or DEFAULT_BLOCKS)
+    if record.get("version") != IMPORTANCE_VERSION:
+        raise ImportanceError(
+            f"{path} is of version {record.get('version')!r}; this knobctl knows {IMPORTANCE_VERSION}"
+        )
+    if method is not None or reverse:
+        raise ImportanceError(f"{path} is knobctl's own file: --method and --reverse are for the files of others")
+    scores = _own_scores(record, "scores", path)
+    if scores is None:
+        raise ImportanceError(f"{path}: `scores` is missing")
+    if n_blocks is not None and len(scores) != n_blocks:
+        raise ImportanceError(f"{path} scores {len(scores)} blocks, but the model has {n_blocks}")
+    std = _own_scores(record, "std", path)
+    if std is not None and len(std) != len(scores):
+        raise ImportanceError(f"{path}: `std` has {len(std)} entries, `scores` has {len(scores)}")
+    runs, source = record.get("runs"), record.get("source")
+    if (runs is not None and type(runs) is not int) or (source is not None and type(source) is not str):
+        raise ImportanceError(f"{path}: `runs` must be a whole number and `source` a text")
+    return ImportanceScores(scores, std, runs, source)
+
+
+def save_importance(scores: ImportanceScores, path: Path) -> None:
+    """Writes knobctl's own importance file, which `load_importance` reads back equal."""
+    path = Path(path)
+    record = {
+        "format": IMPORTANCE_FORMAT,
+        "version": IMPORTANCE_VERSION,
+        "n_blocks": scores.n_blocks,
+        **scores.to_dict(),
+    }
+    try:
+        write_atomically(Disk(), path, dump_json(record))
+    except OSError as cause:
+        raise ImportanceError(f"{path} cannot be written ({cause.strerror or cause}): choose another place") from cause
+
+
+def _read(path: Path) -> Any:
+    return read_json(path, error=ImportanceError, max_bytes=_MAX_BYTES)
+
+
+def _from_single_blocks(
+    paths: Sequence[Path], records: Sequence[Any], method: str | None, reverse: bool, n_blocks: int
+) -> ImportanceScores:
+    if method is not None:
+        raise ImportanceError(f"single-block files have no method {method!r}: leave --method out")
+    scores: dict[str, float] = {}
+    origins = set()
+    for path, record in zip(paths, records, strict=True):
+        block, score, origin = single_block(record, str(path))
+        match = _SINGLE_NAME.fullmatch(path.name)
+        if match is not None and int(match[1]) != block:
+            raise ImportanceError(f"{path} holds block {block}: name and content disagree")
+        if str(block) in scores:
+            raise ImportanceError(f"{path}: block {block} stands in another of the files too")
+        scores[str(block)] = score
+        origins.add(origin)
+    if len(origins) > 1:
+        shown = " and ".join(f"{dataset} ({split})" for dataset, split in sorted(origins))
+        raise ImportanceError(f"the files are of different runs, whose scores do not compare: {shown}")
+    checked = checked_scores(scores, n_blocks, f"{paths[0].parent} ({len(paths)} single-block files)")
+    source = f"{len(paths)} single-block files of {' '.join(next(iter(origins)))}"
+    return ImportanceScores(_turned(checked, reverse), source=source + (", reversed" if reverse else ""))
+
+
+def _refuse_upside_down(path: Path, record: Any, method: str | None, reverse: bool) -> None:
+    """`X_simple.json` carries no method; the `X.json` beside it does."""
+    origin = path
+    if method is None and path.stem.endswith("_simple"):
+        origin = path.with_name(path.stem.removesuffix("_simple") + ".json")
+        if origin.is_file():
+            try:
+                full = _read(origin)
+            except ImportanceError:
+                return  # damaged or foreign: it says nothing of this file
+            if isinstance(full, dict) and full.get("merged_scores") == record and isinstance(full.get("method"), str):
+                method = full["method"]
+    if method == UPSIDE_DOWN_METHOD and not reverse:
+        raise ImportanceError(
+            f"{origin} was merged with {UPSIDE_DOWN_METHOD}, whose formula gives the most important block the lowest "
+            "score: give --reverse to turn it round, or merge with another method"
+        )
+
+
+def _turned(scores: Sequence[float | None], reverse: bool) -> tuple[float | None, ...]:
+    return tuple(None if score is None else -score for score in scores) if reverse else tuple(scores)
+
+
+def _own_scores(record: dict[str, Any], name: str, path: Path) -> tuple[float | None, ...] | None:
+    values = record.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or any(type(v) not in (int, float, type(None)) for v in values):
+        raise ImportanceError(f"{path}: `{name}` must be a list of numbers, one per block")
+    return tuple(None if value is None else float(value) for value in values)

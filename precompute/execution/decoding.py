@@ -1,0 +1,146 @@
+"""Greedy decoding of prompts that have been run, each under its own plan, side by side.
+
+Rows that run a block are run in one call, whatever their top-k; a sequence leaves at its end token. A batch of one is
+how the live executor decodes.
+
+Shapes: R rows, H key/value heads, S prompt positions, W head width, D d_model, V logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...data.plans import BlockPlan
+from ..models.molmoe.model import Molmoe
+from ..models.router_ties import TieWatch
+from .kv_cache import StepCache, with_room
+
+# The two best logits may change places from one batch shape to another when they lie closer than this.
+NEAR_TIE = 1e-3
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A prompt that has been run under one plan."""
+
+    plan: BlockPlan
+    last_D: Tensor  # hidden state of the last prompt position after the last block
+    keys_HSW: Mapping[int, Tensor]  # of every block that runs
+    values_HSW: Mapping[int, Tensor]
+    length: int  # prompt positions, S
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """New tokens of one row, the end token included where it came before the limit."""
+
+    token_ids: tuple[int, ...]
+    is_near_tie: bool = False  # the two best logits once lay closer than NEAR_TIE
+    is_router_tie: bool = False
+
+
+@torch.inference_mode()
+def decode_greedy(
+    model: Molmoe, branches: Sequence[Branch], *, max_new_tokens: int, end_id: int, watch_ties: bool
+) -> list[Decoded]:
+    """Decodes each branch under its own plan. All prompts have one length, so that no row is padded.
+
+    Args:
+        end_id: ends a row; it is part of the row's tokens.
+        watch_ties: also look for ties of the router, as a batch of several plans should.
+    """
+    length = branches[0].length
+    assert all(branch.length == length for branch in branches), "rows of one batch have one length"
+    tokens: list[list[int]] = [[] for _ in branches]
+    near = [False] * len(branches)
+    tied = [False] * len(branches)
+    rows = list(range(len(branches)))  # the branch of each row that still runs
+    hidden_R1D = torch.stack([branch.last_D for branch in branches])[:, None]
+    steps: _PlanRows | None = None
+    for step in range(max_new_tokens):
+        best_R2 = model.logits(hidden_R1D)[:, 0].float().topk(2, dim=-1)
+        is_near_R = (best_R2.values[:, 0] - best_R2.values[:, 1] < NEAR_TIE).tolist()
+        token_R = best_R2.indices[:, 0]
+        for row, token, is_near in zip(rows, token_R.tolist(), is_near_R, strict=True):
+            tokens[row].append(token)
+            near[row] |= is_near
+        kept = [place for place, row in enumerate(rows) if tokens[row][-1] != end_id]
+        if not kept or step + 1 == max_new_tokens:
+            break
+        if len(kept) < len(rows):
+            rows = [rows[place] for place in kept]
+            keep_R = torch.tensor(kept, device=token_R.device)
+            token_R = token_R[keep_R]
+            if steps is not None:
+                steps.keep(kept, keep_R)
+        if steps is None:
+            steps = _PlanRows(model, [branches[row] for row in rows], room=max_new_tokens - 1)
+        watch_rows = tied if watch_ties else None
+        hidden_R1D = steps.step(model.word_embeddings(token_R)[:, None], length + step, rows, watch_rows)
+    return [Decoded(tuple(ids), *flags) for ids, *flags in zip(tokens, near, tied, strict=True)]
+
+
+class _PlanRows:
+    """The rows of a batch with their plans and caches: which of them run a block, and with how many experts."""
+
+    def __init__(self, model: Molmoe, branches: Sequence[Branch], room: int) -> None:
+        self._model = model
+        self._device = branches[0].last_D.device
+        self._plan_RB = torch.tensor([branch.plan for branch in branches])
+        self._caches: dict[int, StepCache] = {}
+        for block in range(self._plan_RB.shape[1]):
+            running = [branch for branch in branches if branch.plan[block]]
+            if running:
+                keys = with_room(torch.stack([branch.keys_HSW[block] for branch in running]), room)
+                values = with_room(torch.stack([branch.values_HSW[block] for branch in running]), room)
+                self._caches[block] = StepCache({block: keys}, {block: values}, running[0].length)
+
+    def keep(self, places: list[int], keep_R: Tensor) -> None:
+        """Drops every row but those at `places`."""
+        for block, cache in list(self._caches.items()):
+            runs_R = self._plan_RB[:, block] > 0
+            place_in_block_R = runs_R.cumsum(0) - 1
+            kept_in_block = place_in_block_R[places][runs_R[places]]
+            if len(kept_in_block):
+                cache.keep_rows(kept_in_block.to(self._device))
+            else:
+                del self._caches[block]
+        self._plan_RB = self._plan_RB[keep_R.cpu()]
+
+    def step(self, hidden_R1D: Tensor, position: int, rows: list[int], tied: list[bool] | None) -> Tensor:
+        """Runs one new position through every block of every row's plan; notes rows with a router's tie in `tied`."""
+        place_R1 = torch.full((hidden_R1D.shape[0], 1), position, device=self._device)
+        cosine, sine = self._model.position_embeddings(place_R1)
+        is_tied_R = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
+        for block, cache in self._caches.items():
+            watch = None if tied is None else TieWatch()
+            top_k_R = self._plan_RB[:, block]
+            runs_R = top_k_R > 0
+            is_whole = bool(runs_R.all())
+            index = slice(None) if is_whole else runs_R.nonzero()[:, 0].to(self._device)
+            distinct = top_k_R[runs_R].unique()
+            top_k = int(distinct[0]) if len(distinct) == 1 else top_k_R[runs_R]
+            moved = self._model.run_block(
+                block,
+                hidden_R1D[index],
+                top_k=top_k,
+                position_embeddings=(cosine[index], sine[index]),
+                cache=cache,
+                watch=watch,
+            )
+            if is_whole:
+                hidden_R1D = moved
+            else:
+                hidden_R1D = hidden_R1D.clone()
+                hidden_R1D[index] = moved
+            if watch is not None and watch.tied_R is not None:
+                is_tied_R[index] |= watch.tied_R
+            cache.length += 1
+        if tied is not None:
+            for row, is_tied in zip(rows, is_tied_R.tolist(), strict=True):
+                tied[row] |= is_tied
+        return hidden_R1D

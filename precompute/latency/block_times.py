@@ -1,0 +1,221 @@
+"""Latency of every plan from a few whole runs of the model: timed marks between blocks, added up plan by plan.
+
+For run r, latency_r = vision_r + head_r + sum over active blocks of prefill_r[b, k_b]
++ (output_tokens - 1) * (step_overhead_r + sum over active blocks of decode_r[b, k_b]),
+the last over the mean of the forced steps, or of the first ones where the answer has fewer.
+
+The passes of one run (one for each top-k) stand side by side in time, in an order drawn anew for every run, so that
+what slows the machine for a while slows them all. Every pass begins with vision, as a request does: without it the
+first blocks would find their weights still in the processor's cache. A random share of settings is run end to end in
+between.
+
+Axes: R runs, T decoding steps, B blocks, K values of top-k.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.plans import BlockPlan
+from ..execution.knob_model import KnobModel, PreparedPrompt
+from .clocks import RequestTimes, quiet, timed
+from .timed_request import run_request
+
+FORCED_STEPS = 4  # decoding steps that a pass times, whatever the answer's length
+
+
+class PlanLatency(NamedTuple):
+    """Latency of one plan: medians over the runs, and the runs."""
+
+    latency_ms: float
+    latency_std_ms: float | None  # None with a single run
+    vision_ms: float | None  # None where a record does not say
+    prefill_ms: float | None
+    decode_ms: float | None
+    runs_ms: tuple[float, ...]
+
+
+class TimedPlan(NamedTuple):
+    """A plan to be run end to end, with its insertion position and the tokens of its answer."""
+
+    plan: BlockPlan
+    position: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class LatencyCheck:
+    """The sum over blocks against the same setting run end to end, in ms: vision, prefill, decode, total."""
+
+    blockwise_ms: tuple[float, float, float, float]
+    end_to_end_ms: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class BlockTimes:
+    """What one prompt's blocks take, run by run."""
+
+    top_ks: tuple[int, ...]
+    vision_R: NDArray[np.float64]
+    head_R: NDArray[np.float64]  # the read at the insertion position, final norm, head, first token
+    prefill_RBK: NDArray[np.float64]
+    overhead_RT: NDArray[np.float64]  # of each decoding step, outside the blocks
+    decode_RTBK: NDArray[np.float64]
+
+    def whole_model_ms(self, top_k: int) -> float:
+        """Returns the latency of the longest answer that was timed, under all blocks with this top-k."""
+        return self.latency((top_k,) * self.prefill_RBK.shape[1], self.overhead_RT.shape[1] + 1).latency_ms
+
+    def latency(self, plan: BlockPlan, output_tokens: int) -> PlanLatency:
+        """Returns the latency of an answer of that many tokens under `plan`."""
+        active = [block for block, top_k in enumerate(plan) if top_k]
+        column = [self.top_ks.index(plan[block]) for block in active]
+        prefill_R = self.head_R + self.prefill_RBK[:, active, column].sum(axis=1)
+        if output_tokens == 1:
+            return summarise(self.vision_R, prefill_R, np.zeros_like(prefill_R))
+        # The first steps after a prompt are slower (caches are cold): a short answer is timed by the steps that it has.
+        step_RT = self.overhead_RT + self.decode_RTBK[:, :, active, column].sum(axis=2)
+        step_R = step_RT[:, : output_tokens - 1].mean(axis=1)
+        return summarise(self.vision_R, prefill_R, (output_tokens - 1) * step_R)
+
+
+def summarise(
+    vision_R: NDArray[np.float64], prefill_R: NDArray[np.float64], decode_R: NDArray[np.float64]
+) -> PlanLatency:
+    """Returns medians over runs and the runs themselves. The total's median is its own, not the stages' sum."""
+    total = [float(ms) for ms in vision_R + prefill_R + decode_R]
+    return PlanLatency(
+        median(total),
+        stdev(total) if len(total) > 1 else None,
+        float(np.median(vision_R)),
+        float(np.median(prefill_R)),
+        float(np.median(decode_R)),
+        tuple(total),
+    )
+
+
+def measure_blocks(
+    knobs: KnobModel,
+    prepared: PreparedPrompt,
+    *,
+    runs: int,
+    draw: random.Random,
+    end_to_end: Sequence[TimedPlan] = (),
+) -> tuple[BlockTimes, list[LatencyCheck]]:
+    """Times one prompt; the plans of `end_to_end` are also run whole, in between, and compared."""
+    native = knobs.native_top_k
+    top_ks = tuple(sorted({*knobs.space.top_k, native}))
+    passes = [_whole_model(knobs, top_k) for top_k in top_ks]
+    requests = [*passes, *end_to_end]
+    times: list[list[RequestTimes]] = [[] for _ in requests]  # [request][run]
+    with quiet():
+        _run(knobs, prepared, passes[top_ks.index(native)], blocks=True)  # warm-up
+        for _ in range(runs):
+            order = list(range(len(requests)))
+            draw.shuffle(order)
+            for index in order:
+                times[index].append(_run(knobs, prepared, requests[index], blocks=index < len(passes)))
+    block_times = _block_times(top_ks, times[: len(passes)], native, knobs.model.config.num_blocks)
+    checks = [
+        _check(block_times.latency(whole.plan, whole.output_tokens), runs_of)
+        for whole, runs_of in zip(end_to_end, times[len(passes) :], strict=True)
+    ]
+    return block_times, checks
+
+
+def measure_whole(
+    knobs: KnobModel, prepared: PreparedPrompt, plans: Sequence[TimedPlan], *, runs: int, draw: random.Random
+) -> list[PlanLatency]:
+    """Times every plan end to end, `runs` times, interleaved."""
+    times: list[list[RequestTimes]] = [[] for _ in plans]
+    with quiet():
+        _run(knobs, prepared, plans[0], blocks=False)  # warm-up
+        for _ in range(runs):
+            order = list(range(len(plans)))
+            draw.shuffle(order)
+            for index in order:
+                times[index].append(_run(knobs, prepared, plans[index], blocks=False))
+    return [
+        summarise(
+            np.array([one.vision_ms for one in runs_of]),
+            np.array([one.prefill_ms for one in runs_of]),
+            np.array([one.decode_ms for one in runs_of]),
+        )
+        for runs_of in times
+    ]
+
+
+def _whole_model(knobs: KnobModel, top_k: int) -> TimedPlan:
+    """Every block with one top-k. The native pass carries the probe: blocks before a position have the native top-k."""
+    position = max(knobs.positions) if top_k == knobs.native_top_k else 0
+    return TimedPlan((top_k,) * knobs.model.config.num_blocks, position, FORCED_STEPS + 1)
+
+
+def _run(
+    knobs: KnobModel,
+    prepared: PreparedPrompt,
+    request: TimedPlan,
+    *,
+    blocks: bool,
+) -> RequestTimes:
+    return timed(
+        knobs.model.device,
+        lambda mark: run_request(
+            knobs,
+            prepared,
+            request.plan,
+            request.position,
+            knobs.probe_MD[0],
+            num_tokens=request.output_tokens,
+            mark=mark,
+        ),
+        blocks=blocks,
+    )
+
+
+def _block_times(
+    top_ks: tuple[int, ...], times: Sequence[Sequence[RequestTimes]], native: int, num_blocks: int
+) -> BlockTimes:
+    """Axes of `times`: top-k, run. What does not depend on k is the mean over the passes of its run.
+
+    Means, not medians: a sum of medians of skewed times lies below the median of their sum.
+    """
+    by_run = list(zip(*times, strict=True))
+    native_R = [passes[top_ks.index(native)] for passes in by_run]
+    head_R = [fmean(one.head_ms for one in passes) for passes in by_run]
+    blocks, steps = range(num_blocks), range(FORCED_STEPS)
+    return BlockTimes(
+        top_ks,
+        np.array([fmean(one.vision_ms for one in passes) for passes in by_run]),
+        np.array(head_R) + np.array([one.read_ms for one in native_R]),
+        np.array([[[one.prefill_block_ms[block] for one in passes] for block in blocks] for passes in by_run]),
+        np.array([[fmean(one.step_overhead_ms[step] for one in passes) for step in steps] for passes in by_run]),
+        np.array(
+            [
+                [[[one.decode_block_ms[block][step] for one in passes] for block in blocks] for step in steps]
+                for passes in by_run
+            ]
+        ),
+    )
+
+
+def _check(latency: PlanLatency, whole: Sequence[RequestTimes]) -> LatencyCheck:
+    assert latency.vision_ms is not None, "blocks are timed with the vision before them"
+    assert latency.prefill_ms is not None
+    assert latency.decode_ms is not None
+    return LatencyCheck(
+        (latency.vision_ms, latency.prefill_ms, latency.decode_ms, latency.latency_ms),
+        (
+            median(one.vision_ms for one in whole),
+            median(one.prefill_ms for one in whole),
+            median(one.decode_ms for one in whole),
+            median(one.total_ms for one in whole),
+        ),
+    )

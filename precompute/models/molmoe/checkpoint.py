@@ -1,0 +1,222 @@
+"""Reads and writes checkpoints in the published layout: `config.json` and safetensors, in one file or indexed shards.
+
+Nothing is unpickled and no code of a checkpoint is run. Weights go shard by shard and tensor by tensor into modules
+that were made without memory, in the wanted dtype on the wanted device.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ....data.errors import CheckpointError
+from ....data.paths import existing_directory
+from .config import MolmoeConfig
+from .fields import read_json_object
+from .model import Molmoe
+from .preprocess import IMAGE_MEAN, IMAGE_STD
+from .tensor_names import Target, published_tensors
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_MAX_INDEX_BYTES = 64 << 20
+_HUB_FILES = ["*.json", "*.safetensors"]
+_SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no parent, no drive
+_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def checkpoint_directory(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
+    """Returns the directory of a checkpoint, fetched from the hub if it is not a local one.
+
+    Raises:
+        CheckpointError: no such directory, and no such repository or no hub within reach.
+    """
+    name = str(path_or_hub_id)
+    path = existing_directory(name, f"config.json and {SINGLE_FILE}", error=CheckpointError)
+    if path is not None:
+        if revision is not None:
+            raise CheckpointError(f"{path} is a directory, which has no revisions: leave out --revision {revision}.")
+        return path
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name} is not a directory, and the hub could not be reached nor is it in its cache: "
+            f"check the connection, or give a directory with config.json and {SINGLE_FILE}."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(f"{name}{at} cannot be fetched from the hub: {error}") from error
+
+
+def load_molmoe(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    experts_implementation: str = "auto",
+) -> Molmoe:
+    """Loads a checkpoint, ready for inference.
+
+    Args:
+        revision: branch, tag or commit on the hub.
+        dtype: of all weights, whatever the file has.
+
+    Raises:
+        CheckpointError: names the file, field or tensor that is missing, unexpected, misshapen or not supported.
+    """
+    directory = checkpoint_directory(path_or_hub_id, revision=revision)
+    config = MolmoeConfig.from_json(directory / "config.json")
+    check_processor(directory, config)
+    with torch.device("meta"):
+        model = Molmoe(config, experts_implementation=experts_implementation)
+    shards = _shard_tensors(directory)
+    _check_tensors(published_tensors(model), shards, directory)
+    materialise(model, dtype, torch.device(device))
+    targets = published_tensors(model)
+    with torch.no_grad():
+        for shard, names in shards.items():
+            with _opened(shard) as tensors:
+                for name in names:
+                    targets[name].view.copy_(tensors.get_tensor(name))
+    return model.eval().requires_grad_(False)
+
+
+def save_molmoe(model: Molmoe, directory: Path | str, *, dtype: torch.dtype | None = None) -> None:
+    """Writes `config.json` and one safetensors file with the published names, made for small models.
+
+    Args:
+        dtype: of the file; None keeps the model's.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: target.view.to("cpu", dtype or model.dtype, copy=True).contiguous()
+        for name, target in published_tensors(model).items()
+    }
+    (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    save_file(tensors, directory / SINGLE_FILE, metadata={"format": "pt"})
+
+
+def check_processor(directory: Path, config: MolmoeConfig) -> None:
+    """Compares `preprocessor_config.json`, where there is one, with what the preprocessing does.
+
+    Raises:
+        CheckpointError: names the field by which images would be prepared otherwise.
+    """
+    path = directory / "preprocessor_config.json"
+    if not path.exists():
+        return
+    vision, (rows, columns) = config.vision, config.pooled_grid
+    ours: dict[str, object] = {
+        "base_image_input_size": [vision.image_height, vision.image_width],
+        "image_patch_size": vision.patch_size,
+        "image_token_length_h": rows,
+        "image_token_length_w": columns,
+        "overlap_margins": list(config.overlap_margins),
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+        "image_padding_mask": True,
+        "do_normalize": True,
+    }
+    theirs = read_json_object(path)
+    for name, value in ours.items():
+        if name in theirs and theirs[name] != value:
+            raise CheckpointError(f"{path}: field {name!r} is {theirs[name]!r}, and only {value!r} is supported here.")
+
+
+def _shard_tensors(directory: Path) -> dict[Path, list[str]]:
+    """Returns the tensor names of each weight file, as the files themselves say."""
+    shards: dict[Path, set[str] | None]
+    if (directory / SINGLE_FILE).is_file():
+        shards = {directory / SINGLE_FILE: None}
+    elif (directory / INDEX_FILE).is_file():
+        shards = _indexed_shards(directory / INDEX_FILE)
+    else:
+        raise CheckpointError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: it holds no weights.")
+    found: dict[Path, list[str]] = {}
+    for shard, indexed in shards.items():
+        with _opened(shard) as tensors:
+            found[shard] = sorted(tensors.keys())
+        if indexed is not None and set(found[shard]) != indexed:
+            odd = sorted(set(found[shard]) ^ indexed)
+            where = "only the index has" if odd[0] in indexed else "the index does not have"
+            raise CheckpointError(f"{shard} and {INDEX_FILE} disagree: {where} {_some(odd)}.")
+    return found
+
+
+def _indexed_shards(index_path: Path) -> dict[Path, set[str] | None]:
+    """Reads the index. File names are checked: an index must not reach outside its directory."""
+    weight_map = read_json_object(index_path, max_bytes=_MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path}: field 'weight_map' is not an object of tensor names and files.")
+    shards: dict[Path, set[str] | None] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise CheckpointError(f"{index_path}: {name} lies in {file!r}, which is not a safetensors file name.")
+        path = index_path.parent / file
+        if path not in shards and not path.is_file():
+            raise CheckpointError(f"{path} does not exist, and {INDEX_FILE} names it: the checkpoint is incomplete.")
+        names = shards.setdefault(path, set())
+        assert names is not None
+        names.add(name)
+    return shards
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], directory: Path) -> None:
+    """Compares names, shapes and types with what the config makes necessary, before any weight is read."""
+    home: dict[str, Path] = {}
+    for shard, names in shards.items():
+        for name in names:
+            if name in home:
+                raise CheckpointError(f"{name} is in {home[name]} and in {shard}: keep one of them.")
+            home[name] = shard
+    if missing := sorted(set(targets) - set(home)):
+        raise CheckpointError(f"{directory} lacks {len(missing)} tensors that its config needs: {_some(missing)}.")
+    if unexpected := sorted(set(home) - set(targets)):
+        raise CheckpointError(f"{directory} has {len(unexpected)} tensors unknown to its config: {_some(unexpected)}.")
+    for shard, names in shards.items():
+        with _opened(shard) as tensors:
+            for name in names:
+                part = tensors.get_slice(name)
+                shape, wanted = tuple(part.get_shape()), tuple(targets[name].view.shape)
+                if shape != wanted:
+                    raise CheckpointError(
+                        f"{shard}: {name} has shape {list(shape)}, and the config makes it {list(wanted)}."
+                    )
+                if part.get_dtype() not in _FLOAT_DTYPES:
+                    raise CheckpointError(f"{shard}: {name} has type {part.get_dtype()}, not a float type.")
+
+
+def materialise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Gives every parameter of a model on the meta device its memory, without values."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

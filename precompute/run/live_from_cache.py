@@ -1,0 +1,161 @@
+"""The live executor for a cache: the model that made it, with the cache's own knobs, encoder, scores and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...data.cache import Cache, open_cache
+from ...data.datasets.registry import DATASETS
+from ...data.datasets.sources import ImageRoots, image_from_ref
+from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
+from ...data.executor import LEAST_RUNS
+from ...data.samples import Sample
+from ..execution.knob_model import KnobModel, Task
+from ..models.encoder_file import read_encoder
+from ..models.loading import LoadedModel, load_model
+from .live import LiveExecutor
+
+Factory = Callable[[Sequence[str]], tuple[LiveExecutor, Mapping[str, Sample]]]
+
+
+def live_factory(
+    cache_path: Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    device: str = "cuda",
+    dtype: str = "auto",
+    images: Path | None = None,
+    sources: Mapping[str, Path] | None = None,
+    runs: int = LEAST_RUNS,
+) -> Factory:
+    """Returns what makes the executor and the samples of a live validation; the model is loaded once it is called.
+
+    Args:
+        model: bundled name, directory or hub id; None takes the name that the cache records.
+        dtype: `auto` is the cache's; another one is refused where the cache names its own.
+        images: folder where image paths start, and where Parquet files with images are looked for first; by default
+            the folders that the cache records.
+        sources: where a dataset's files lie now, by its name; by default where the cache says.
+        runs: timed runs of each request, at least 3, of which the median counts; 0 measures no latency.
+
+    Raises (when called):
+        CacheError: the cache lacks what a live run needs. CacheMismatch: another model or dtype made it.
+        DatasetError: an image is not where the cache says.
+    """
+
+    def make(sample_ids: Sequence[str]) -> tuple[LiveExecutor, Mapping[str, Sample]]:
+        cache = open_cache(cache_path, tokens=False)
+        _check_live(cache)
+        kept = cache.manifest.dtype
+        if dtype != "auto" and kept is not None and dtype != kept:
+            raise CacheMismatch(f"{cache_path} was made in {kept}, and --dtype asks for {dtype}: leave --dtype out.")
+        samples = samples_of(cache, sample_ids, images, sources or {})
+        for sample in samples.values():  # what is missing is said now, not in the middle of the run
+            sample.image.read_bytes()
+        name = model or cache.manifest.model_name
+        try:
+            loaded = load_model(name, revision=revision, device=device, dtype=kept or dtype)
+        except CheckpointError as error:
+            if model is not None:
+                raise
+            raise CheckpointError(f"{error} The cache names this model; say where it lies now with --model.") from error
+        _check_model(cache, loaded)
+        return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
+
+    return make
+
+
+def knob_model_of(cache: Cache, loaded: LoadedModel) -> KnobModel:
+    """Returns the model with the cache's knobs."""
+    manifest = cache.manifest
+    assert manifest.importance is not None, "_check_live saw to it"
+    assert cache.budget_encoder_path is not None, "_check_live saw to it"
+    return KnobModel(
+        loaded,
+        space=manifest.space,
+        importance=manifest.importance,
+        encoder=read_encoder(cache.budget_encoder_path, manifest.d_model),
+        tasks=tasks_of(cache),
+        budgets_ms=manifest.budgets_ms,
+    )
+
+
+def tasks_of(cache: Cache) -> dict[str, Task]:
+    """Returns metric, token limit and prompt style of each dataset: as the cache records, else the dataset's own."""
+    tasks = {}
+    for name, record in (cache.manifest.datasets or {}).items():
+        limits = cache.manifest.max_new_tokens
+        limit = limits.get(name) if isinstance(limits, dict) else limits
+        spec = DATASETS.get(name)
+        metric = record.get("metric") or (spec.metric if spec else None)
+        limit = limit or (spec.max_new_tokens if spec else None)
+        if not isinstance(metric, str) or not isinstance(limit, int):
+            raise CacheError(
+                f"{cache.path / 'cache.json'} names no metric or no token limit for dataset `{name}`: add "
+                f"`datasets.{name}.metric` and `max_new_tokens`, or make the cache anew."
+            )
+        style = record.get("style", spec.style if spec else None)
+        tasks[name] = Task(metric, limit, style)
+    return tasks
+
+
+def samples_of(
+    cache: Cache, sample_ids: Sequence[str], images: Path | None, sources: Mapping[str, Path]
+) -> dict[str, Sample]:
+    """Returns the samples as precompute saw them. Raises CacheError when a column that a live run needs is missing."""
+    table = cache.samples
+    missing = [name for name in ("question", "answers", "image_ref") if name not in table.columns]
+    if missing:
+        raise CacheError(f"{cache.path}/samples lacks {missing}, without which no sample can be run live.")
+    records: dict[str, Any] = {name: {} for name in table["dataset"].unique()} | (cache.manifest.datasets or {})
+    for name, source in sources.items():
+        if name not in records:
+            raise DatasetError(
+                f"--dataset {name}: {cache.path} has no such dataset, only {', '.join(sorted(records))}."
+            )
+        if not source.exists():
+            raise DatasetError(f"--dataset {name}: {source} does not exist.")
+    roots = {
+        name: ImageRoots.recorded(name, record, source=sources.get(name), images=images)
+        for name, record in records.items()
+    }
+    samples: dict[str, Sample] = {}
+    for sample_id in sample_ids:
+        row: dict[str, Any] = table.row(cache.sample_index[sample_id], named=True)
+        if row["question"] is None or not row["answers"] or row["image_ref"] is None:
+            raise CacheError(f"{cache.path}/samples: {sample_id} has no question, answers or image_ref to run live.")
+        samples[sample_id] = Sample(
+            sample_id,
+            row["dataset"],
+            row["split"],
+            row["question"],
+            tuple(row["answers"]),
+            row.get("image_id") or row["image_ref"],
+            image_from_ref(row["image_ref"], roots[row["dataset"]]),
+        )
+    return samples
+
+
+def _check_live(cache: Cache) -> None:
+    manifest = cache.manifest
+    if cache.budget_encoder_path is None:
+        raise CacheError(
+            f"{cache.path} has no budget_encoder.safetensors: its latency tokens cannot be made again, so --live is "
+            "refused. Validate without --live, or make the cache with `knobctl precompute`."
+        )
+    if manifest.importance is None:
+        raise CacheError(f"{cache.path / 'cache.json'} has no importance scores: which blocks run is unknown.")
+    if manifest.space.insertion_positions == (None,):
+        raise CacheError(f"{cache.path} holds imported results without insertion positions: --live is refused.")
+
+
+def _check_model(cache: Cache, loaded: LoadedModel) -> None:
+    wanted = cache.manifest.fingerprint
+    if wanted is not None and wanted != loaded.fingerprint:
+        raise CacheMismatch(
+            f"{cache.path} was made with {cache.manifest.model_name} (fingerprint {wanted[:12]}), and {loaded.name} "
+            f"has {loaded.fingerprint[:12]}: name that model with --model, or run `knobctl precompute` with this one."
+        )

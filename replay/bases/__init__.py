@@ -1,0 +1,1 @@
+"""Frozen input bases of the controllers, fitted in closed form on the training split. Start with `fit.py`."""

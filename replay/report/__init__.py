@@ -1,0 +1,1 @@
+"""Reports as text tables. Start with `tables.py`."""

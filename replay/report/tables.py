@@ -1,0 +1,192 @@
+"""Turns a report into tables for a terminal. Reads only what `EvaluationReport.to_dict` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..evaluation.report import BETTER, NOT_SHOWN, EvaluationReport
+from .live_tables import render_live
+
+Record = Mapping[str, Any]
+LABELS = {"table": "budget-only table", "dataset_table": "per-dataset table", "neighbours": "nearest neighbours"}
+
+
+def render_report(
+    report: EvaluationReport | Record, *, per_budget: bool = True, per_dataset: bool = True
+) -> RenderableType:
+    """Returns the report as rich renderables: what it rests on, figures, verdicts, choices, the live run."""
+    record = report.to_dict() if isinstance(report, EvaluationReport) else report
+    parts: list[RenderableType] = [_heading(record), _overall(record)]
+    if per_budget and len(record["budgets_ms"]) > 1:
+        parts.append(_per_budget(record))
+    if per_dataset and len(_datasets(record)) > 1:
+        parts.append(_per_dataset(record))
+    verdicts = _verdicts(record)
+    if verdicts:
+        parts += [Text(""), *verdicts]
+    parts += _choices(record)
+    if record["guard"]:
+        parts.append(_guard(record["guard"]))
+    if record["live"]:
+        parts.append(render_live(record["live"]))
+    if record["choices"]:
+        parts.append(Text(f"choices written to {record['choices']}"))
+    parts += [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
+    return Lines(*parts)
+
+
+def figure(estimate: Record | None, digits: int = 3, *, percent: bool = False, interval: bool = False) -> str:
+    """One estimate as text; "-" where it is not defined."""
+    if estimate is None or estimate["value"] is None:
+        return "-"
+
+    def show(value: float) -> str:
+        return f"{100 * value:.{max(digits - 2, 0)}f} %" if percent else f"{value:.{digits}f}"
+
+    text = show(estimate["value"])
+    if interval and estimate["low"] is not None:
+        text += f" [{show(estimate['low'])}, {show(estimate['high'])}]"
+    return text
+
+
+def _heading(record: Record) -> Text:
+    cache = record["cache"]
+    confidence = f"{100 * record['bootstrap']['confidence']:g} %"
+    device = cache.get("device") or {}
+    made_on = f", latencies of {device['name']}" if device.get("name") else ""
+    tested = f"{record['split']} split"
+    if record["folds"]:
+        tested = f"cross-validated in {record['folds']} folds, each tested by what was fitted on others"
+    lines = [
+        f"{tested}: {record['n_samples']} samples of {record['n_clusters']} "
+        f"{'images' if record['cluster_by'] == 'image_id' else 'samples (no image ids)'}, "
+        f"{len(record['budgets_ms'])} budgets from {min(record['budgets_ms']):g} to {max(record['budgets_ms']):g} ms"
+        f"{made_on}",
+        f"in brackets: {confidence} intervals, bootstrap clustered by "
+        f"{'image' if record['cluster_by'] == 'image_id' else 'sample'}, {record['bootstrap']['resamples']} resamples",
+    ]
+    return Text("\n".join(lines))
+
+
+def _overall(record: Record) -> Table:
+    table = Table(title="All budgets", title_justify="left")
+    table.add_column("policy", no_wrap=True)
+    for column in ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over\nbudget", "of\nfeasible", "gap\nclosed"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, policy in record["policies"].items():
+        metrics = policy["overall"]["all_budgets"]
+        table.add_row(
+            _name(name, record),
+            figure(metrics["accuracy"], interval=True),
+            figure(metrics["reward"], interval=True),
+            figure(metrics["latency_ms"], 1),
+            figure(metrics["latency_p50_ms"], 1),
+            figure(metrics["latency_p95_ms"], 1),
+            figure(metrics["violation_rate"], percent=True),
+            figure(metrics["violation_rate_of_feasible"], percent=True),
+            figure(metrics.get("gap_closed"), 2),
+        )
+    return table
+
+
+def _per_budget(record: Record) -> Table:
+    table = Table(title="Budget by budget", title_justify="left")
+    table.add_column("budget ms", justify="right")
+    table.add_column("policy", no_wrap=True)
+    for column in ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, budget_ms in enumerate(record["budgets_ms"]):
+        for row, (name, policy) in enumerate(record["policies"].items()):
+            metrics = policy["overall"]["per_budget"][place]
+            unmet = " unmet" if budget_ms in record["unmet_budgets_ms"] else ""
+            table.add_row(
+                f"{budget_ms:g}{unmet}" if row == 0 else "",
+                _name(name, record),
+                figure(metrics["accuracy"]),
+                figure(metrics["reward"], interval=name in record["subjects"]),
+                figure(metrics["latency_ms"], 1),
+                figure(metrics["latency_p50_ms"], 1),
+                figure(metrics["latency_p95_ms"], 1),
+                figure(metrics["violation_rate"], percent=True),
+            )
+        table.add_section()
+    return table
+
+
+def _per_dataset(record: Record) -> Table:
+    table = Table(title="Dataset by dataset, all budgets", title_justify="left")
+    table.add_column("dataset", no_wrap=True)
+    table.add_column("policy", no_wrap=True)
+    for column in ("accuracy", "reward", "mean ms", "over budget", "gap closed"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for dataset in _datasets(record):
+        for row, (name, policy) in enumerate(record["policies"].items()):
+            group = policy["datasets"][dataset]
+            metrics = group["all_budgets"]
+            table.add_row(
+                Text(f"{dataset} ({group['n_samples']})" if row == 0 else ""),  # a name is no markup
+                _name(name, record),
+                figure(metrics["accuracy"], interval=True),
+                figure(metrics["reward"], interval=True),
+                figure(metrics["latency_ms"], 1),
+                figure(metrics["violation_rate"], percent=True),
+                figure(metrics.get("gap_closed"), 2),
+            )
+        table.add_section()
+    return table
+
+
+def _verdicts(record: Record) -> list[Text]:
+    """One plain sentence for each comparison of a subject over all samples."""
+    lines = []
+    for comparison in record["comparisons"]:
+        if comparison["group"] != "overall" or comparison["policy"] not in record["subjects"]:
+            continue
+        reward, policy = comparison["differences"]["reward"], comparison["policy"]
+        other = LABELS.get(comparison["versus"], comparison["versus"])
+        if reward["low"] is None:
+            lines.append(Text(f"{policy} vs {other}: reward {reward['value']:+.4f}, no interval can be given"))
+            continue
+        numbers = f"reward {reward['value']:+.4f} [{reward['low']:+.4f}, {reward['high']:+.4f}]"
+        if comparison["verdict"] == NOT_SHOWN:
+            line = f"{policy} is NOT shown to differ from {other}: {numbers}, which includes 0"
+        else:
+            line = f"{policy} is {comparison['verdict']} than {other}: {numbers}"
+        lines.append(Text(line, style="green" if comparison["verdict"] == BETTER else "yellow"))
+    return lines
+
+
+def _choices(record: Record) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for name in record["subjects"]:
+        policy = record["policies"][name]
+        knobs = "; ".join(
+            f"{knob.replace('_', ' ')} " + ", ".join(f"{value} {share:.0%}" for value, share in shares.items() if share)
+            for knob, shares in policy["knobs"].items()
+        )
+        most = ", ".join(f"{setting} {share:.0%}" for setting, share in list(policy["settings"].items())[:5])
+        lines.append(Text(f"{name} chose {len(policy['settings'])} settings: {knobs}\n  most often {most}"))
+    return lines
+
+
+def _guard(guard: Record) -> Text:
+    requests = max(guard["requests"], 1)
+    return Text(
+        f"guard: estimated from {', '.join(guard['inputs'])}; replaced Stage1's pair in "
+        f"{guard['stage1'] / requests:.1%} and Stage2's in {guard['stage2'] / requests:.1%} of requests; "
+        f"in {guard['nothing_should_fit'] / requests:.1%} nothing should fit"
+    )
+
+
+def _name(name: str, record: Record) -> Text:
+    return Text(name, style="bold" if name in record["subjects"] else "")
+
+
+def _datasets(record: Record) -> Sequence[str]:
+    return list(next(iter(record["policies"].values()))["datasets"])

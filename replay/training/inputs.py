@@ -1,0 +1,143 @@
+"""What the training loop reads: features, rewards and masks of one split, computed once.
+
+The frozen bases make this possible: whatever the controllers learn, a sample's features stay what they are, so a step
+touches 100 numbers a draw instead of d_model. Shapes: N samples of the split, M budgets, J choices of Stage1, A of
+Stage2, F features, H place code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...controllers.bases import TokenBasis, VectorBasis
+from ...controllers.stage2 import place_codes
+from ...data.errors import CacheError
+from ..reward import RewardWeights
+from ..tables import ChoiceGrid, ReplayTables
+
+SAMPLES_AT_ONCE = 64
+
+
+@dataclass
+class ReplayInputs:
+    """One split, ready to train on or to score: everything a step gathers from."""
+
+    language_NF: Tensor
+    budget_MF: Tensor
+    token_NJMF: Tensor
+    place_JH: Tensor
+    reward_NMJA: Tensor  # 0 where not allowed
+    allowed_NMJ: Tensor | None  # None: every pair is allowed for every sample
+    allowed_NJA: Tensor | None
+    holes: int  # (sample, setting) pairs masked because the cache has no outcome or no token there
+
+    def __len__(self) -> int:
+        return len(self.language_NF)
+
+    @property
+    def budgets(self) -> int:
+        return len(self.budget_MF)
+
+    def to(self, device: torch.device | str) -> ReplayInputs:
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+def project_language(tables: ReplayTables, sample_N: NDArray[np.int64], basis: VectorBasis) -> Tensor:
+    """Returns Stage1's language features, [N, F]."""
+    return basis(tables.language_feature_SD[torch.from_numpy(sample_N)])
+
+
+def project_tokens(tables: ReplayTables, sample_N: NDArray[np.int64], basis: TokenBasis) -> Tensor:
+    """Returns Stage2's token features, [N, J, M, F]; tokens are read once, a slice of samples at a time."""
+    assert tables.token_STPMD is not None, "require_trainable lets no such tables through"
+    tiers, positions, budgets = tables.token_STPMD.shape[1:4]
+    feature_NTPMF = torch.empty(len(sample_N), tiers, positions, budgets, basis.features)
+    for start in range(0, len(sample_N), SAMPLES_AT_ONCE):
+        part_N = sample_N[start : start + SAMPLES_AT_ONCE]
+        token_NTPMD = torch.from_numpy(np.ascontiguousarray(tables.token_STPMD[part_N])).float()
+        for position in range(positions):
+            feature_NTPMF[start : start + len(part_N), :, position] = basis.project(
+                token_NTPMD[:, :, position], position
+            )
+    return feature_NTPMF.nan_to_num_(nan=0.0).flatten(1, 2)  # a missing token is NaN, and masked
+
+
+def replay_inputs(
+    tables: ReplayTables,
+    sample_N: NDArray[np.int64],
+    weights: RewardWeights,
+    language_NF: Tensor,
+    token_NJMF: Tensor,
+    budget_MF: Tensor,
+    trained_JA: Tensor | None = None,
+) -> ReplayInputs:
+    """Returns the split's inputs, with holes masked and counted. Raises CacheError for a sample with nothing left.
+
+    Args:
+        trained_JA: settings that the training split has: another split's others are masked too, for the controllers
+            will never choose them.
+    """
+    assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
+    grid = ChoiceGrid.of(tables.space)
+    reward_NMX = tables.reward_NMX(sample_N, weights)
+    _refuse_infinite(tables, sample_N, reward_NMX)
+    reward_NMJA = grid.spread(reward_NMX.flatten(0, 1).nan_to_num(nan=0.0), 0.0).unflatten(0, reward_NMX.shape[:2])
+    known_NJA = grid.spread(tables.available_SX[torch.from_numpy(sample_N)], False)
+    if trained_JA is not None:
+        known_NJA &= trained_JA
+    token_NJM = torch.from_numpy(tables.token_present_STPM[sample_N]).flatten(1, 2)
+    allowed_NMJ = known_NJA.any(dim=2)[:, None, :] & token_NJM.transpose(1, 2)
+    if not bool(allowed_NMJ.any(dim=2).all()):
+        sample, budget = (~allowed_NMJ.any(dim=2)).nonzero()[0].tolist()
+        raise CacheError(
+            f"sample {tables.sample_ids[sample_N[sample]]!r} has no setting left under budget "
+            f"{float(tables.budgets_ms_M[budget]):g} ms: no outcome with accuracy, latency and latency token; "
+            "add its rows or remove the sample"
+        )
+    usable_NJA = known_NJA & token_NJM.any(dim=2)[:, :, None]
+    holes = int((grid.exists_JA & ~usable_NJA).sum())
+    whole = holes == 0 and bool(grid.exists_JA.all()) and bool(token_NJM.all())
+    # Where nothing is known of a pair, Stage2's mask is left open: Stage1 never goes there, and a row that allows
+    # nothing has no softmax.
+    allowed_NJA = known_NJA | ~known_NJA.any(dim=2, keepdim=True)
+    return ReplayInputs(
+        language_NF=language_NF,
+        budget_MF=budget_MF,
+        token_NJMF=token_NJMF,
+        place_JH=place_codes(len(tables.space.tiers), len(tables.space.insertion_positions)),
+        reward_NMJA=reward_NMJA,
+        allowed_NMJ=None if whole else allowed_NMJ,
+        allowed_NJA=None if whole else allowed_NJA,
+        holes=holes,
+    )
+
+
+def _refuse_infinite(tables: ReplayTables, sample_N: NDArray[np.int64], reward_NMX: Tensor) -> None:
+    """Raises CacheError for a latency so long that its reward is no number, as a time-out written as one may be."""
+    known_NX = tables.available_SX[torch.from_numpy(sample_N)]
+    wrong_NX = known_NX & ~torch.isfinite(reward_NMX).all(dim=1)
+    if bool(wrong_NX.any()):
+        sample, setting = wrong_NX.nonzero()[0].tolist()
+        latency_ms = float(tables.latency_ms_SX[sample_N[sample], setting])
+        raise CacheError(
+            f"sample {tables.sample_ids[sample_N[sample]]!r} under {tables.space.settings[setting]} took "
+            f"{latency_ms:g} ms, too long to be rewarded: a latency that was not measured is null"
+        )
+
+
+def settings_seen(tables: ReplayTables) -> tuple[Tensor, Tensor]:
+    """Returns which pairs [J] and settings [J, A] some training sample has: the rest get probability 0 for good."""
+    assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
+    grid = ChoiceGrid.of(tables.space)
+    train_S = tables.indices("train")
+    known_JA = grid.spread(tables.available_SX[torch.from_numpy(train_S)], False).any(dim=0)
+    token_J = torch.from_numpy(tables.token_present_STPM[train_S].any(axis=(0, 3))).flatten()
+    known_JA &= token_J[:, None]
+    return known_JA.any(dim=1), known_JA

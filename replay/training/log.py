@@ -1,0 +1,158 @@
+"""What training logs, under the names that GRPO trainers use, in CSV and JSON Lines, and with trackers where asked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.files.atomic import Disk, write_atomically
+from .trackers import Board, Tracker, WandbRun, remove_events
+
+COLUMNS = (
+    "seed",
+    "epoch",
+    "step",
+    "reward",  # mean over draws
+    "reward_std",  # mean over groups of the standard deviation within
+    "frac_reward_zero_std",  # share of groups whose rewards tie
+    "entropy",
+    "kl",
+    "clip_ratio",
+    "grad_norm",  # before clipping
+    "lr",
+    "val_reward",  # greedy, at evaluations only
+    "val_accuracy_term",
+    "val_latency_term",
+    "val_violation_term",
+    "val_saving_term",
+    "val_complexity_term",
+)
+TIE = 1e-6  # a group whose rewards spread less than this ties
+
+
+class StepLog:
+    """Gathers the steps between two lines. Reducing waits until a line is due: it costs more than a small step."""
+
+    def __init__(self) -> None:
+        self._rewards: list[Tensor] = []
+        self._seen: list[Mapping[str, Tensor]] = []
+        self.lines: list[dict[str, float]] = []
+
+    def add(self, reward_NBG: Tensor, seen: Mapping[str, Tensor]) -> None:
+        """Adds a step: its draws' rewards (exact: the expected one, [N, B, 1]) and columns of one value a seed [N]."""
+        self._rewards.append(reward_NBG)
+        self._seen.append(seen)
+
+    def close(self, epoch: int, step: int, lr: float, grad_norm_N: Tensor) -> None:
+        """Reduces to one line per seed; `grad_norm_N` is the last step's, before any clipping."""
+        # The exact estimator has one value a group, and so no spread.
+        spread = [reward.std(dim=2) for reward in self._rewards if reward.shape[2] > 1]
+        reward_N = torch.stack([reward.mean(dim=(1, 2)) for reward in self._rewards]).mean(dim=0)
+        columns = {"reward": reward_N, "grad_norm": grad_norm_N}
+        if spread:
+            columns["reward_std"] = torch.stack([value.mean(dim=1) for value in spread]).mean(dim=0)
+            ties = [(value < TIE).float().mean(dim=1) for value in spread]
+            columns["frac_reward_zero_std"] = torch.stack(ties).mean(dim=0)
+        columns |= {name: torch.stack([seen[name] for seen in self._seen]).mean(dim=0) for name in self._seen[0]}
+        shared = {"epoch": epoch, "step": step, "lr": lr}
+        self.lines = [
+            {**shared, **{name: float(value[seed]) for name, value in columns.items()}} for seed in range(len(reward_N))
+        ]
+
+
+class MetricsWriter:
+    """Appends lines to `log.csv` and `log.jsonl`, and to TensorBoard and Weights & Biases where asked.
+
+    Resuming drops the lines after the step it resumes from, so that no step is logged twice.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: dict[str, Any],
+        *,
+        resume_step: int = 0,
+        tensorboard: bool = False,
+        wandb_project: str | None = None,
+    ) -> None:
+        log = out / "log.jsonl"
+        kept = _lines_until(log, resume_step) if resume_step else []
+        self._trackers: list[Tracker] = []
+        self._tied: dict[int, bool] = {}  # by seed: whether every line so far says that all groups tied
+        for line in kept:
+            self._note_ties(line)
+        with ExitStack() as stack:
+            if wandb_project is not None:  # first: where it fails, nothing of an earlier run is lost
+                run = WandbRun(out, wandb_project, config, resume_step, kept)
+                self._trackers.append(stack.enter_context(run))
+            if not resume_step:
+                remove_events(out)
+            if tensorboard:
+                self._trackers.append(stack.enter_context(Board(out, resume_step, kept)))
+            write_atomically(Disk(), log, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self._jsonl = stack.enter_context(log.open("a", encoding="utf-8"))
+            self._csv = stack.enter_context((out / "log.csv").open("w", encoding="utf-8", newline=""))
+            self._table = csv.DictWriter(self._csv, COLUMNS, restval="")
+            self._table.writeheader()
+            self._table.writerows(kept)
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def write(self, seed: int, line: dict[str, float]) -> None:
+        record = {"seed": seed, **line}
+        self._jsonl.write(json.dumps(record) + "\n")
+        self._table.writerow(record)
+        self._note_ties(record)
+        for tracker in self._trackers:
+            tracker.write(seed, line)
+
+    def flush(self) -> None:
+        """Puts every line where a kill cannot take it away: before the state that relies on them is saved."""
+        self._jsonl.flush()
+        self._csv.flush()
+        for tracker in self._trackers:
+            tracker.flush()
+
+    @property
+    def tied_seeds(self) -> list[int]:
+        """Seeds whose groups all tied from the first step to the last one logged: rewards taught them nothing."""
+        return sorted(seed for seed, tied in self._tied.items() if tied)
+
+    def _note_ties(self, record: dict[str, float]) -> None:
+        if "frac_reward_zero_std" in record:
+            seed = int(record["seed"])
+            self._tied[seed] = self._tied.get(seed, True) and record["frac_reward_zero_std"] == 1.0
+
+
+def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
+    """Returns the log's whole lines up to `step`; a kill may have cut the last one."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in io.StringIO(path.read_text(encoding="utf-8", errors="replace")):
+        if not text.endswith("\n"):
+            break
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(record, dict) or record.get("step", step + 1) > step:
+            continue
+        lines.append({name: value for name, value in record.items() if name in COLUMNS})
+    return lines

@@ -1,0 +1,68 @@
+"""The training state on disk, so that a killed run goes on bit-equal. One safetensors file, replaced atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ...data.errors import CheckpointError
+from ...data.files.atomic import Disk, write_atomically
+from ..tables import ReplayTables
+
+STATE_NAME = "training_state.safetensors"
+
+
+def data_digest(tables: ReplayTables) -> str:
+    """Returns a sha256 over what training reads of a cache, tokens left out: they follow from the model."""
+    digest = hashlib.sha256(json.dumps([list(tables.sample_ids), tables.space.to_dict()]).encode())
+    for split in ("train", "val"):
+        digest.update(np.ascontiguousarray(tables.indices(split)).tobytes())
+    for array in (tables.cluster_S, tables.dataset_S, tables.token_present_STPM):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    for tensor in (tables.budgets_ms_M, tables.accuracy_SX, tables.latency_ms_SX, tables.language_feature_SD):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_state(out: Path, identity: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Writes the state; `identity` is what a resumed run must be equal in."""
+    metadata = {"identity": json.dumps(identity, sort_keys=True)}
+    write_atomically(Disk(), out / STATE_NAME, save(dict(state), metadata=metadata))
+
+
+def load_state(out: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Returns the state of the run in `out`; None when it holds none yet.
+
+    Raises CheckpointError, naming what differs, when that run was another one.
+    """
+    path = out / STATE_NAME
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded = json.loads((file.metadata() or {}).get("identity", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, json.JSONDecodeError) as cause:
+        raise CheckpointError(f"{path} cannot be read: {cause}. Train anew, without --resume") from cause
+    wanted = json.loads(json.dumps(identity))
+    different = [name for name in wanted if recorded.get(name) != wanted[name]]
+    if different:
+        parts = [f"{name} (there {_short(recorded.get(name))}, now {_short(wanted[name])})" for name in different]
+        raise CheckpointError(
+            f"{path} is of another run: {'; '.join(parts)}. Resume with the same cache and settings, or train anew"
+        )
+    return state
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,155 @@
+"""TensorBoard and Weights & Biases: where the lines of the training log go beside the log itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ...data.errors import CheckpointError, KnobctlError
+from ...data.files.atomic import Disk, write_atomically
+from ...data.files.bounded_json import dump_json, read_json
+
+BOARD_NAME = "tensorboard"
+RUN_NAME = "wandb_run.json"  # which Weights & Biases run this is, for --resume
+# By option: what is imported from where, and the package that it needs.
+_PACKAGES = {
+    "--tensorboard": ("torch.utils.tensorboard", "SummaryWriter", "tensorboard"),
+    "--wandb-project": ("wandb", "init", "wandb"),
+}
+
+Line = dict[str, float]
+
+
+class Tracker(Protocol):
+    """One destination of log lines, open while its context lasts."""
+
+    def write(self, seed: int, line: Line) -> None:
+        """Sends one line, which has `step` and `epoch`."""
+
+    def flush(self) -> None:
+        """Returns when what was written survives a kill, where the destination can promise that."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def require_packages(*, tensorboard: bool, wandb_project: str | None) -> None:
+    """Raises KnobctlError when a tracker that was asked for is not installed."""
+    asked = {"--tensorboard": tensorboard, "--wandb-project": wandb_project is not None}
+    for option, (module, name, package) in _PACKAGES.items():
+        if asked[option]:
+            try:
+                getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError) as cause:  # a folder `wandb` imports as an empty package
+                raise KnobctlError(
+                    f"{option} needs the package `{package}` ({cause}): pip install 'knobctl[logging]'"
+                ) from cause
+
+
+def values_of(line: Line) -> Line:
+    """Returns what a line measures, without what says where it belongs."""
+    return {name: value for name, value in line.items() if name not in ("seed", "step", "epoch")}
+
+
+class Board:
+    """TensorBoard's event files in `out/tensorboard`.
+
+    A new run removes those of an earlier one; a resumed run hides from TensorBoard what was logged after the step that
+    it resumes from.
+    """
+
+    def __init__(self, out: Path, resume_step: int, earlier: Sequence[Line]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        has_events = any((out / BOARD_NAME).glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(out / BOARD_NAME), purge_step=resume_step + 1 if resume_step else None)
+        if not has_events:  # the run began without TensorBoard
+            for line in earlier:
+                self.write(int(line["seed"]), line)
+
+    def write(self, seed: int, line: Line) -> None:
+        for name, value in values_of(line).items():
+            self._writer.add_scalar(f"seed-{seed}/{name}", value, int(line["step"]))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+
+def remove_events(out: Path) -> None:
+    """Removes an earlier run's event files, which TensorBoard would show together with the new ones."""
+    for path in (out / BOARD_NAME).glob("events.out.tfevents.*"):
+        path.unlink()
+
+
+class WandbRun:
+    """A run of Weights & Biases. Resuming goes on with the same one, whose id is kept in `out`."""
+
+    def __init__(
+        self, out: Path, project: str, config: dict[str, Any], resume_step: int, earlier: Sequence[Line]
+    ) -> None:
+        import wandb
+
+        self._project, self._error = project, wandb.Error
+        run_id = _run_id(out / RUN_NAME, project) if resume_step else None
+        with self._errors():
+            self._run = wandb.init(
+                project=project, config=config, dir=str(out), id=run_id, resume=None if run_id is None else "allow"
+            )
+        write_atomically(Disk(), out / RUN_NAME, dump_json({"project": project, "id": self._run.id}))
+        for line in earlier:  # what the service already has is left out by `write`
+            self.write(int(line["seed"]), line)
+
+    def write(self, seed: int, line: Line) -> None:
+        step = int(line["step"])
+        with self._errors():
+            if step >= self._run.step:  # a killed run may have logged beyond the state that it resumes from
+                self._run.log({f"seed-{seed}/{name}": value for name, value in values_of(line).items()}, step=step)
+
+    def flush(self) -> None:
+        """Nothing to do: the service's own process holds the lines."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._errors():
+            self._run.finish(exit_code=0 if error is None else 1)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns what goes wrong with the service into one line."""
+        try:
+            yield
+        except (self._error, ConnectionError, TimeoutError) as cause:
+            reason = " ".join(str(cause).split())[:300]
+            raise KnobctlError(
+                f"--wandb-project {self._project}: Weights & Biases says: {reason} "
+                "Log in with `wandb login`, log without a network with WANDB_MODE=offline, or leave the option out"
+            ) from cause
+
+
+def _run_id(path: Path, project: str) -> str | None:
+    """Returns the id of the run in `project` that `path` records; None when it records none."""
+    if not path.is_file():
+        return None
+    record = read_json(path, error=CheckpointError, max_bytes=4096)
+    if not isinstance(record, dict) or record.get("project") != project or not isinstance(record.get("id"), str):
+        return None
+    return str(record["id"])

@@ -1,0 +1,158 @@
+"""A tiny random model with a tokenizer, written as a checkpoint directory, for the engine's tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.datasets import load_samples
+from knobctl.data.errors import KnobctlError
+from knobctl.data.knobs import KnobSpace
+from knobctl.data.plans import ImportanceScores
+from knobctl.data.samples import Sample
+from knobctl.precompute.execution.knob_model import KnobModel, Task
+from knobctl.precompute.models.loading import load_model
+from knobctl.precompute.models.molmoe.checkpoint import save_molmoe
+from knobctl.precompute.models.molmoe.config import MolmoeConfig, VisionConfig
+from knobctl.precompute.models.molmoe.model import Molmoe
+from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.sample import Known, SampleRunner
+from knobctl.precompute.scale.launch import precompute
+from knobctl.tools.nano.tokenizer import build_tokenizer
+
+# Blocks from the least important, as published scores of the original runs have them.
+DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7)
+SMALL_SPACE = KnobSpace(("low", "high"), (1, 3), (2, 4), (4, 6), tier_crops=((1, 2), (3, 4)))
+
+
+def published_order(n_blocks: int = 16) -> ImportanceScores:
+    """Scores with the published order of dropping."""
+    order = [*DROPPED_FIRST, *(block for block in range(n_blocks) if block not in DROPPED_FIRST)]
+    return ImportanceScores(tuple(float(order.index(block)) for block in range(n_blocks)))
+
+
+def tiny_config(num_blocks: int = 16, *, native_top_k: int = 8, vocab_size: int = 120) -> MolmoeConfig:
+    """A model of 16 entries, with 10 experts, and crops of 24 pixels that give 9 features each."""
+    vision = VisionConfig(
+        image_height=24, image_width=24, patch_size=4, width=8, num_heads=2, mlp_width=16, num_layers=2, norm_eps=1e-5
+    )
+    return MolmoeConfig(
+        d_model=16,
+        num_blocks=num_blocks,
+        num_heads=2,
+        num_kv_heads=2,
+        num_experts=10,
+        native_top_k=native_top_k,
+        feed_forward_width=16,
+        vocab_size=vocab_size,
+        embedding_size=vocab_size,
+        additional_vocab_size=2,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_full_precision=True,
+        max_position_embeddings=512,
+        pad_token_id=1,
+        float32_vision_attention=True,
+        vit_layers=(-1, -2),
+        pooling_height=2,
+        pooling_width=2,
+        overlap_margins=(2, 2),
+        max_crops=4,
+        vision=vision,
+    )
+
+
+def write_tiny_model(directory: Path, num_blocks: int = 16, *, native_top_k: int = 8, seed: int = 3) -> Path:
+    """Writes a checkpoint directory and returns it."""
+    words = "what is the color of the shape? user: assistant: red green blue yes no is there a triangle circle"
+    tokenizer = build_tokenizer([words])
+    config = tiny_config(num_blocks, native_top_k=native_top_k, vocab_size=tokenizer.get_vocab_size())
+    directory.mkdir(parents=True, exist_ok=True)
+    save_molmoe(Molmoe(config).init_weights(seed=seed, std=0.35), directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def easy_samples(count: int) -> tuple[Sample, ...]:
+    """Bundled samples: images of 64 pixels."""
+    return load_samples("easy_vqa", limit=count, seed=42).samples
+
+
+def tiny_knobs(
+    directory: Path,
+    *,
+    space: KnobSpace | None = None,
+    importance: ImportanceScores | None = None,
+    max_new_tokens: int = 3,
+) -> KnobModel:
+    """The model of `write_tiny_model` with knobs, three budgets, and easy_vqa as its task."""
+    loaded = load_model(str(directory), device="cpu")
+    return KnobModel(
+        loaded,
+        space=space or KnobSpace(),
+        importance=importance or published_order(loaded.model.config.num_blocks),
+        encoder=BudgetEncoder.from_seed(16, seed=0),
+        tasks={"easy_vqa": Task("exact_match", max_new_tokens, None)},
+        budgets_ms=(10.0, 20.0, 40.0),
+    )
+
+
+def rows_of(path: Path):
+    """All rows of a cache but times, in one order."""
+    outcomes = pl.read_parquet(path / "outcomes" / "*.parquet")
+    times = [name for name in outcomes.columns if name.endswith("_ms")]
+    keys = ["sample_id", "tier", "insertion_position", "top_k", "num_blocks"]
+    tokens = pl.read_parquet(path / "latency_tokens" / "*.parquet").sort(
+        "sample_id", "tier", "insertion_position", "budget_ms"
+    )
+    return outcomes.drop(times).sort(keys), tokens, pl.read_parquet(path / "samples" / "*.parquet").sort("sample_id")
+
+
+def assert_same_rows(left: Path, right: Path) -> None:
+    for one, other in zip(rows_of(left), rows_of(right), strict=True):
+        assert one.equals(other)
+
+
+def fail_with_a_bug(*_inputs: object) -> Known:
+    """Stands for `find_known` in a worker that has a bug."""
+    raise TypeError("an odd\nreason")
+
+
+def die_of_a_signal(*_inputs: object) -> Known:
+    """Stands for `find_known` in a worker that the system kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("killed")
+
+
+def run_rank(
+    config: PrecomputeConfig, rank: int, count: int, port: int, dies_at: int | None, answer: SimpleQueue
+) -> None:
+    """One rank as torchrun starts it; puts (rank, samples run, summary or error message). May die at a sample."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    torch.set_num_threads(1)
+    run_sample, ran = SampleRunner.run, []
+
+    def counted(runner, sample, *args, **options):
+        ran.append(sample.sample_id)
+        if len(ran) == dies_at:
+            os._exit(9)
+        return run_sample(runner, sample, *args, **options)
+
+    SampleRunner.run = counted
+    try:
+        answer.put((rank, ran, precompute(config)))
+    except KnobctlError as error:
+        answer.put((rank, ran, str(error)))
