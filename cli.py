@@ -258,7 +258,7 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
     knobctl train runs/cache --out runs/exact --estimator exact --seeds 0,1,2
     """
     from .data.render import render_sections
-    from .precompute.models.threads import num_threads
+    from .devices import num_threads
     from .replay.training.train import train_controllers
 
     seeds, seed = whole_numbers("--seeds", options["seeds"]), options["seed"]
@@ -294,7 +294,7 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
 
     factory = None
     if live:
-        from .precompute.models.loading import find_device
+        from .devices import find_device
         from .precompute.run.live_from_cache import live_factory
 
         find_device(options["device"])  # before anything long is done
@@ -349,7 +349,7 @@ def cross_validate(cache: Path, seeds: str, threads: int, as_json: bool, **optio
 
     knobctl cross-validate runs/cache --baseline table --baseline neighbours
     """
-    from .precompute.models.threads import num_threads
+    from .devices import num_threads
     from .replay.report.tables import render_report
     from .replay.training.cross_validate import cross_validate as run
 

@@ -33,7 +33,7 @@ def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable
     Raises:
         KnobctlError: the live model differed from replay anywhere on the test split, or a step failed.
     """
-    from .precompute.models.threads import single_thread
+    from .devices import single_thread
     from .precompute.run.config import PrecomputeConfig
     from .precompute.run.live_from_cache import live_factory
     from .precompute.scale.launch import precompute

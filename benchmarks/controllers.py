@@ -30,9 +30,9 @@ from knobctl.data.datasets import load_samples
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
 from knobctl.data.policy import Requests
+from knobctl.devices import num_threads
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import load_model
-from knobctl.precompute.models.threads import num_threads
 from knobctl.precompute.run.live import LiveExecutor
 
 BUDGETS_MS = tuple(float(ms) for ms in np.geomspace(10, 160, 16))

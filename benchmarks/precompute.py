@@ -22,12 +22,12 @@ from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.plans import BlockPlan, ImportanceScores
 from knobctl.data.samples import Sample
+from knobctl.devices import single_thread
 from knobctl.precompute.execution.answer_sweep import answer_alone
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.execution.token_pass import token_pass
 from knobctl.precompute.latency.block_times import PlanLatency
 from knobctl.precompute.models.loading import load_model
-from knobctl.precompute.models.threads import single_thread
 from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
 from knobctl.precompute.run.work_counts import Ledger
 

@@ -176,7 +176,7 @@ def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--device", "nonsense"), "no such device"),
+        (("--device", "nonsense"), "is unknown"),
         (("--seeds", ","), "at least one"),
         (("--train-budget-encoder",), "one seed at a time: give one"),
         (("--folds", "999"), "too few for 999 folds"),

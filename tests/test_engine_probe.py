@@ -7,9 +7,9 @@ import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.errors import CheckpointError
+from knobctl.devices import num_threads
 from knobctl.precompute.execution.token_pass import make_probes, token_pass
 from knobctl.precompute.models.loading import load_model
-from knobctl.precompute.models.threads import num_threads
 
 BUDGETS_MS = tuple(float(budget) for budget in range(24, 72, 3))
 

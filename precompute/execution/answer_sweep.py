@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ...data.plans import BlockPlan
+from ...devices import single_thread
 from ..models.molmoe.model import Molmoe, Rotary
 from ..models.router_ties import TieWatch
-from ..models.threads import single_thread
 from .batch_limit import BatchLimit
 from .decoding import Branch, Decoded, decode_greedy
 from .kv_cache import PromptCache, StepCache, with_room

@@ -21,11 +21,11 @@ from ...data.errors import DatasetError, ImportanceError, UnknownSetting
 from ...data.knobs import KnobSetting, KnobSpace
 from ...data.plans import BlockPlan, ImportanceScores, block_plan
 from ...data.samples import ModelInput, Sample
+from ...devices import single_thread
 from ..models.loading import LoadedModel
 from ..models.molmoe.config import MolmoeConfig
 from ..models.molmoe.preprocess import image_length, preprocess_image
 from ..models.molmoe.tiling import Tiling, choose_tiling
-from ..models.threads import single_thread
 from .answer_sweep import answer_alone
 from .token_pass import PromptState, make_probes, token_pass
 

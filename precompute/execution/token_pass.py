@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ...controllers.budget_encoder import BudgetEncoder
 from ...data.errors import CheckpointError
+from ...devices import single_thread
 from ..models.molmoe.model import Molmoe
-from ..models.threads import single_thread
 from .kv_cache import PromptCache
 
 

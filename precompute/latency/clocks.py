@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..models.threads import single_thread
+from ...devices import single_thread
 from .timed_request import HEAD, READ, START, STEP, VISION
 
 Span = tuple[str | int, float]  # what ended, and the ms since the mark before

@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ...data.errors import CheckpointError, KnobctlError
+from ...data.errors import CheckpointError
 from ...data.paths import is_hub_id
+from ...devices import find_device, find_dtype
 from .molmoe.checkpoint import checkpoint_directory, load_molmoe
 from .molmoe.fingerprint import model_fingerprint
 from .molmoe.model import Molmoe
@@ -18,8 +17,6 @@ from .progress import say
 
 BUNDLED_ROOT = Path(__file__).resolve().parents[2] / "data" / "bundled"
 BUNDLED_MODELS = ("nano",)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -75,47 +72,7 @@ def model_directory(name: str, revision: str | None = None) -> Path:
         raise CheckpointError(f"{error} Bundled models: {', '.join(BUNDLED_MODELS)}.") from error
 
 
-def find_device(name: str) -> torch.device:
-    """Returns the device. Raises KnobctlError, naming `--device cpu`, when it is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise KnobctlError(f"device {name!r} is unknown: use cuda, cuda:0, ... or cpu.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise KnobctlError(f"device {name!r} is not supported: use cuda or cpu (--device cpu).")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise KnobctlError("no CUDA device was found: run on the CPU with --device cpu.")
-    if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise KnobctlError(f"there is no device {name}: this machine has {torch.cuda.device_count()} CUDA devices.")
-    return device
-
-
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype by name."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in _DTYPES:
-        raise KnobctlError(f"dtype {name!r} is unknown: use auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
-
-
-def device_record(device: torch.device) -> dict[str, object]:
-    """Returns what the cache records of the device that latencies were measured on."""
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device), "torch": torch.__version__}
-    return {"type": "cpu", "name": _processor_name(), "threads": 1, "torch": torch.__version__}
-
-
 def fingerprint(model: Molmoe, directory: Path) -> str:
     """Returns the sha256 of what answers depend on: config, weights and dtype as loaded, and the tokenizer's file."""
     tokenizer = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
     return hashlib.sha256(f"{model_fingerprint(model)} {tokenizer}".encode()).hexdigest()
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "CPU"

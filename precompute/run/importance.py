@@ -19,12 +19,12 @@ from ...data.knobs import KnobSpace
 from ...data.metrics import Scorer
 from ...data.plans import BlockPlan, ImportanceScores
 from ...data.samples import Sample
+from ...devices import num_threads
 from ..execution.answer_sweep import sweep_answers
 from ..execution.batch_limit import BatchLimit
 from ..execution.knob_model import KnobModel, Task
 from ..execution.plan_tree import PlanTree
 from ..models.loading import LoadedModel
-from ..models.threads import num_threads
 
 DEFAULT_RUNS = 5
 DEFAULT_SAMPLES = 200

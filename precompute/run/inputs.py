@@ -18,8 +18,9 @@ from ...data.errors import CacheError, DatasetError, ImportanceError, KnobctlErr
 from ...data.importer import load_importance, save_importance
 from ...data.plans import ImportanceScores
 from ...data.samples import Sample
+from ...devices import device_record
 from ..execution.knob_model import KnobModel, Task, check_importance, check_input, check_space
-from ..models.loading import LoadedModel, device_record, load_model
+from ..models.loading import LoadedModel, load_model
 from ..models.progress import progress_bar, say
 from .config import PrecomputeConfig
 from .importance import DEFAULT_RUNS, choose_importance_samples, measure_importance, scores_path

@@ -18,6 +18,7 @@ from ...data.knobs import KnobSetting
 from ...data.metrics import Scorer
 from ...data.plans import BlockPlan
 from ...data.samples import Sample
+from ...devices import num_threads
 from ..execution.answer_sweep import sweep_answers
 from ..execution.batch_limit import BatchLimit
 from ..execution.knob_model import KnobModel, PreparedPrompt
@@ -27,7 +28,6 @@ from ..latency.block_times import BlockTimes, LatencyCheck, PlanLatency, TimedPl
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
 from ..models.molmoe.tiling import Tiling
-from ..models.threads import num_threads
 from .work_counts import Ledger
 
 ALIKE_TEXT_TOKENS = 8  # prompts whose lengths differ by less take about the same time

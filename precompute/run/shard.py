@@ -14,11 +14,11 @@ from ... import __version__
 from ...data.cache import CacheWriter, Manifest
 from ...data.errors import KnobctlError
 from ...data.samples import Sample
+from ...devices import device_record
 from ..execution.knob_model import KnobModel
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
 from ..models.encoder_file import encoder_bytes
-from ..models.loading import device_record
 from ..models.progress import progress_bar
 from .config import PrecomputeConfig
 from .inputs import Fixed, Inputs, dtype_name, encoder_of, knob_model, request_record

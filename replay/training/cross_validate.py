@@ -20,6 +20,7 @@ from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache import accuracy_warnings, open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
+from ...devices import find_device
 from ..bases.fit import fold_of_samples
 from ..evaluation.bootstrap import DEFAULT_RESAMPLES
 from ..evaluation.build_report import cache_record, clustering, hole_warnings, measure, token_warnings
@@ -33,7 +34,7 @@ from ..policies.reward_table import RewardTable
 from ..recipes import TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
 from .data import make_bundle, require_trainable
-from .train import check_device, controllers_of
+from .train import controllers_of
 from .trainer import Trainer
 
 ALL = "all"  # the split of the report: every sample that has outcomes
@@ -102,7 +103,7 @@ def cross_validate(
     Raises:
         KnobctlError: too few images, or a cache that cannot train controllers.
     """
-    check_device(config.device)
+    find_device(config.device)
     cache = open_cache(Path(cache_path))
     tables = ReplayTables.from_cache(cache)
     rows = np.sort(np.concatenate([tables.indices(split) for split in ("train", "val", "test")]))

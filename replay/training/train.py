@@ -15,9 +15,10 @@ import torch
 from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
 from ...data.cache import accuracy_warnings, open_cache
-from ...data.errors import CheckpointError, KnobctlError
+from ...data.errors import CheckpointError
 from ...data.files.atomic import Disk, write_atomically
 from ...data.files.lock import DirectoryLock
+from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
 from ..evaluation.measure import gap_closed
 from ..policies.reward_table import RewardTable
@@ -133,7 +134,7 @@ def train_tables(
     reading_s: float = 0.0,
 ) -> TrainReport:
     """As `train_controllers`, from tables already in memory."""
-    check_device(config.device)
+    find_device(config.device)
     require_packages(tensorboard=tensorboard, wandb_project=wandb_project)
     with _output_errors(out):
         _check_out(out)
@@ -285,18 +286,6 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
     }
     made.created_by = f"knobctl {__version__}"
     return made
-
-
-def check_device(device: str) -> None:
-    """Raises KnobctlError for a device that training cannot have here."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as cause:
-        raise KnobctlError(f"--device {device}: no such device; use cpu, cuda or cuda:0") from cause
-    if kind not in ("cpu", "cuda"):
-        raise KnobctlError(f"--device {device}: training runs on cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise KnobctlError(f"--device {device}: no CUDA device is available here; use --device cpu")
 
 
 @contextmanager
