@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ImportanceError, UnknownSetting
+from .files.json_fields import JsonFields
 
 BlockPlan = tuple[int, ...]  # experts per token of every block; 0 means the block is skipped (identity)
 
@@ -34,6 +35,8 @@ class ImportanceScores:
             )
         if any(score is not None and not math.isfinite(score) for score in self.scores):
             raise ImportanceError(f"importance scores must be finite numbers: {list(self.scores)}")
+        if self.std is not None and len(self.std) != len(self.scores):
+            raise ImportanceError(f"`std` has {len(self.std)} entries, but `scores` has {len(self.scores)}")
 
     @property
     def n_blocks(self) -> int:
@@ -49,12 +52,19 @@ class ImportanceScores:
         }
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> ImportanceScores:
-        """The opposite of `to_dict`."""
-        std = record.get("std")
-        return cls(
-            tuple(record["scores"]), None if std is None else tuple(std), record.get("runs"), record.get("source")
-        )
+    def from_fields(cls, fields: JsonFields) -> ImportanceScores:
+        """Reads what `to_dict` writes from part of a file; raises the error of `fields`, with file and field."""
+        scores = fields.each("scores", _optional_number)
+        std = fields.optional("std", lambda inner, name: tuple(inner.each(name, _optional_number)))
+        runs, source = fields.optional("runs", JsonFields.integer), fields.optional("source", JsonFields.text)
+        try:
+            return cls(tuple(scores), std, runs, source)
+        except ImportanceError as cause:
+            raise fields.fail(None, f"cannot be importance scores: {cause}") from cause
+
+
+def _optional_number(fields: JsonFields, name: str) -> float | None:
+    return fields.optional(name, JsonFields.number)
 
 
 def block_plan(

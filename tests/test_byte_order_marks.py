@@ -60,4 +60,4 @@ def test_a_manifest(tmp_path: Path):
 
 def test_a_mark_anywhere_else_is_no_white_space():
     with pytest.raises(CacheError, match="is not JSON"):
-        parse_json(BOM_UTF8 * 2 + b"{}", "x.json")
+        parse_json(BOM_UTF8 * 2 + b"{}", "x.json", CacheError)

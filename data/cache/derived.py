@@ -57,7 +57,7 @@ def find_store(
         directory = root / key
         if not (directory / STORE_NAME).is_file():
             continue
-        record = read_json(directory / STORE_NAME)
+        record = read_json(directory / STORE_NAME, CacheError)
         if not isinstance(record, dict) or record.get("key") != key or not _sizes_fit(directory, shape):
             continue
         if digests and record.get("parts") != _stats(parts):  # copied, say: the parts are hashed once more
@@ -114,7 +114,7 @@ def verify_stores(cache: Path, derived: Path | None = None) -> list[tuple[Path, 
     for root in [cache / DERIVED_NAME] if derived is None else [derived]:
         for path in sorted(root.glob(f"*/{STORE_NAME}")):
             try:
-                record = read_json(path)
+                record = read_json(path, CacheError)
             except CacheError as cause:
                 problems.append((path, str(cause)))
                 continue

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CacheError, CacheMismatch
 from ..files.atomic import TEMPORARY_PREFIX, Disk, write_atomically
 from ..files.bounded_json import dump_json, read_json
+from ..files.json_fields import JsonFields
 from ..files.lock import LOCK_NAME
 from .manifest import MANIFEST_NAME, RUN_NAME
 
@@ -37,15 +38,15 @@ class Shard:
 def read_run(directory: Path) -> tuple[dict[str, Any], Shard]:
     """Returns what the run in `directory` depends on, and its shard. Raises CacheError when it is not ours."""
     path = directory / RUN_NAME
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != RUN_FORMAT or not isinstance(record.get("run"), dict):
+    record = read_json(path, CacheError)
+    if not isinstance(record, dict) or record.get("format") != RUN_FORMAT:
         raise CacheError(f"{path} was not written by knobctl: choose another directory")
-    if record.get("version") != RUN_VERSION:
-        raise CacheError(f"{path} is of version {record.get('version')!r}; this knobctl knows {RUN_VERSION}")
-    shard = record.get("shard", {"index": 0, "count": 1})
-    if not isinstance(shard, dict) or any(type(shard.get(name)) is not int for name in ("index", "count")):
-        raise CacheError(f'{path}: "shard" must be an index and a count, not {shard!r}')
-    return record["run"], Shard(shard["index"], shard["count"])
+    fields = JsonFields(record, str(path), CacheError)
+    version = fields.integer("version")
+    if version != RUN_VERSION:
+        raise fields.fail("version", f"is {version}, but this knobctl reads version {RUN_VERSION}")
+    shard = fields.optional("shard", JsonFields.fields)
+    return fields.record("run"), Shard() if shard is None else Shard(shard.integer("index"), shard.integer("count"))
 
 
 def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard) -> bool:
