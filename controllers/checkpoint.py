@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..data.errors import CacheMismatch, CheckpointError
-from ..data.files.atomic import Disk, write_atomically
+from ..data.files.atomic import write_atomically
 from ..data.files.bounded_json import dump_json, read_json
 from ..data.files.json_fields import JsonFields
 from ..data.knobs import KnobSpace
@@ -88,7 +88,7 @@ class Controllers:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = save(self._tensors(), metadata={"format": "pt"})
-        write_atomically(Disk(), directory / WEIGHTS_NAME, weights)
+        write_atomically(directory / WEIGHTS_NAME, weights)
         record = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
@@ -103,7 +103,7 @@ class Controllers:
             "settings": self.settings,
             "created_by": self.created_by,
         }
-        write_atomically(Disk(), directory / CONFIG_NAME, dump_json(record))
+        write_atomically(directory / CONFIG_NAME, dump_json(record))
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: Path | str, *, revision: str | None = None) -> Controllers:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..files.atomic import TEMPORARY_PREFIX, Disk, sync_directory, write_atomically
+from ..files.atomic import TEMPORARY_PREFIX, sync_directory, write_atomically
 from ..files.bounded_json import dump_json, read_json
+from ..files.lock import FileLock
 from .files import CHANGED, REMEDY
 from .parts import sha256_file
 
@@ -65,7 +64,7 @@ def find_store(
                 if sha256_file(path) != digests.get(path.name):
                     raise CacheError(f"{path} {CHANGED}. {REMEDY}")
             if os.access(directory, os.W_OK):
-                write_atomically(Disk(), directory / STORE_NAME, dump_json({**record, "parts": _stats(parts)}))
+                write_atomically(directory / STORE_NAME, dump_json({**record, "parts": _stats(parts)}))
         return _open(directory, shape)
     return None
 
@@ -86,7 +85,7 @@ def build_store(
     directory = root / key
     size = int(np.prod(shape, dtype=object)) * 2
     try:
-        with _alone(root, key):
+        with FileLock(root / f".lock-{key}", optional=True).exclusive():
             if not ((directory / STORE_NAME).is_file() and _sizes_fit(directory, shape)):
                 own = root == cache / DERIVED_NAME and not root.is_symlink()  # what is elsewhere may be another's
                 _remove_leftovers(root, key, everything=own)
@@ -97,7 +96,7 @@ def build_store(
                     os.replace(temporary, directory)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
-                sync_directory(Disk(), root)
+                sync_directory(root)
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CacheError(
@@ -147,21 +146,6 @@ def _writable_root(cache: Path, derived: Path | None) -> Path:
         f"latency tokens are unpacked once into a directory, but none of {refusals} can be written: "
         f"set {DERIVED_VARIABLE} to one that can"
     )
-
-
-@contextmanager
-def _alone(root: Path, key: str) -> Iterator[None]:
-    """Waits until no other process on this machine unpacks the same tokens."""
-    descriptor = os.open(root / f".lock-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as cause:
-            if cause.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
-                raise
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(root: Path, key: str, *, everything: bool) -> None:

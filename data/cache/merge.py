@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, CacheMismatch
-from ..files.atomic import Disk
+from ..files.atomic import DISK, Disk
 from ..schema import SPLITS
 from .manifest import Manifest
 from .parts import ENCODER_NAME, SAMPLES, part_paths
@@ -26,7 +26,7 @@ _OWN_SOURCE = (
 )  # the same of a dataset's record: machines that share a run keep files apart
 
 
-def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk | None = None) -> Manifest:
+def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk = DISK) -> Manifest:
     """Merges complete shards of one run into the cache `out`; run again after a kill, it goes on.
 
     Parts keep their bytes. Raises CacheMismatch when the shards are not of one run, CacheError when one is missing,

@@ -75,7 +75,7 @@ def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard)
         what = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         hint = " (a cache of another program)" if MANIFEST_NAME in others else ""
         raise CacheError(f"{directory} holds something else{hint}: {what}. Choose an empty or a new directory.")
-    write_atomically(disk, directory / RUN_NAME, dump_json(record))
+    write_atomically(directory / RUN_NAME, dump_json(record), disk)
     return False
 
 

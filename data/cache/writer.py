@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from ..files.atomic import Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
+from ..files.atomic import DISK, Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
 from ..files.lock import DirectoryLock
 from ..schema import latency_tokens_schema, outcomes_schema, samples_schema
 from .manifest import MANIFEST_NAME, RUN_NAME, FileRecord, Manifest
@@ -50,21 +50,19 @@ class CacheWriter:
     Raises CacheError (locked, something else there, disk full, read-only) or CacheMismatch (another run).
     """
 
-    def __init__(
-        self, out: Path, run: Mapping[str, Any], *, shard: Shard | None = None, disk: Disk | None = None
-    ) -> None:
+    def __init__(self, out: Path, run: Mapping[str, Any], *, shard: Shard | None = None, disk: Disk = DISK) -> None:
         self.out = Path(out)
         self.shard = shard or Shard()
         self.resumed = False
         self._run = run
-        self._disk = disk or Disk()
+        self._disk = disk
         self._exit = ExitStack()
 
     def __enter__(self) -> CacheWriter:
         with ExitStack() as stack:
             with self.disk_errors():
                 self._disk.make_directory(self.out)
-                stack.enter_context(DirectoryLock(self.out))
+                stack.enter_context(DirectoryLock(self.out, CacheError))
                 self.resumed = begin_run(self._disk, self.out, self._run, self.shard)
                 self._remove_uncommitted()
             self._exit = stack.pop_all()
@@ -128,8 +126,8 @@ class CacheWriter:
                 except OSError as cause:
                     if cause.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
                         raise
-                    write_atomically(self._disk, target, path.read_bytes())
-                sync_directory(self._disk, target.parent)
+                    write_atomically(target, path.read_bytes(), self._disk)
+                sync_directory(target.parent, self._disk)
 
     def finish(self, manifest: Manifest, budget_encoder: bytes | None = None) -> Manifest:
         """Writes the encoder and then `cache.json`, with every file's digest; returns the manifest as written.
@@ -139,7 +137,7 @@ class CacheWriter:
         """
         with self.disk_errors():
             if budget_encoder is not None:
-                write_atomically(self._disk, self.out / ENCODER_NAME, budget_encoder)
+                write_atomically(self.out / ENCODER_NAME, budget_encoder, self._disk)
             records = [self._record(RUN_NAME)]
             if (self.out / ENCODER_NAME).is_file():
                 records.append(self._record(ENCODER_NAME))
@@ -149,7 +147,7 @@ class CacheWriter:
                     records.append(self._record(f"{name}/{path.name}", rows))
             self._check_companions({record.path: record.sha256 for record in records})
             manifest = replace(manifest, files=tuple(records))
-            write_atomically(self._disk, self.out / MANIFEST_NAME, manifest.to_bytes())
+            write_atomically(self.out / MANIFEST_NAME, manifest.to_bytes(), self._disk)
         return manifest
 
     def _record(self, relative: str, rows: int | None = None) -> FileRecord:
@@ -171,11 +169,11 @@ class CacheWriter:
             for name in TABLES:
                 self._disk.make_directory(self.out / name)
                 if name in blobs:
-                    temporaries[name] = write_temporary(self._disk, self.out / name, part, blobs[name])
+                    temporaries[name] = write_temporary(self.out / name, part, blobs[name], self._disk)
             for name, temporary in list(temporaries.items()):  # in the order of TABLES: samples, the commit, last
                 self._disk.replace(temporary, self.out / name / part)
                 del temporaries[name]
-                sync_directory(self._disk, self.out / name)
+                sync_directory(self.out / name, self._disk)
         except OSError:
             for temporary in temporaries.values():
                 self._disk.unlink(temporary)
@@ -189,13 +187,13 @@ class CacheWriter:
 
     def _remove_uncommitted(self) -> None:
         """Removes temporary files, and files of parts whose commit a kill cut off."""
-        remove_temporaries(self._disk, self.out)
+        remove_temporaries(self.out, self._disk)
         if self.complete:
             return
         committed = {path.name for path in part_paths(self.out, SAMPLES)}
         for name in TABLES:
             if (self.out / name).is_dir():
-                remove_temporaries(self._disk, self.out / name)
+                remove_temporaries(self.out / name, self._disk)
                 for path in part_paths(self.out, name):
                     if path.name not in committed:
                         self._disk.unlink(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImportanceError
-from ..files.atomic import Disk, write_atomically
+from ..files.atomic import write_atomically
 from ..files.bounded_json import dump_json, read_json
 from ..files.json_fields import JsonFields
 from ..plans import ImportanceScores
@@ -96,7 +96,7 @@ def save_importance(scores: ImportanceScores, path: Path) -> None:
         **scores.to_dict(),
     }
     try:
-        write_atomically(Disk(), path, dump_json(record))
+        write_atomically(path, dump_json(record))
     except OSError as cause:
         raise ImportanceError(f"{path} cannot be written ({cause.strerror or cause}): choose another place") from cause
 
