@@ -1,4 +1,4 @@
-"""Paths as users write them: with `~`, or as a name that may mean a directory or a repository of the hub."""
+"""Paths: those that users write, with `~` or as a name that may be a directory or a hub repository; bundled files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from .errors import KnobctlError
+
+BUNDLED_ROOT = Path(__file__).resolve().parent / "bundled"  # the model and the datasets in the package
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

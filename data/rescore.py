@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .cache import Cache, CacheWriter, open_cache, read_run
 from .cache.parts import ENCODER_NAME, OUTCOMES, SAMPLES, TABLES, TOKENS, open_part, parquet_errors, part_paths
+from .cache.reader import Cache, open_cache
+from .cache.run_record import read_run
+from .cache.writer import CacheWriter
 from .errors import CacheError, DatasetError
 from .metrics import Scorer, full_score_warning, get_metric
 from .schema import latency_tokens_schema, outcomes_schema, samples_schema

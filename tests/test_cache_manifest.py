@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from knobctl.data.cache import FileRecord, Manifest
-from knobctl.data.cache.manifest import manifest_changed
+from knobctl.data.cache.manifest import FileRecord, Manifest, manifest_changed
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json, read_json
 from knobctl.tests.support.make_cache import tiny_manifest

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.data.knobs import KnobSpace
 from knobctl.tests.support.foreign_cache import foreign_cache

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError, UnknownSetting
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.schema import outcomes_schema

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import derived, open_cache
+from knobctl.data.cache import unpacked_tokens
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.tests.support.make_cache import make_cache
 
@@ -97,7 +98,7 @@ def test_a_copied_cache_keeps_its_store(tmp_path):
 def test_a_cache_that_cannot_be_written_unpacks_elsewhere(tmp_path, monkeypatch):
     path = make_cache(tmp_path / "cache")
     (path / "derived").touch()  # a file: nothing can be made below it, whoever asks
-    monkeypatch.setattr(derived, "_NOT_WRITABLE", (*derived._NOT_WRITABLE, errno.EEXIST, errno.ENOTDIR))
+    monkeypatch.setattr(unpacked_tokens, "_NOT_WRITABLE", (*unpacked_tokens._NOT_WRITABLE, errno.EEXIST, errno.ENOTDIR))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     store = open_cache(path).tokens.unpack()
     assert store.is_relative_to(tmp_path / "home" / "knobctl" / "tokens")
@@ -122,8 +123,9 @@ def test_no_room_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
-from knobctl.data.cache import derived, open_cache
-derived._stats = lambda parts: os._exit(9)
+from knobctl.data.cache import unpacked_tokens
+from knobctl.data.cache.reader import open_cache
+unpacked_tokens._stats = lambda parts: os._exit(9)
 open_cache(Path(sys.argv[1])).tokens.unpack()
 """
 
@@ -143,7 +145,7 @@ def test_rows_in_any_order_land_in_their_cells(tmp_path):
     order = np.random.default_rng(0).permutation(sum(len(cell) for cell in cells))
     shuffled = [(np.concatenate(cells)[order], np.concatenate(tokens)[order])]
     shape = expected.shape
-    mapped = derived.build_store(path, "k" * 32, shape, tmp_path / "elsewhere", [], shuffled)
+    mapped = unpacked_tokens.build_store(path, "k" * 32, shape, tmp_path / "elsewhere", [], shuffled)
     np.testing.assert_array_equal(mapped.token_STPMD, expected)
 
 

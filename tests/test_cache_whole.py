@@ -10,8 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from knobctl.data.cache import CacheExecutor, CacheWriter, Shard, describe_cache, merge_caches, open_cache, verify_cache
+from knobctl.data.cache.describe import describe_cache
+from knobctl.data.cache.executor import CacheExecutor
+from knobctl.data.cache.merge import merge_caches
 from knobctl.data.cache.outcomes import first_double
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.run_record import Shard
+from knobctl.data.cache.verify import verify_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, CacheMismatch, UnknownSetting
 from knobctl.data.knobs import KnobSetting
 from knobctl.data.samples import Sample

@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from knobctl.data.cache import CacheWriter, open_cache
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, CacheMismatch
 from knobctl.data.files.atomic import Disk
 from knobctl.tests.support.make_cache import (

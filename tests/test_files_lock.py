@@ -1,4 +1,4 @@
-"""Directory locks: a second writer is refused with the holder's name, a dead holder's lock is taken over. File locks."""
+"""Directory locks: a second writer is refused with the holder's name, a dead holder's is taken over. File locks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from knobctl.data.cache import CacheWriter
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.files.lock import LOCK_NAME, DirectoryLock, FileLock, Holder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from knobctl.data.cache import CacheWriter
+from knobctl.data.cache.writer import CacheWriter
 with CacheWriter(Path(sys.argv[1]), {"run": 1}):
     print("held", flush=True)
     time.sleep(60)

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knobctl.cli import main
-from knobctl.data.cache import accuracy_warnings, describe_cache, open_cache
+from knobctl.data.cache.accuracy import accuracy_warnings
+from knobctl.data.cache.describe import describe_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.metrics import METRICS, Scorer, full_score_warning, full_scores
 from knobctl.data.rescore import rescore
 from knobctl.tests.support.make_cache import make_cache

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import CacheWriter, open_cache, verify_cache
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.verify import verify_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, DatasetError
 from knobctl.data.metrics import score
 from knobctl.data.rescore import metrics_from_options, rescore

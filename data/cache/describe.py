@@ -11,9 +11,9 @@ import polars as pl
 
 from ..knobs import KnobSetting
 from .accuracy import accuracy_warnings
-from .derived import DERIVED_NAME
 from .parts import TABLES, part_paths
 from .reader import Cache, open_cache
+from .unpacked_tokens import DERIVED_NAME
 
 KNOBS: dict[str, Callable[[KnobSetting], Any]] = {
     "tier": lambda setting: setting.tier,

@@ -16,7 +16,7 @@ from ..errors import CacheError
 from ..knobs import KnobSetting, KnobSpace
 from ..schema import outcomes_schema
 from .columns import PartColumn, check_schema, codes, concatenate, real_numbers, typed, whole_numbers
-from .files import Listing
+from .file_list import Listing
 from .parts import open_part, parquet_errors, read_columns
 
 

@@ -22,7 +22,7 @@ from ..errors import CacheError, UnknownSetting
 from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
-from .files import Listing, check_files
+from .file_list import Listing, check_files
 from .manifest import Manifest
 from .outcomes import OutcomeRows, locate, read_outcomes
 from .parts import (

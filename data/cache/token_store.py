@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..schema import latency_tokens_schema
 from .columns import PartColumn, check_schema, codes, real_numbers, vectors
-from .derived import MappedTokens, build_store, find_store
-from .files import CHANGED, REMEDY, Listing
+from .file_list import CHANGED, REMEDY, Listing
 from .manifest import Manifest
 from .outcomes import first_double, locate, position_index
 from .parts import TOKENS, open_part, parquet_errors, read_columns, sha256_file
+from .unpacked_tokens import MappedTokens, build_store, find_store
 
 LAYOUT = 1  # of the unpacked array; part of its key
 KEY_COLUMNS = ("sample_id", "tier", "insertion_position", "budget_ms")

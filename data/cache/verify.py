@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CacheError
-from .derived import verify_stores
-from .files import CHANGED
+from .file_list import CHANGED
 from .manifest import MANIFEST_NAME, Manifest, manifest_changed
 from .parts import SAMPLES, TABLES, companion_digests, part_paths, sha256_file
 from .reader import open_cache
+from .unpacked_tokens import verify_stores
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..cache import CacheWriter, Manifest
+from ..cache.manifest import Manifest
+from ..cache.writer import CacheWriter
 from ..schema import latency_tokens_schema
 from .population import N_BLOCKS, NATIVE_TOP_K, STRUCTURES, TOKENS_PER_CROP, GeneratedCache, GeneratedConfig, generate
 

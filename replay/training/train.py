@@ -14,7 +14,8 @@ import torch
 
 from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
-from ...data.cache import accuracy_warnings, open_cache
+from ...data.cache.accuracy import accuracy_warnings
+from ...data.cache.reader import open_cache
 from ...data.errors import CheckpointError
 from ...data.files.atomic import write_atomically
 from ...data.files.lock import DirectoryLock

@@ -18,7 +18,7 @@ from ..errors import CacheError
 from ..files.atomic import TEMPORARY_PREFIX, sync_directory, write_atomically
 from ..files.bounded_json import dump_json, read_json
 from ..files.lock import FileLock
-from .files import CHANGED, REMEDY
+from .file_list import CHANGED, REMEDY
 from .parts import sha256_file
 
 DERIVED_NAME = "derived"
