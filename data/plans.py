@@ -1,4 +1,4 @@
-"""Block plans: what a (position, top-k, num_blocks) makes each block do. Knows nothing of the model."""
+"""Block plans: what (insertion position, top-k, num_blocks) makes each block of the model do."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ BlockPlan = tuple[int, ...]  # experts per token of every block; 0 means the blo
 
 @dataclass(frozen=True)
 class ImportanceScores:
-    """Accuracy lost when one block is left out, for every block; larger is more important, negative is allowed.
+    """Accuracy lost when a block is left out, for every block; larger is more important, negative is allowed.
 
-    `None` stands for a block that was not scored and is always kept: the documented 14-entry layout leaves out the
-    first and the last.
+    `None` is a block that was not scored and is therefore always kept: the first or the last, which the documented
+    14-entry layout leaves out. Raises ImportanceError for other gaps and for numbers that are not finite.
     """
 
     scores: tuple[float | None, ...]
-    std: tuple[float | None, ...] | None = None
-    runs: int | None = None
-    source: str | None = None
+    std: tuple[float | None, ...] | None = None  # over the runs, one per score
+    runs: int | None = None  # runs that the scores are means of
+    source: str | None = None  # where they come from, for people
 
     def __post_init__(self) -> None:
         inner = self.scores[1:-1]
         if len(self.scores) < 1 or any(score is None for score in inner):
             raise ImportanceError(
-                "importance scores must name every block, or every block but the first and the last: "
-                f"missing {[b for b, s in enumerate(self.scores) if s is None]} of {len(self.scores)}"
+                "importance scores must cover every block, or every block but the first and the last: "
+                f"blocks {[b for b, s in enumerate(self.scores) if s is None]} of {len(self.scores)} are missing"
             )
         if any(score is not None and not math.isfinite(score) for score in self.scores):
             raise ImportanceError(f"importance scores must be finite numbers: {list(self.scores)}")
@@ -43,7 +43,7 @@ class ImportanceScores:
         return len(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest's `importance`."""
+        """Returns the manifest's `importance`."""
         return {
             "scores": list(self.scores),
             "std": None if self.std is None else list(self.std),
@@ -77,14 +77,17 @@ def block_plan(
 ) -> BlockPlan:
     """Returns the experts per token of every block, 0 where it is skipped.
 
-    The first `insertion_position` blocks run with the native top-k. Of the blocks after them the most important
-    run with `top_k`, until `num_blocks` run in all; of equal scores the earlier block runs.
+    The first `insertion_position` blocks run with the native top-k. Of the blocks after them, the most important ones
+    run with `top_k`, so that `num_blocks` run in total; of equal scores, the earlier block runs.
+
+    Raises:
+        UnknownSetting: `num_blocks` is below the insertion position or above the number of blocks.
     """
     position = insertion_position or 0
     n_blocks = importance.n_blocks
     if not position <= num_blocks <= n_blocks:
         raise UnknownSetting(
-            f"num_blocks {num_blocks} must lie between the insertion position {position} and {n_blocks} blocks"
+            f"num_blocks {num_blocks} must be between the insertion position {position} and {n_blocks} blocks"
         )
     kept = kept_blocks(range(position, n_blocks), num_blocks - position, importance)
     head = (native_top_k,) * position
@@ -92,7 +95,7 @@ def block_plan(
 
 
 def kept_blocks(candidates: Sequence[int], count: int, importance: ImportanceScores) -> frozenset[int]:
-    """Returns the `count` most important of `candidates`; unscored blocks come first, ties go to the earlier block."""
+    """Returns the `count` most important of `candidates`. Unscored blocks come first; ties go to the earlier block."""
 
     def rank(block: int) -> tuple[float, int]:
         score = importance.scores[block]

@@ -39,7 +39,7 @@ def test_names_with_braces_are_shown_as_they_are(tmp_path):
     record = json.loads((path / "cache.json").read_text())
     del record["files"]
     (path / "cache.json").write_text(json.dumps(record))
-    with pytest.raises(CacheError, match=r"tier 'odd' is none of .*\{x\}"):
+    with pytest.raises(CacheError, match=r"tier 'odd' is not one of .*\{x\}"):
         open_cache(path)
 
 

@@ -345,7 +345,7 @@ def test_optional_columns(tmp_path):
             assert tokens[s, x] == row["output_tokens"]
             assert runs[s, x].tolist() == row["latency_runs_ms"] == cache.latency_runs_ms_SXR[s, x].tolist()
     assert cache.outcome_column("vision_ms") is None
-    with pytest.raises(ValueError, match="no optional column"):
+    with pytest.raises(ValueError, match="not an optional column"):
         cache.outcome_column("vision_millis")
 
 

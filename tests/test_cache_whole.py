@@ -79,7 +79,7 @@ def test_missing_and_added_files_are_named(whole, tmp_path):
     shutil.copytree(whole, copy)
     shutil.copy(copy / "samples" / "part-0000-000000.parquet", copy / "samples" / "part-9.parquet")
     assert [problem.path.name for problem in verify_cache(copy)] == ["part-9.parquet"]
-    with pytest.raises(CacheError, match=r"part-9\.parquet is not among the files"):
+    with pytest.raises(CacheError, match=r"part-9\.parquet is not in the list of files"):
         open_cache(copy)
 
 
@@ -92,7 +92,7 @@ def test_verify_reads_tokens_that_no_digest_covers(tmp_path):
 
 
 def test_verify_of_nothing(tmp_path):
-    with pytest.raises(CacheError, match="not there"):
+    with pytest.raises(CacheError, match="does not exist"):
         verify_cache(tmp_path / "none")
 
 
@@ -143,7 +143,7 @@ def test_gaps_overlaps_and_strangers_are_refused(tmp_path):
     a, b, c = (make_cache(tmp_path / f"{i}", shard=Shard(i, 3), tokens=False, samples=6) for i in range(3))
     with pytest.raises(CacheError, match="missing: 1/3"):
         merge_caches([a, c], tmp_path / "out")
-    with pytest.raises(CacheError, match="shard 0/3 is there 2 times"):
+    with pytest.raises(CacheError, match="shard 0/3 is given 2 times"):
         merge_caches([a, b, c, a], tmp_path / "out")
     other = make_cache(tmp_path / "other", shard=Shard(2, 3), tokens=False, samples=6, seed=5)
     with pytest.raises(CacheMismatch, match="seed: 0 there, 5 now"):

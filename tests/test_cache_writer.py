@@ -181,7 +181,7 @@ def test_a_resumed_run_makes_only_what_is_missing(tmp_path):
 
 def test_a_complete_cache_takes_no_more_parts(tmp_path):
     write(tmp_path / "cache")
-    with CacheWriter(tmp_path / "cache", RUN) as writer, pytest.raises(CacheError, match="complete already"):
+    with CacheWriter(tmp_path / "cache", RUN) as writer, pytest.raises(CacheError, match="already complete"):
         writer.write_part(sample_table(["s4"], 4), outcome_table(["s4"], TINY_SPACE), None)
 
 
@@ -204,7 +204,7 @@ def test_other_parameters_are_named(tmp_path):
 
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CacheError, match=r"holds something else: thesis\.tex"), CacheWriter(tmp_path, RUN):
+    with pytest.raises(CacheError, match=r"contains something else: thesis\.tex"), CacheWriter(tmp_path, RUN):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(CacheError, match="not a directory"), CacheWriter(tmp_path / "thesis.tex", RUN):

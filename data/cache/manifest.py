@@ -1,4 +1,4 @@
-"""`cache.json`: what a cache is. Strict on what the format names, silent on what it does not know."""
+"""`cache.json`, the manifest of a cache. Fields of format 1 are checked strictly; unknown ones are kept unread."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..schema import FORMAT_NAME, FORMAT_VERSION, LATENCY_MODES, SPLITS
 MANIFEST_NAME = "cache.json"
 RUN_NAME = "run.json"
 LATENCY_STATISTICS = ("median", "mean")
-CHECKSUM = "manifest_sha256"  # ours: lets `verify` see a changed byte in cache.json itself
+CHECKSUM = "manifest_sha256"  # an extra field, by which `verify` detects a changed byte in cache.json itself
 
-# Far above any real model or grid; they keep a hostile manifest from asking for terabytes of axes.
+# Far above any real model or grid; they keep a hostile manifest from making the reader allocate terabytes.
 MAX_D_MODEL = 1 << 17
 MAX_BLOCKS = 1 << 12
 MAX_BUDGETS = 1 << 12
@@ -36,7 +36,7 @@ _KNOWN |= {"created_by", "created_at"}
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a cache: its path relative to the cache, rows (None where it is no table) and full digest."""
+    """One file of a cache: path relative to the cache, rows (None if it is not a table) and sha256."""
 
     path: str
     rows: int | None
@@ -45,10 +45,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `cache.json` says. `extra` holds top-level keys that format 1 does not name; they survive a rewrite."""
+    """The content of `cache.json`; raises CacheError for values that no cache can have.
+
+    `extra` holds top-level keys that format 1 does not define; they survive a rewrite.
+    """
 
     model_name: str
-    d_model: int  # 0 in imported results that know no language features: `samples` then lacks the column
+    d_model: int  # 0 in imported results without language features: `samples` then lacks the column
     n_blocks: int
     native_top_k: int
     space: KnobSpace
@@ -77,7 +80,7 @@ class Manifest:
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `cache.json`; what is not known is left out."""
+        """Returns the content of `cache.json`, without the fields that are None."""
         model = {
             "name": self.model_name,
             "d_model": self.d_model,
@@ -111,7 +114,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, record: Any, where: str = MANIFEST_NAME) -> Manifest:
-        """The opposite of `to_dict`. Raises CacheError with `where` and the field for what format 1 does not allow."""
+        """Reads what `to_dict` wrote. Raises CacheError, naming `where` and the field, for what format 1 does not allow."""
         fields = JsonFields(record, where, CacheError)
         if fields.text("format") != FORMAT_NAME:
             raise fields.fail("format", f"is {record['format']!r}, not {FORMAT_NAME!r}: this is not a knobctl cache")
@@ -151,30 +154,30 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        """The bytes of `cache.json`, sealed with their own digest."""
+        """Returns the bytes of `cache.json`, which include their own digest."""
         record = self.to_dict()
         return dump_json({**record, CHECKSUM: _digest(record)})
 
     @classmethod
     def read(cls, cache: Path) -> Manifest:
-        """Reads the manifest of `cache`; absent means half-written or no cache, and the message says which."""
+        """Reads the manifest of `cache`. Raises CacheError; its message tells an incomplete cache from no cache."""
         path = cache / MANIFEST_NAME
         if not cache.is_dir():
             raise CacheError(
-                f"{cache} is {'not a directory' if cache.exists() else 'not there'}: a cache is a directory"
+                f"{cache} {'is not a directory' if cache.exists() else 'does not exist'}: a cache is a directory"
             )
         if not path.is_file():
             if (cache / RUN_NAME).is_file():
                 raise CacheError(
-                    f"{cache} is half-written: it has {RUN_NAME} but no {MANIFEST_NAME}, which comes last. "
+                    f"{cache} is half-written: it has {RUN_NAME} but no {MANIFEST_NAME}, which is written last. "
                     "Run the same `knobctl precompute` command again to finish it."
                 )
-            raise CacheError(f"{cache} has no {MANIFEST_NAME}: not a cache, or one whose writing was cut off")
+            raise CacheError(f"{cache} has no {MANIFEST_NAME}: it is not a cache, or writing it was interrupted")
         return cls.from_dict(read_json(path, CacheError), str(path))
 
 
 def manifest_changed(path: Path) -> bool:
-    """Whether a `cache.json` that carries its own digest differs from what was written, by a single byte even."""
+    """Whether a `cache.json` that includes its own digest differs from what was written in any byte."""
     record = read_json(path, CacheError)
     if not isinstance(record, dict) or CHECKSUM not in record:
         return False
@@ -264,10 +267,11 @@ def _check(manifest: Manifest) -> None:
         if value is not None and not low <= value <= high:
             raise CacheError(f"{MANIFEST_NAME}: {name} is {value}, outside {low} to {high}")
     if manifest.latency_mode not in LATENCY_MODES:
-        raise CacheError(f"{MANIFEST_NAME}: latency_mode {manifest.latency_mode!r} is none of {list(LATENCY_MODES)}")
+        raise CacheError(f"{MANIFEST_NAME}: latency_mode {manifest.latency_mode!r} is not one of {list(LATENCY_MODES)}")
     if manifest.latency_statistic not in (None, *LATENCY_STATISTICS):
         raise CacheError(
-            f"{MANIFEST_NAME}: latency_statistic {manifest.latency_statistic!r} is none of {list(LATENCY_STATISTICS)}"
+            f"{MANIFEST_NAME}: latency_statistic {manifest.latency_statistic!r} is not one of "
+            f"{list(LATENCY_STATISTICS)}"
         )
     _check_space(manifest)
     budgets_ms = np.asarray(manifest.budgets_ms, np.float32)
@@ -288,12 +292,14 @@ def _check_space(manifest: Manifest) -> None:
         raise CacheError(f"{MANIFEST_NAME}: the knob space has {size:,} combinations, more than {MAX_SETTINGS:,}")
     if not space.settings:
         raise CacheError(
-            f"{MANIFEST_NAME}: no setting can run, because num_blocks is always below the position: {space}"
+            f"{MANIFEST_NAME}: no setting can run, because num_blocks is always below the insertion position: {space}"
         )
     if max(space.num_blocks) > n_blocks or max(p or 0 for p in space.insertion_positions) > n_blocks:
         raise CacheError(f"{MANIFEST_NAME}: the model has {n_blocks} blocks, but the knob space asks for more: {space}")
     if max(space.top_k) > (manifest.n_experts or MAX_BLOCKS):
-        raise CacheError(f"{MANIFEST_NAME}: the model has {manifest.n_experts} experts, top_k asks for more: {space}")
+        raise CacheError(
+            f"{MANIFEST_NAME}: the model has {manifest.n_experts} experts, but top_k asks for more: {space}"
+        )
     if manifest.importance is not None and manifest.importance.n_blocks != n_blocks:
         raise CacheError(
             f"{MANIFEST_NAME}: importance names {manifest.importance.n_blocks} blocks, but the model has {n_blocks}"
