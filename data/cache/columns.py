@@ -113,7 +113,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def typed(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
-    """Returns an optional column as the format's type, nulls kept. Raises CacheError for negative or infinite values."""
+    """Returns an optional column as the format's type, nulls kept. Raises CacheError for negative and infinite ones."""
     if column.values.type == wanted and not (pa.types.is_integer(wanted) or pa.types.is_floating(wanted)):
         return column.values
     missing = column.nulls()

@@ -114,7 +114,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, record: Any, where: str = MANIFEST_NAME) -> Manifest:
-        """Reads what `to_dict` wrote. Raises CacheError, naming `where` and the field, for what format 1 does not allow."""
+        """Reads what `to_dict` wrote. Raises CacheError, naming `where` and field, for what format 1 does not allow."""
         fields = JsonFields(record, where, CacheError)
         if fields.text("format") != FORMAT_NAME:
             raise fields.fail("format", f"is {record['format']!r}, not {FORMAT_NAME!r}: this is not a knobctl cache")
