@@ -1,4 +1,4 @@
-"""`cache.json`: what is known survives a round trip, what no cache can have is refused by field."""
+"""`cache.json`: a manifest survives a round trip; invalid fields are refused by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MINIMAL: dict[str, Any] = {
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """MINIMAL with keys replaced; a dict is merged in, `...` removes the key."""
+    """Returns MINIMAL with keys replaced; dicts are merged, `...` removes a key."""
     record = json.loads(json.dumps(MINIMAL))
     for name, value in changes.items():
         if value is ...:
@@ -47,7 +47,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return record
 
 
-def test_required_fields_suffice():
+def test_optional_fields_may_be_missing():
     manifest = Manifest.from_dict(MINIMAL)
     assert manifest.budgets_ms == (10.0, 20.5)
     assert manifest.fingerprint is manifest.files is manifest.importance is None
@@ -107,14 +107,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("record", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_what_no_cache_can_have_is_refused(record, named):
+def test_invalid_fields_are_refused_by_name(record, named):
     with pytest.raises(CacheError) as error:
         Manifest.from_dict(record, "where/cache.json")
     assert named in str(error.value)
     assert "cache.json" in str(error.value)
 
 
-def test_importance_without_first_and_last_block():
+def test_importance_may_leave_out_the_first_and_the_last_block():
     manifest = Manifest.from_dict(changed(importance={"scores": [0.1, 0.2, 0.3, 0.4], "std": [0, 0, 0, 0]}))
     assert manifest.importance.scores == (None, 0.1, 0.2, 0.3, 0.4, None)
 
@@ -135,7 +135,7 @@ def test_importance_without_first_and_last_block():
         (b" " * 3000, "larger than 2,000 bytes"),
     ],
 )
-def test_hostile_json(tmp_path, content, named):
+def test_unbounded_or_invalid_json_is_refused(tmp_path, content, named):
     path = tmp_path / "file.json"
     path.write_bytes(content)
     with pytest.raises(CacheError) as error:
@@ -144,12 +144,12 @@ def test_hostile_json(tmp_path, content, named):
     assert str(path) in str(error.value)
 
 
-def test_json_that_is_not_there(tmp_path):
+def test_a_missing_json_file_is_refused(tmp_path):
     with pytest.raises(CacheError, match="cannot be read"):
         read_json(tmp_path / "none.json", CacheError)
 
 
-def test_the_seal_sees_any_changed_byte(tmp_path):
+def test_the_manifests_own_digest_detects_any_changed_byte(tmp_path):
     path = tmp_path / "cache.json"
     whole = tiny_manifest().to_bytes()
     path.write_bytes(whole)
@@ -165,6 +165,6 @@ def test_the_seal_sees_any_changed_byte(tmp_path):
             seen = True
         if not seen:
             unseen.append(place)
-    # A bit flipped in the seal's own name makes it an unsealed manifest with one unknown key, and nothing else.
+    # A bit flipped in the name of the digest's field makes it an unknown field of a manifest without a digest.
     name = whole.index(b"manifest_sha256")
     assert unseen == list(range(name, name + len("manifest_sha256")))
