@@ -247,7 +247,7 @@ def _file(fields: JsonFields, name: str) -> FileRecord:
     path, digest = entry.text("path"), entry.text("sha256")
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path or not parts.parts:
-        raise entry.fail("path", f"is {path!r}, which lies outside the cache")
+        raise entry.fail("path", f"is {path!r}, which is outside the cache")
     if len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
         raise entry.fail("sha256", f"of {path} must be 64 hex digits")
     rows = entry.optional("rows", lambda inner, key: inner.integer(key, minimum=0))

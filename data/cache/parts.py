@@ -43,7 +43,7 @@ def check_inside(cache: Path, path: Path) -> None:
     if path.parent.parent == cache and not path.is_symlink() and not path.parent.is_symlink():
         return  # inside by construction; resolving hundreds of paths takes longer than reading the files
     if not path.resolve().is_relative_to(cache.resolve()):
-        raise CacheError(f"{path} leads out of the cache, to {path.resolve()}: a cache's files lie inside it")
+        raise CacheError(f"{path} leads out of the cache, to {path.resolve()}: a cache's files must be inside it")
 
 
 @contextmanager

@@ -46,9 +46,7 @@ class TokenStore:
     _digests: dict[str, str]  # file name -> sha256 as the manifest lists it; empty when it lists none
     _derived: Path | None
     _mapped: MappedTokens | None
-    _cells: list[NDArray[np.int64]] = field(
-        default_factory=list
-    )  # [S, T, P, M] index of each part's rows; empty when a store was found
+    _cells: list[NDArray[np.int64]] = field(default_factory=list)  # see `_TokenRows`; empty when a store was found
     _nulls_possible: bool = False
 
     @property
@@ -178,9 +176,7 @@ def _may_hold_nulls(metadata: pq.FileMetaData) -> bool:
 class _TokenRows:
     """What is known of the parts before their tokens are read."""
 
-    cells: list[NDArray[np.int64]] = field(
-        default_factory=list
-    )  # of each part: its rows' indices into the flattened [S, T, P, M]
+    cells: list[NDArray[np.int64]] = field(default_factory=list)  # per part: its rows' places in the flat [S, T, P, M]
     nulls_possible: bool = False
     rounded: bool = False
 

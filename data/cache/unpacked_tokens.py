@@ -91,9 +91,8 @@ def build_store(
     try:
         with FileLock(root / f".lock-{key}", optional=True).exclusive():
             if not ((directory / STORE_NAME).is_file() and _sizes_fit(directory, shape)):
-                own = (
-                    root == cache / DERIVED_NAME and not root.is_symlink()
-                )  # elsewhere, stores of other caches may lie beside it
+                # Outside the cache, stores of other caches may be beside this one.
+                own = root == cache / DERIVED_NAME and not root.is_symlink()
                 _remove_leftovers(root, key, everything=own)
                 temporary = root / f"{TEMPORARY_PREFIX}{key}"
                 try:

@@ -98,7 +98,7 @@ class CacheWriter:
     def write_part(self, samples: pa.Table, outcomes: pa.Table, tokens: pa.Table | None) -> str:
         """Commits the rows of some samples, in all tables or none, and returns the part's name.
 
-        Tables are cast to the schema of `data/schema.py`. All rows of a sample belong into one part. Raises ValueError
+        Tables are cast to the schema of `data/schema.py`. All rows of a sample must be in one call. Raises ValueError
         for unknown columns, which would otherwise be lost, and for missing ones.
         """
         if self.complete:

@@ -322,33 +322,30 @@ def _vision_config(reader: JsonFields) -> VisionConfig:
 def _check_geometry(config: MolmoeConfig, reader: JsonFields) -> None:
     """Refuses sizes that do not fit together, naming the field."""
 
+    def refuse(name: str, problem: str) -> None:
+        raise reader.fail(name, problem)
+
     if config.d_model % (2 * config.num_heads):
-        raise reader.fail(
-            "n_heads", f"is {config.num_heads}: heads of an even width must divide d_model {config.d_model}."
-        )
+        refuse("n_heads", f"is {config.num_heads}: heads of an even width must divide d_model {config.d_model}.")
     if config.num_heads % config.num_kv_heads:
-        raise reader.fail("n_kv_heads", f"is {config.num_kv_heads}, which does not divide n_heads {config.num_heads}.")
+        refuse("n_kv_heads", f"is {config.num_kv_heads}, which does not divide n_heads {config.num_heads}.")
     if config.native_top_k > config.num_experts:
-        raise reader.fail("moe_top_k", f"is {config.native_top_k}, more than the {config.num_experts} experts.")
+        refuse("moe_top_k", f"is {config.native_top_k}, more than the {config.num_experts} experts.")
     if config.feed_forward_width % 2:
-        raise reader.fail("mlp_hidden_size", f"is {config.feed_forward_width}, which is odd; an expert has half of it.")
+        refuse("mlp_hidden_size", f"is {config.feed_forward_width}, which is odd; an expert has half of it.")
     if config.embedding_size < config.vocab_size:
-        raise reader.fail("embedding_size", f"is {config.embedding_size}, less than vocab_size {config.vocab_size}.")
+        refuse("embedding_size", f"is {config.embedding_size}, less than vocab_size {config.vocab_size}.")
     rows, columns = config.vision.patch_grid
     for name, pooling, patches in (
         ("image_pooling_h", config.pooling_height, rows),
         ("image_pooling_w", config.pooling_width, columns),
     ):
         if patches % pooling:
-            raise reader.fail(name, f"is {pooling}, which does not divide the {patches} patches of a crop.")
+            refuse(name, f"is {pooling}, which does not divide the {patches} patches of a crop.")
         if any(margin % pooling for margin in config.overlap_margins):
-            raise reader.fail(
-                "overlap_margins", f"is {config.overlap_margins}, which {name} {pooling} does not divide."
-            )
+            refuse("overlap_margins", f"is {config.overlap_margins}, which {name} {pooling} does not divide.")
     if min(config.window_patches) < 1:
-        raise reader.fail(
-            "overlap_margins", f"is {config.overlap_margins}, which leaves nothing of {rows} x {columns} patches."
-        )
+        refuse("overlap_margins", f"is {config.overlap_margins}, which leaves nothing of {rows} x {columns} patches.")
     for index in config.vit_layers:
         if not -config.vision.num_layers <= index < config.vision.num_layers:
-            raise reader.fail("vit_layers", f"names layer {index} of {config.vision.num_layers}.")
+            refuse("vit_layers", f"names layer {index} of {config.vision.num_layers}.")
