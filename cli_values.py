@@ -74,7 +74,7 @@ def numbers(option: str, text: str) -> list[float] | None:
 
 
 def shard(option: str) -> Any:
-    from .data.cache import Shard
+    from .data.cache.run_record import Shard
 
     index, _, count = option.partition("/")
     if not (index.isdecimal() and count.isdecimal()):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .data.errors import KnobctlError
-from .data.machine import check_threads
+from .data.threads import check_threads
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -19,7 +19,8 @@ import click
 import numpy as np
 import pyarrow as pa
 
-from knobctl.data.cache import CacheWriter, Manifest
+from knobctl.data.cache.manifest import Manifest
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.knobs import KnobSpace
 
 SPACE = KnobSpace()
@@ -28,7 +29,7 @@ OPEN = """
 import json, sys, time
 from pathlib import Path
 import psutil
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 def private():  # what is not a file's page: mapped tokens are the system's to drop and to share
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.checkpoint import Controllers, ModelIdentity
 from knobctl.controllers.two_stage import TwoStagePolicy
-from knobctl.data.datasets import load_samples
+from knobctl.data.datasets.load import load_samples
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
 from knobctl.data.policy import Requests

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    from knobctl.data.datasets import load_samples  # reads Parquet; the rest of this file does not need it
+    from knobctl.data.datasets.load import load_samples  # reads Parquet; the rest of this file does not need it
 
     loaded = load_model(options.model, device=options.device)
     sets = [

@@ -29,9 +29,9 @@ from pathlib import Path
 
 import click
 
-from knobctl.data.cache import open_cache, verify_cache
 from knobctl.data.cache.manifest import MANIFEST_NAME
-from knobctl.data.cache.verify import verify_parts
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.verify import verify_cache, verify_parts
 
 OWN_WRITER = f"{shlex.quote(sys.executable)} -m knobctl.tests.support.slow_writer {{out}}"
 

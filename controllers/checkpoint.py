@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..data.errors import CacheMismatch, CheckpointError, UnknownSetting
-from ..data.files.atomic import Disk, write_atomically
+from ..data.errors import CacheMismatch, CheckpointError
+from ..data.files.atomic import write_atomically
 from ..data.files.bounded_json import dump_json, read_json
+from ..data.files.json_fields import JsonFields
 from ..data.knobs import KnobSpace
 from ..data.paths import existing_directory
 from .budget_encoder import BudgetEncoder
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 CONFIG_NAME = "controllers.json"
 WEIGHTS_NAME = "controllers.safetensors"
 MAX_D_MODEL = 1 << 16
+MAX_BLOCKS = 1 << 12
 MAX_SETTINGS = 1 << 15
 MAX_WEIGHT_BYTES = 1 << 32
 MAX_BUILT_BYTES = 1 << 30  # of both stages in memory; at d_model 2048 they take 10 MB
@@ -86,7 +88,7 @@ class Controllers:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = save(self._tensors(), metadata={"format": "pt"})
-        write_atomically(Disk(), directory / WEIGHTS_NAME, weights)
+        write_atomically(directory / WEIGHTS_NAME, weights)
         record = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
@@ -101,7 +103,7 @@ class Controllers:
             "settings": self.settings,
             "created_by": self.created_by,
         }
-        write_atomically(Disk(), directory / CONFIG_NAME, dump_json(record))
+        write_atomically(directory / CONFIG_NAME, dump_json(record))
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: Path | str, *, revision: str | None = None) -> Controllers:
@@ -220,39 +222,29 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
 
 def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, tuple[float, ...]]:
     """Returns what sizes the controllers have, after bounding it."""
-    if not isinstance(record, Mapping) or record.get("format") != FORMAT_NAME:
+    fields = JsonFields(record, where, CheckpointError)
+    if fields.value("format", None) != FORMAT_NAME:
         raise CheckpointError(f"{where} does not say format {FORMAT_NAME!r}: it is no controllers' checkpoint")
-    if record.get("version") != FORMAT_VERSION:
+    if fields.value("version", None) != FORMAT_VERSION:
         raise CheckpointError(f"{where} is of version {record.get('version')!r}, this program reads {FORMAT_VERSION}")
-    model, knobs, budgets = record.get("model"), record.get("knobs"), record.get("budgets_ms")
-    if not isinstance(model, Mapping) or not isinstance(knobs, Mapping) or not isinstance(budgets, list):
-        raise CheckpointError(f"{where} lacks `model`, `knobs` or `budgets_ms`")
-    for name, limit in (("d_model", MAX_D_MODEL), ("n_blocks", 1 << 12), ("native_top_k", 1 << 12)):
-        if type(model.get(name)) is not int or not 1 <= model[name] <= limit:
-            raise CheckpointError(
-                f"{where}: model.{name} must be a whole number in 1..{limit}, not {model.get(name)!r}"
-            )
-    if not isinstance(record.get("settings", {}), Mapping | None):
-        raise CheckpointError(f"{where}: settings must be an object")
-    fingerprint = model.get("fingerprint")
-    if not isinstance(model.get("name"), str) or not (fingerprint is None or isinstance(fingerprint, str)):
-        raise CheckpointError(f"{where}: model.name and model.fingerprint must be text")
-    if any(type(budget) not in (int, float) or not 0 < budget < 1e12 for budget in budgets):
-        raise CheckpointError(f"{where}: budgets_ms must be positive milliseconds, not {budgets[:5]}")
-    try:
-        space = KnobSpace.from_dict(knobs)
-    except UnknownSetting as cause:
-        raise CheckpointError(f"{where}: {cause}") from cause
+    model = fields.fields("model")
+    identity = ModelIdentity(
+        model.text("name"),
+        d_model=model.integer("d_model", 1, MAX_D_MODEL),
+        n_blocks=model.integer("n_blocks", 1, MAX_BLOCKS),
+        native_top_k=model.integer("native_top_k", 1, MAX_BLOCKS),
+        fingerprint=model.optional("fingerprint", JsonFields.text),
+    )
+    fields.optional("settings", JsonFields.record)
+    budgets_ms = tuple(fields.each("budgets_ms", JsonFields.positive))
+    space = KnobSpace.from_fields(fields.fields("knobs"))
     sizes = [len(axis) for axis in (space.tiers, space.insertion_positions, space.top_k, space.num_blocks)]
     if sizes[0] * sizes[1] * sizes[2] * sizes[3] > MAX_SETTINGS:
         raise CheckpointError(f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations")
-    built = _bytes_built(model["d_model"], space)
+    built = _bytes_built(identity.d_model, space)
     if built > MAX_BUILT_BYTES:
         raise CheckpointError(f"{where} declares {sizes} knob values, for which controllers would take {built:,} bytes")
-    identity = ModelIdentity(
-        model["name"], model["d_model"], model["n_blocks"], model["native_top_k"], model.get("fingerprint")
-    )
-    return space, identity, tuple(float(budget) for budget in budgets)
+    return space, identity, budgets_ms
 
 
 def _bytes_built(d_model: int, space: KnobSpace) -> int:

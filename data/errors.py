@@ -1,4 +1,4 @@
-"""What a user can put right. Everything else is a bug and may raise what it likes.
+"""Errors that a user can fix. A bug raises something else.
 
 A message says what is wrong, where (path, row, name), and what to do about it. The command line prints it as one
 line and exits with 1.
@@ -6,32 +6,32 @@ line and exits with 1.
 
 
 class KnobctlError(Exception):
-    """Base of all errors that a user can mend in data, names or files."""
+    """Base of all errors that a user can fix in data, names or files."""
 
 
 class UnknownSetting(KnobctlError):
-    """A knob value or combination outside the knob space. Never replaced by the nearest one."""
+    """A knob value or combination outside the knob space. The nearest one is never used instead."""
 
 
 class DatasetError(KnobctlError):
-    """A dataset that cannot be read: file, column, row, image or answers."""
+    """A dataset with a file, column, row, image or answers that cannot be read."""
 
 
 class CacheError(KnobctlError):
-    """A cache that is absent, half-written, damaged, of another version, or in use."""
+    """A cache that is missing, incomplete, damaged, of another version, or in use."""
 
 
 class CacheMismatch(CacheError):
-    """Two things that do not belong together: cache, controllers, model, encoder. The message names both."""
+    """A cache, controllers, model or encoder that do not belong together. The message names both."""
 
 
 class CheckpointError(KnobctlError):
-    """Weights or a config that cannot be read or are not supported. The message names the tensor or field."""
+    """Weights or a config that cannot be read or is not supported. The message names the tensor or field."""
 
 
 class ImportanceError(KnobctlError):
-    """Importance scores that cannot be right for this model."""
+    """Importance scores that are malformed or do not fit the model."""
 
 
 class ResultsError(KnobctlError):
-    """A results directory of another program that cannot be imported."""
+    """A results directory, written by another program, that cannot be imported."""

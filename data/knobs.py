@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from .errors import UnknownSetting
+from .files.json_fields import JsonFields
 
 DEFAULT_TIER_CROPS = {"low": (1, 3), "medium": (4, 8), "high": (9, 15)}
 
@@ -139,24 +140,27 @@ class KnobSpace:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> KnobSpace:
-        """The opposite of `to_dict`; `[]` and `[null]` both mean that no insertion position is known."""
-        missing = [n for n in ("tiers", "insertion_positions", "top_k", "num_blocks") if n not in record]
-        if missing:
-            raise UnknownSetting(f"the knob space lacks {missing}")
-        tiers = tuple(_typed(record, "tiers", str))
-        if not isinstance(record["insertion_positions"], list | tuple):
-            raise UnknownSetting(f"insertion_positions must be a list, not {record['insertion_positions']!r}")
-        positions = [p for p in record["insertion_positions"] if p is not None]
-        crops = record.get("tier_crops")
-        if crops is not None and not isinstance(crops, list | tuple):
-            raise UnknownSetting(f"tier_crops must be a list of crop ranges, not {crops!r}")
-        return cls(
-            tiers,
-            tuple(_typed({"insertion_positions": positions}, "insertion_positions", int)) or (None,),
-            tuple(_typed(record, "top_k", int)),
-            tuple(_typed(record, "num_blocks", int)),
-            None if crops is None else tuple(_crop_range(item) for item in crops),
+        """Returns the space that `to_dict` recorded. Raises UnknownSetting with the field that is wrong."""
+        return cls.from_fields(JsonFields(record, "the knob space", UnknownSetting))
+
+    @classmethod
+    def from_fields(cls, fields: JsonFields) -> KnobSpace:
+        """Reads what `to_dict` writes from part of a file; raises the error of `fields`, with file and field.
+
+        `[]` and `[null]` both mean that no insertion position is known.
+        """
+        positions = fields.each("insertion_positions", lambda entry, name: entry.optional(name, JsonFields.integer))
+        values = (
+            tuple(fields.each("tiers", JsonFields.text)),
+            tuple(position for position in positions if position is not None) or (None,),
+            tuple(fields.each("top_k", JsonFields.integer)),
+            tuple(fields.each("num_blocks", JsonFields.integer)),
+            fields.optional("tier_crops", lambda inner, name: tuple(inner.each(name, _crop_range))),
         )
+        try:
+            return cls(*values)
+        except UnknownSetting as cause:
+            raise fields.fail(None, f"cannot be a knob space: {cause}") from cause
 
 
 def _items(option: str) -> list[str]:
@@ -170,14 +174,8 @@ def _whole_numbers(name: str, option: str) -> tuple[int, ...]:
     return tuple(int(item) for item in _items(option))
 
 
-def _typed(record: Mapping[str, Any], name: str, kind: type) -> list[Any]:
-    values = record[name]
-    if not isinstance(values, list | tuple) or any(type(value) is not kind for value in values):
-        raise UnknownSetting(f"knob `{name}` must be a list of {kind.__name__}, not {values!r}")
-    return list(values)
-
-
-def _crop_range(item: Any) -> tuple[int, int]:
-    if not isinstance(item, list | tuple) or len(item) != 2 or any(type(value) is not int for value in item):
-        raise UnknownSetting(f"a tier's crop range must be two whole numbers, not {item!r}")
-    return int(item[0]), int(item[1])
+def _crop_range(fields: JsonFields, name: str) -> tuple[int, int]:
+    ends = fields.each(name, JsonFields.integer)
+    if len(ends) != 2:
+        raise fields.fail(name, f"must be a crop range of two whole numbers, not {ends}")
+    return ends[0], ends[1]

@@ -1,46 +1,49 @@
-"""Block plans: what a (position, top-k, num_blocks) makes each block do. Knows nothing of the model."""
+"""Block plans: what (insertion position, top-k, num_blocks) makes each block of the model do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ImportanceError, UnknownSetting
+from .files.json_fields import JsonFields
 
 BlockPlan = tuple[int, ...]  # experts per token of every block; 0 means the block is skipped (identity)
 
 
 @dataclass(frozen=True)
 class ImportanceScores:
-    """Accuracy lost when one block is left out, for every block; larger is more important, negative is allowed.
+    """Accuracy lost when a block is left out, for every block; larger is more important, negative is allowed.
 
-    `None` stands for a block that was not scored and is always kept: the documented 14-entry layout leaves out the
-    first and the last.
+    `None` is a block that was not scored and is therefore always kept: the first or the last, which the documented
+    14-entry layout leaves out. Raises ImportanceError for other gaps and for numbers that are not finite.
     """
 
     scores: tuple[float | None, ...]
-    std: tuple[float | None, ...] | None = None
-    runs: int | None = None
-    source: str | None = None
+    std: tuple[float | None, ...] | None = None  # over the runs, one per score
+    runs: int | None = None  # runs that the scores are means of
+    source: str | None = None  # where they come from, for people
 
     def __post_init__(self) -> None:
         inner = self.scores[1:-1]
         if len(self.scores) < 1 or any(score is None for score in inner):
             raise ImportanceError(
-                "importance scores must name every block, or every block but the first and the last: "
-                f"missing {[b for b, s in enumerate(self.scores) if s is None]} of {len(self.scores)}"
+                "importance scores must cover every block, or every block but the first and the last: "
+                f"blocks {[b for b, s in enumerate(self.scores) if s is None]} of {len(self.scores)} are missing"
             )
         if any(score is not None and not math.isfinite(score) for score in self.scores):
             raise ImportanceError(f"importance scores must be finite numbers: {list(self.scores)}")
+        if self.std is not None and len(self.std) != len(self.scores):
+            raise ImportanceError(f"`std` has {len(self.std)} entries, but `scores` has {len(self.scores)}")
 
     @property
     def n_blocks(self) -> int:
         return len(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest's `importance`."""
+        """Returns the manifest's `importance`."""
         return {
             "scores": list(self.scores),
             "std": None if self.std is None else list(self.std),
@@ -49,12 +52,19 @@ class ImportanceScores:
         }
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> ImportanceScores:
-        """The opposite of `to_dict`."""
-        std = record.get("std")
-        return cls(
-            tuple(record["scores"]), None if std is None else tuple(std), record.get("runs"), record.get("source")
-        )
+    def from_fields(cls, fields: JsonFields) -> ImportanceScores:
+        """Reads what `to_dict` writes from part of a file; raises the error of `fields`, with file and field."""
+        scores = fields.each("scores", _optional_number)
+        std = fields.optional("std", lambda inner, name: tuple(inner.each(name, _optional_number)))
+        runs, source = fields.optional("runs", JsonFields.integer), fields.optional("source", JsonFields.text)
+        try:
+            return cls(tuple(scores), std, runs, source)
+        except ImportanceError as cause:
+            raise fields.fail(None, f"cannot be importance scores: {cause}") from cause
+
+
+def _optional_number(fields: JsonFields, name: str) -> float | None:
+    return fields.optional(name, JsonFields.number)
 
 
 def block_plan(
@@ -67,14 +77,17 @@ def block_plan(
 ) -> BlockPlan:
     """Returns the experts per token of every block, 0 where it is skipped.
 
-    The first `insertion_position` blocks run with the native top-k. Of the blocks after them the most important
-    run with `top_k`, until `num_blocks` run in all; of equal scores the earlier block runs.
+    The first `insertion_position` blocks run with the native top-k. Of the blocks after them, the most important ones
+    run with `top_k`, so that `num_blocks` run in total; of equal scores, the earlier block runs.
+
+    Raises:
+        UnknownSetting: `num_blocks` is below the insertion position or above the number of blocks.
     """
     position = insertion_position or 0
     n_blocks = importance.n_blocks
     if not position <= num_blocks <= n_blocks:
         raise UnknownSetting(
-            f"num_blocks {num_blocks} must lie between the insertion position {position} and {n_blocks} blocks"
+            f"num_blocks {num_blocks} must be between the insertion position {position} and {n_blocks} blocks"
         )
     kept = kept_blocks(range(position, n_blocks), num_blocks - position, importance)
     head = (native_top_k,) * position
@@ -82,7 +95,7 @@ def block_plan(
 
 
 def kept_blocks(candidates: Sequence[int], count: int, importance: ImportanceScores) -> frozenset[int]:
-    """Returns the `count` most important of `candidates`; unscored blocks come first, ties go to the earlier block."""
+    """Returns the `count` most important of `candidates`. Unscored blocks come first; ties go to the earlier block."""
 
     def rank(block: int) -> tuple[float, int]:
         score = importance.scores[block]

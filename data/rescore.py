@@ -1,6 +1,6 @@
-"""Recomputes accuracy from a cache's stored answers under another metric, into a new cache. Needs no model.
+"""Recomputes accuracy from the answers stored in a cache, under another metric, into a new cache; runs no model.
 
-Everything else (latencies, tokens, features, encoder) is carried over as it is; the old cache is only read.
+Everything else (latencies, tokens, features, encoder) is copied unchanged, and the old cache is only read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .cache import Cache, CacheWriter, open_cache, read_run
 from .cache.parts import ENCODER_NAME, OUTCOMES, SAMPLES, TABLES, TOKENS, open_part, parquet_errors, part_paths
+from .cache.reader import Cache, open_cache
+from .cache.run_record import read_run
+from .cache.writer import CacheWriter
 from .errors import CacheError, DatasetError
 from .metrics import Scorer, full_score_warning, get_metric
 from .schema import latency_tokens_schema, outcomes_schema, samples_schema
@@ -25,7 +27,7 @@ _SAMPLES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class DatasetChange:
-    """Mean accuracy (0 to 1) over a dataset's rows before and after; `rows_changed` of `rows` differ."""
+    """Mean accuracy, 0 to 1, over a dataset's scored rows before and after; it differs in `rows_changed` of them."""
 
     metric: str
     rows: int
@@ -36,25 +38,27 @@ class DatasetChange:
 
 @dataclass(frozen=True)
 class RescoreReport:
-    """What rescoring changed, by dataset."""
+    """What rescoring changed in each dataset."""
 
     out: Path
     datasets: dict[str, DatasetChange]
-    warnings: tuple[str, ...] = ()  # of metrics that do not suit their dataset's answers
+    warnings: tuple[str, ...] = ()  # about metrics that do not suit their dataset's answers
 
     def to_dict(self) -> dict[str, Any]:
-        """The report for machines."""
+        """Returns the report as JSON."""
         datasets = {name: vars(change) for name, change in self.datasets.items()}
         return {"out": str(self.out), "datasets": datasets, "warnings": list(self.warnings)}
 
 
 def metrics_from_options(values: Sequence[str]) -> str | dict[str, str]:
-    """Returns what `--metric` options say: one NAME for all datasets, or DATASET=NAME for each of some."""
+    """Parses the values of `--metric`: one NAME for all datasets, or DATASET=NAME for some. Raises DatasetError."""
     pairs = dict(value.split("=", 1) for value in values if "=" in value)
     if len(values) == 1 and not pairs:
         return values[0]
     if not values or len(pairs) != len(values):
-        raise DatasetError("--metric takes one NAME for all datasets, or DATASET=NAME once for each of some.")
+        raise DatasetError(
+            "--metric takes one NAME for all datasets, or DATASET=NAME once for each dataset to rescore."
+        )
     return pairs
 
 
@@ -63,16 +67,16 @@ def rescore(cache: Path, metric: str | Mapping[str, str], out: Path) -> RescoreR
 
     Args:
         cache: A complete cache; it is not changed.
-        metric: For every dataset, or a metric for each of some datasets; the others keep their accuracy.
-        out: A new or empty directory, or that of the same rescoring cut off before.
+        metric: A metric for all datasets, or one for each of some datasets; the others keep their accuracy.
+        out: A new or empty directory, or the output of the same rescoring that was interrupted.
 
     Raises:
-        CacheError: Where answers or reference answers are not stored; nothing has been written then.
-        DatasetError: For an unknown metric or dataset.
+        CacheError: Answers or reference answers are not stored (nothing is written then), or `out` cannot be used.
+        DatasetError: A metric or dataset is unknown.
     """
     if out.resolve().is_relative_to(cache.resolve()) or cache.resolve().is_relative_to(out.resolve()):
         raise CacheError(
-            f"{out} lies in {cache} or around it, which rescoring never changes: choose another directory."
+            f"{out} is inside {cache} or contains it, and rescoring never changes its source: choose another directory."
         )
     source = open_cache(cache, tokens=False)
     metrics = _by_dataset(source, metric)
@@ -83,7 +87,7 @@ def rescore(cache: Path, metric: str | Mapping[str, str], out: Path) -> RescoreR
     record = {"source_fingerprint": source.fingerprint, "metrics": metrics}
     with CacheWriter(out, {**run, "rescored": record}) as writer:
         if writer.complete:
-            raise CacheError(f"{out} holds this cache already, complete: use it, or choose another directory.")
+            raise CacheError(f"{out} already contains this cache, complete: use it, or choose another directory.")
         done = writer.done_samples()
         for samples, outcomes, tokens in _pieces(source):
             rescored = scorers.rescored(outcomes, tallies)
@@ -139,7 +143,7 @@ class _Tally:
 
 
 class _Scorers:
-    """One scorer for each sample of the chosen datasets."""
+    """A scorer for each sample of the chosen datasets."""
 
     def __init__(self, source: Cache, metrics: Mapping[str, str]) -> None:
         self._dataset: dict[str, str] = {}
@@ -149,14 +153,15 @@ class _Scorers:
                 continue
             if not answers:
                 raise CacheError(
-                    f"{source.path / SAMPLES}, sample {sample_id}: stores no reference answers to score by (`answers`)."
+                    f"{source.path / SAMPLES}, sample {sample_id}: stores no reference answers (column `answers`) to "
+                    "score with: rescore other datasets only."
                 )
             self._dataset[sample_id] = dataset
             self._scorer[sample_id] = Scorer(metrics[dataset], answers)
         self._root = source.path
 
     def check_answers(self, paths: Sequence[Path]) -> None:
-        """Raises CacheError when a row that has an accuracy has no answer. An unmeasured row stays unmeasured."""
+        """Raises CacheError when a row with an accuracy has no answer. Rows without accuracy stay so."""
         for path in paths:
             file = open_part(self._root, path)
             with file, parquet_errors(path):
@@ -174,11 +179,11 @@ class _Scorers:
                 row = pc.index(lacking, True).as_py()
                 raise CacheError(
                     f"{path}, row {row}: stores no answer (column `answer`), like {count:,} rows of this part, so "
-                    "that accuracy cannot be computed again: take a cache with answers, or rescore other datasets only."
+                    "accuracy cannot be recomputed: use a cache with answers, or rescore other datasets only."
                 )
 
     def rescored(self, outcomes: pa.Table, tallies: Mapping[str, _Tally]) -> pa.Table:
-        """Returns the rows with accuracy recomputed."""
+        """Returns `outcomes` with recomputed accuracy, and adds the changes to `tallies` (dataset -> tally)."""
         before = outcomes.column("accuracy").to_numpy(zero_copy_only=False).astype(np.float32)
         after = before.copy()
         for row, (sample_id, answer) in enumerate(
@@ -200,7 +205,7 @@ class _Scorers:
 
 
 def _pieces(source: Cache) -> Iterator[tuple[pa.Table, pa.Table, pa.Table | None]]:
-    """Yields (samples, outcomes, tokens) of some samples at a time, however the cache lays out its parts."""
+    """Yields (samples, outcomes, tokens) of up to 512 samples at a time, however the rows are spread over the parts."""
     schemas = {
         SAMPLES: pa.unify_schemas(samples_schema(source.d_model)),
         OUTCOMES: pa.unify_schemas(outcomes_schema()),

@@ -1,4 +1,4 @@
-"""What a sample is: an image, a question, reference answers. Knows nothing of where they come from."""
+"""Samples: an image, a question, reference answers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import NamedTuple, Protocol
 
 
 class ImageSource(Protocol):
-    """Where an image's bytes lie. Reading is late: a dataset of thousands of images is never held at once."""
+    """Reads an image when it is needed, so that a dataset of thousands of images is never in memory as a whole."""
 
     @property
     def ref(self) -> str:
-        """What the cache stores as `image_ref`: a path under the images' root, or `file.parquet#row` under the data."""
+        """The cache's `image_ref`: a path relative to the images' root, or `file.parquet#row` relative to the data."""
 
     def read_bytes(self) -> bytes:
-        """Returns the encoded image (PNG, JPEG, ...). Raises DatasetError, with path and row, when it cannot."""
+        """Returns the encoded image (PNG, JPEG, ...). Raises DatasetError with path and row when it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Sample:
 
     sample_id: str  # unique across datasets: `<dataset>/<question_id>`
     dataset: str
-    split: str  # train, val or test: by seeded hash of image_id, so that no image is in two
+    split: str  # train, val or test, by seeded hash of image_id, so that no image is in two splits
     question: str
     answers: tuple[str, ...]
     image_id: str  # the dataset's own, else the sha256 of the image bytes
@@ -31,10 +31,10 @@ class Sample:
 
 
 class ModelInput(NamedTuple):
-    """What a row asks of a model, before it is a sample: enough to tell whether the model can run it."""
+    """The part of a dataset's row that decides whether a model can run it, known before the row becomes a sample."""
 
     question: str
-    style: str | None  # prompt style prefix
+    style: str | None  # prefix of the question in the prompt; None: no prefix
     max_new_tokens: int
-    height: int  # of the image, in pixels
-    width: int
+    height: int  # of the image, pixels
+    width: int  # of the image, pixels

@@ -1,4 +1,4 @@
-"""Columns of the cache's three tables, format 1. The one home of column names and types."""
+"""Names and types of the columns in the cache's three tables, format 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STRINGS = pa.list_(pa.string())
 def samples_schema(d_model: int) -> tuple[pa.Schema, pa.Schema]:
     """Returns the (required, optional) columns of `samples`.
 
-    Imported results know no model: their `d_model` is 0, and `language_feature` is left out instead of made up.
+    `d_model` is 0 in imported results, which have no language features; the column `language_feature` is then absent.
     """
     feature = [("language_feature", pa.list_(pa.float32(), d_model))] if d_model else []
     required = pa.schema([("sample_id", pa.string()), ("dataset", pa.string()), ("split", pa.string()), *feature])

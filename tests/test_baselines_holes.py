@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.generated.population import GeneratedCache
 from knobctl.replay.evaluation.build_report import table_and_oracle
 from knobctl.replay.evaluation.validate import validate_controllers

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.neighbours import LanguageNeighbours, NeighbourIndex

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.replay.policies.ablations import ABLATIONS, Ablation, ablations

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from knobctl.data.cache import open_cache
-from knobctl.data.datasets import load_samples
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.datasets.load import load_samples
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json
 from knobctl.data.importer import load_importance
@@ -60,4 +60,4 @@ def test_a_manifest(tmp_path: Path):
 
 def test_a_mark_anywhere_else_is_no_white_space():
     with pytest.raises(CacheError, match="is not JSON"):
-        parse_json(BOM_UTF8 * 2 + b"{}", "x.json")
+        parse_json(BOM_UTF8 * 2 + b"{}", "x.json", CacheError)

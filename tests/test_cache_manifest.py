@@ -1,4 +1,4 @@
-"""`cache.json`: what is known survives a round trip, what no cache can have is refused by field."""
+"""`cache.json`: a manifest survives a round trip; invalid fields are refused by name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from knobctl.data.cache import FileRecord, Manifest
-from knobctl.data.cache.manifest import manifest_changed
+from knobctl.data.cache.manifest import FileRecord, Manifest, manifest_changed
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json, read_json
 from knobctl.tests.support.make_cache import tiny_manifest
@@ -22,7 +21,7 @@ def test_round_trip():
         extra={"execution": {"block_runs": 7}},
     )
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
-    assert Manifest.from_dict(parse_json(manifest.to_bytes(), "bytes")) == manifest
+    assert Manifest.from_dict(parse_json(manifest.to_bytes(), "bytes", CacheError)) == manifest
 
 
 MINIMAL: dict[str, Any] = {
@@ -36,7 +35,7 @@ MINIMAL: dict[str, Any] = {
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """MINIMAL with keys replaced; a dict is merged in, `...` removes the key."""
+    """Returns MINIMAL with keys replaced; dicts are merged, `...` removes a key."""
     record = json.loads(json.dumps(MINIMAL))
     for name, value in changes.items():
         if value is ...:
@@ -48,7 +47,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return record
 
 
-def test_required_fields_suffice():
+def test_optional_fields_may_be_missing():
     manifest = Manifest.from_dict(MINIMAL)
     assert manifest.budgets_ms == (10.0, 20.5)
     assert manifest.fingerprint is manifest.files is manifest.importance is None
@@ -60,7 +59,7 @@ REFUSED = [
     (changed(version=2), "newer"),
     (changed(version=0), "start at 1"),
     (changed(version="1"), "whole number"),
-    (changed(model={"d_model": ...}), '"d_model" is missing'),
+    (changed(model={"d_model": ...}), '"model.d_model" is missing'),
     (changed(model={"d_model": True}), "whole number"),
     (changed(model={"d_model": 0}), "d_model is 0"),
     (changed(model={"d_model": 10**12}), "d_model"),
@@ -68,7 +67,7 @@ REFUSED = [
     (changed(model={"n_experts": 1}), "1 experts"),
     (changed(knobs={"tiers": ...}), "tiers"),
     (changed(knobs={"tiers": []}), "tiers"),
-    (changed(knobs={"tiers": "low"}), '"tiers" must be a list'),
+    (changed(knobs={"tiers": "low"}), '"knobs.tiers" must be a list'),
     (changed(knobs={"top_k": [1, 1]}), "distinct"),
     (changed(knobs={"top_k": [1.5]}), "top_k"),
     (changed(knobs={"insertion_positions": [0]}), "insertion_positions"),
@@ -81,11 +80,11 @@ REFUSED = [
     (changed(budgets_ms=[0]), "positive"),
     (changed(budgets_ms=[-1.0]), "positive"),
     (changed(budgets_ms=[10, 10.0000001]), "distinct as float32"),
-    (changed(budgets_ms=["10"]), "entry 0 must be a number"),
+    (changed(budgets_ms=["10"]), '"budgets_ms[0]" must be a number'),
     (changed(budgets_ms=[10**400]), "too large"),
     (changed(budgets_ms=10), "must be a list"),
-    (changed(latency_mode="guess"), "none of"),
-    (changed(latency_statistic="mode"), "none of"),
+    (changed(latency_mode="guess"), "not one of"),
+    (changed(latency_statistic="mode"), "not one of"),
     (changed(importance={"scores": [0.1] * 5}), "5 blocks"),
     (changed(importance={"scores": [0.1, None, 0.1, 0.1, 0.1, 0.1]}), "importance"),
     (changed(importance={"scores": ["x"] * 6}), "must be a number"),
@@ -93,26 +92,29 @@ REFUSED = [
     (changed(device="cpu"), "must be an object"),
     (changed(files=[{"path": "../other/part-0.parquet", "rows": 1, "sha256": "0" * 64}]), "outside the cache"),
     (changed(files=[{"path": "/etc/passwd", "rows": 1, "sha256": "0" * 64}]), "outside the cache"),
-    (changed(files=[{"path": "samples/a", "rows": -1, "sha256": "0" * 64}]), "-1 rows"),
+    (
+        changed(files=[{"path": "samples/a", "rows": -1, "sha256": "0" * 64}]),
+        '"files[0].rows" must be a whole number of at least 0, not -1',
+    ),
     (changed(files=[{"path": "samples/a", "rows": 1, "sha256": "0" * 63}]), "64 hex digits"),
     (changed(files=[{"path": "a", "sha256": "0" * 64}, {"path": "./a", "sha256": "0" * 64}]), "twice"),
     (changed(files=["a"]), "must be an object"),
-    (changed(datasets={"easy_vqa": 7}), "datasets.easy_vqa must be an object"),
-    (changed(datasets={"easy_vqa": {"train": "many"}}), '"train" must be a whole number'),
-    (changed(datasets={"easy_vqa": {"style": 3}}), '"style" must be a string'),
+    (changed(datasets={"easy_vqa": 7}), '"datasets.easy_vqa" must be an object'),
+    (changed(datasets={"easy_vqa": {"train": "many"}}), '"datasets.easy_vqa.train" must be a whole number'),
+    (changed(datasets={"easy_vqa": {"style": 3}}), '"datasets.easy_vqa.style" must be a string'),
     ([], "must be an object"),
 ]
 
 
 @pytest.mark.parametrize(("record", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_what_no_cache_can_have_is_refused(record, named):
+def test_invalid_fields_are_refused_by_name(record, named):
     with pytest.raises(CacheError) as error:
         Manifest.from_dict(record, "where/cache.json")
     assert named in str(error.value)
     assert "cache.json" in str(error.value)
 
 
-def test_importance_without_first_and_last_block():
+def test_importance_may_leave_out_the_first_and_the_last_block():
     manifest = Manifest.from_dict(changed(importance={"scores": [0.1, 0.2, 0.3, 0.4], "std": [0, 0, 0, 0]}))
     assert manifest.importance.scores == (None, 0.1, 0.2, 0.3, 0.4, None)
 
@@ -133,21 +135,21 @@ def test_importance_without_first_and_last_block():
         (b" " * 3000, "larger than 2,000 bytes"),
     ],
 )
-def test_hostile_json(tmp_path, content, named):
+def test_unbounded_or_invalid_json_is_refused(tmp_path, content, named):
     path = tmp_path / "file.json"
     path.write_bytes(content)
     with pytest.raises(CacheError) as error:
-        read_json(path, max_bytes=2000 if b"   " in content else 10**6)
+        read_json(path, CacheError, max_bytes=2000 if b"   " in content else 10**6)
     assert named in str(error.value)
     assert str(path) in str(error.value)
 
 
-def test_json_that_is_not_there(tmp_path):
+def test_a_missing_json_file_is_refused(tmp_path):
     with pytest.raises(CacheError, match="cannot be read"):
-        read_json(tmp_path / "none.json")
+        read_json(tmp_path / "none.json", CacheError)
 
 
-def test_the_seal_sees_any_changed_byte(tmp_path):
+def test_the_manifests_own_digest_detects_any_changed_byte(tmp_path):
     path = tmp_path / "cache.json"
     whole = tiny_manifest().to_bytes()
     path.write_bytes(whole)
@@ -163,6 +165,6 @@ def test_the_seal_sees_any_changed_byte(tmp_path):
             seen = True
         if not seen:
             unseen.append(place)
-    # A bit flipped in the seal's own name makes it an unsealed manifest with one unknown key, and nothing else.
+    # A bit flipped in the name of the digest's field makes it an unknown field of a manifest without a digest.
     name = whole.index(b"manifest_sha256")
     assert unseen == list(range(name, name + len("manifest_sha256")))

@@ -1,4 +1,4 @@
-"""Caches of unusual shape that follow the format: very many parts, names with braces, no outcomes, large counts."""
+"""Unusual caches that conform to the format: very many parts, names with braces, no outcomes, large counts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.data.knobs import KnobSpace
 from knobctl.tests.support.foreign_cache import foreign_cache
 from knobctl.tests.support.make_cache import make_cache
 
 
-def test_more_parts_than_files_may_be_open_are_read(tmp_path):
+def test_there_may_be_more_parts_than_open_files_allowed(tmp_path):
     resource = pytest.importorskip("resource")
     path = make_cache(tmp_path / "cache", samples=60, samples_per_part=1, tokens=False)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -29,7 +29,7 @@ def test_more_parts_than_files_may_be_open_are_read(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_names_with_braces_are_shown_as_they_are(tmp_path):
+def test_braces_in_names_are_shown_unchanged(tmp_path):
     space = KnobSpace(("{x}", "high"), (1, 2), (2, 4), (3, 4), ((1, 3), (9, 15)))
     path = make_cache(tmp_path / "cache", space=space)
     part = next((path / "outcomes").iterdir())
@@ -39,11 +39,11 @@ def test_names_with_braces_are_shown_as_they_are(tmp_path):
     record = json.loads((path / "cache.json").read_text())
     del record["files"]
     (path / "cache.json").write_text(json.dumps(record))
-    with pytest.raises(CacheError, match=r"tier 'odd' is none of .*\{x\}"):
+    with pytest.raises(CacheError, match=r"tier 'odd' is not one of .*\{x\}"):
         open_cache(path)
 
 
-def test_optional_columns_of_no_rows_and_of_large_counts(tmp_path):
+def test_optional_columns_without_rows_and_with_large_counts(tmp_path):
     path = foreign_cache(tmp_path / "cache")
     part = next((path / "outcomes").iterdir())
     table = pq.read_table(part)

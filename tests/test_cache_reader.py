@@ -1,4 +1,4 @@
-"""Caches that follow the format are read, whoever wrote them and in whatever form; the rest is refused by place."""
+"""Caches that conform to the format are read, whichever program wrote them; others are refused with file and row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError, UnknownSetting
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.schema import outcomes_schema
@@ -42,7 +42,7 @@ def expected(tmp_path_factory):
     return contents(foreign_cache(tmp_path_factory.mktemp("plain") / "cache"))
 
 
-def test_values_stand_where_their_keys_say(tmp_path):
+def test_values_are_in_the_cells_of_their_keys(tmp_path):
     cache = open_cache(foreign_cache(tmp_path / "cache"))
     outcomes = outcome_table(IDS, TINY_SPACE).to_pylist()
     assert len(outcomes) == cache.present_SX.sum() == cache.present_SX.size
@@ -109,7 +109,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_form_does_not_change_what_is_read(tmp_path, expected, form):
+def test_equivalent_column_types_read_the_same(tmp_path, expected, form):
     assert contents(foreign_cache(tmp_path / "cache", **FORMS[form])) == expected
 
 
@@ -121,12 +121,12 @@ def test_budgets_compare_as_float32(tmp_path):
     assert cache.budget_index(123.4) == cache.budget_index(float(np.float32(123.4))) == 0
 
 
-def test_one_warning_when_no_files_are_listed(tmp_path):
+def test_a_manifest_without_files_gives_one_warning(tmp_path):
     assert len(open_cache(foreign_cache(tmp_path / "cache")).warnings) == 1
     assert open_cache(make_cache(tmp_path / "ours")).warnings == []
 
 
-def test_holes_are_nan_and_masked(tmp_path):
+def test_missing_outcomes_are_nan_and_masked(tmp_path):
     path = foreign_cache(
         tmp_path / "cache",
         outcomes=lambda table: put_row("accuracy", 20, None)(put_row("latency_ms", 21, None)(table)).slice(16),
@@ -139,12 +139,12 @@ def test_holes_are_nan_and_masked(tmp_path):
     assert np.flatnonzero(np.isnan(cache.latency_ms_SX[1])).tolist() == [5]
     assert "1 of 5 samples have no outcomes" in cache.warnings[-1]
     absent = np.argwhere(~cache.tokens.present_STPM).tolist()
-    assert absent == [[0, 0, 0, 0], [0, 0, 1, 0]]  # the row that is gone; the one whose token is null
+    assert absent == [[0, 0, 0, 0], [0, 0, 1, 0]]  # the row that was removed; the one whose token is null
     assert np.isnan(cache.tokens.token_STPMD[0, 0, 0, 0]).all()
     assert np.isnan(cache.tokens.token_STPMD).any(axis=-1).sum() == 2
 
 
-def test_imports_know_no_position(tmp_path):
+def test_imported_caches_have_no_insertion_position(tmp_path):
     space = KnobSpace(("low",), (None,), (2, 4), (3, 4))
     for number, kind in enumerate((pa.int8(), pa.null(), pa.float64())):
         path = foreign_cache(
@@ -163,7 +163,7 @@ def test_imports_know_no_position(tmp_path):
     [
         (KnobSpace(tuple("abcdefg"), (1, 3, 7), tuple(range(1, 17)), (5, 9)), (10.0, 20.0), 3, 3),
         (KnobSpace(("low",), (1,), (4,), (12,)), (33.3,), 10, 1),
-        (KnobSpace(("low", "high"), (1, 5), (4,), (3, 8)), (5.0,), 2, 7),  # n = 3 cannot follow p = 5
+        (KnobSpace(("low", "high"), (1, 5), (4,), (3, 8)), (5.0,), 2, 7),  # n = 3 cannot run with p = 5
     ],
 )
 def test_other_knob_values_and_widths(tmp_path, space, budgets_ms, count, d_model):
@@ -254,7 +254,7 @@ REFUSED = {  # what is wrong: (edits, what the message must name)
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_does_not_follow_the_format_is_refused_by_place(tmp_path, what):
+def test_rows_that_violate_the_format_are_refused_with_file_row_and_column(tmp_path, what):
     edits, named = REFUSED[what]
     with pytest.raises(CacheError) as error:
         open_cache(foreign_cache(tmp_path / "cache", **edits))
@@ -274,7 +274,7 @@ REFUSED_TOKENS = {
 
 
 @pytest.mark.parametrize("what", REFUSED_TOKENS)
-def test_tokens_are_checked_when_they_are_read(tmp_path, what):
+def test_token_numbers_are_checked_when_they_are_unpacked(tmp_path, what):
     edit, named = REFUSED_TOKENS[what]
     cache = open_cache(foreign_cache(tmp_path / "cache", latency_tokens=edit))
     with pytest.raises(CacheError) as error:
@@ -282,7 +282,7 @@ def test_tokens_are_checked_when_they_are_read(tmp_path, what):
     assert [text for text in ["latency_tokens/part-0", "'token'", *named] if text not in str(error.value)] == []
 
 
-def test_double_rows_in_two_parts_name_both(tmp_path):
+def test_a_duplicate_row_in_two_parts_names_both(tmp_path):
     path = foreign_cache(tmp_path / "cache")
     (path / "outcomes" / "part-9.parquet").write_bytes((path / "outcomes" / "part-0.parquet").read_bytes())
     with pytest.raises(CacheError, match=r"part-9\.parquet: row 0 .*row 0 of .*part-0\.parquet"):
@@ -310,7 +310,7 @@ def test_page_checksums_are_checked_as_pages_are_read(tmp_path):
     path = foreign_cache(tmp_path / "cache", write_page_checksum=True, compression="none", use_dictionary=False)
     part = path / "outcomes" / "part-0.parquet"
     data = bytearray(part.read_bytes())
-    place = data.index(b"\4\0\0\0high") + 4  # in a data page; the file stays valid Parquet, of another valid string
+    place = data.index(b"\4\0\0\0high") + 4  # in a data page; the file stays valid Parquet, with another valid string
     data[place : place + 4] = b"low!"
     part.write_bytes(bytes(data))
     with pytest.raises(CacheError, match=r"outcomes/part-0\.parquet is damaged"):
@@ -345,7 +345,7 @@ def test_optional_columns(tmp_path):
             assert tokens[s, x] == row["output_tokens"]
             assert runs[s, x].tolist() == row["latency_runs_ms"] == cache.latency_runs_ms_SXR[s, x].tolist()
     assert cache.outcome_column("vision_ms") is None
-    with pytest.raises(ValueError, match="no optional column"):
+    with pytest.raises(ValueError, match="not an optional column"):
         cache.outcome_column("vision_millis")
 
 
@@ -376,7 +376,7 @@ def test_optional_columns_in_some_parts_and_rows_only(tmp_path):
         open_cache(bad).outcome_column("vision_ms")
 
 
-def test_the_fingerprint_covers_what_and_not_when(tmp_path):
+def test_the_fingerprint_covers_content_and_not_dates_or_timings(tmp_path):
     base = open_cache(foreign_cache(tmp_path / "a")).fingerprint
     shuffled = foreign_cache(tmp_path / "b", rows_per_part=7, outcomes=lambda t: t.take(list(range(t.num_rows))[::-1]))
     slower = foreign_cache(tmp_path / "c", outcomes=put_row("latency_ms", 3, 99.0))
@@ -385,10 +385,10 @@ def test_the_fingerprint_covers_what_and_not_when(tmp_path):
     assert open_cache(wrong).fingerprint != base
 
 
-def test_the_schema_is_the_one_home_of_columns():
+def test_the_schema_equals_the_format_page():
     assert outcomes_schema()[0].names == foreign_names()
 
 
 def foreign_names() -> list[str]:
-    """Required columns of `outcomes` as the design's page lists them."""
+    """The required columns of `outcomes`."""
     return ["sample_id", "tier", "insertion_position", "top_k", "num_blocks", "accuracy", "latency_ms"]

@@ -1,4 +1,4 @@
-"""Kills at random moments; `make soak` deals hundreds of them, this a few."""
+"""Kills at random moments: a few here, hundreds in `make soak`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from knobctl.data.cache.verify import verify_parts
 from knobctl.tests.support.make_cache import make_cache
 
 
-def test_kills_at_random_moments_lose_nothing(tmp_path):
+def test_kills_at_random_moments_lose_no_committed_part(tmp_path):
     report = soak(OWN_WRITER, tmp_path, kills=3, seed=1)
     assert report.problems == []
     assert report.kills == 3
     assert report.finished >= 1
 
 
-def test_the_soak_stops_at_what_is_torn(tmp_path):
+def test_the_soak_detects_a_damaged_part(tmp_path):
     def torn(out):
         parts = sorted(out.glob("outcomes/part-*"))
         if parts:
@@ -29,7 +29,7 @@ def test_the_soak_stops_at_what_is_torn(tmp_path):
 
 
 @pytest.mark.parametrize("table", ["outcomes", "latency_tokens"])
-def test_a_torn_part_is_seen_in_a_half_written_cache(tmp_path, table):
+def test_a_damaged_part_is_detected_in_an_incomplete_cache(tmp_path, table):
     path = make_cache(tmp_path / "cache")
     (path / "cache.json").unlink()
     assert verify_parts(path) == []

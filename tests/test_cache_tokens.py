@@ -1,4 +1,4 @@
-"""Tokens are unpacked once, found again, and never taken from a store that does not belong to the parts."""
+"""Tokens are unpacked once and found again; a store that was made from other parts is never used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import derived, open_cache
+from knobctl.data.cache import unpacked_tokens
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.tests.support.make_cache import make_cache
 
@@ -20,7 +21,7 @@ def stores(root):
     return sorted(path.parent for path in root.glob("*/store.json"))
 
 
-def test_opening_alone_unpacks_nothing(tmp_path):
+def test_opening_a_cache_unpacks_nothing(tmp_path):
     cache = open_cache(make_cache(tmp_path / "cache"))
     assert cache.tokens.present_STPM.all()
     assert not (tmp_path / "cache" / "derived").exists()
@@ -52,7 +53,7 @@ def test_a_removed_store_is_made_again(tmp_path):
     assert open_cache(path).tokens.unpack().is_dir()
 
 
-def test_a_cut_off_store_is_not_used(tmp_path):
+def test_an_incomplete_store_is_not_used(tmp_path):
     path = make_cache(tmp_path / "cache")
     token = np.array(open_cache(path).tokens.token_STPMD)
     file = stores(path / "derived")[0] / "token.float16"
@@ -60,7 +61,7 @@ def test_a_cut_off_store_is_not_used(tmp_path):
     np.testing.assert_array_equal(open_cache(path).tokens.token_STPMD, token)
 
 
-def test_other_parts_mean_another_store(tmp_path):
+def test_other_parts_get_another_store(tmp_path):
     one, two = make_cache(tmp_path / "one"), make_cache(tmp_path / "two", seed=1)
     root = tmp_path / "shared"
     left = open_cache(one, derived=root).tokens
@@ -74,7 +75,7 @@ def test_a_changed_token_part_is_refused_with_and_without_a_store(tmp_path):
     part = sorted((path / "latency_tokens").iterdir())[1]
     table = pq.read_table(part)
     tokens = open_cache(path).tokens
-    pq.write_table(table.take(list(range(table.num_rows))[::-1]), part)  # valid, and of the same rows
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), part)  # valid, with the same rows
     with pytest.raises(CacheError, match=part.name):
         tokens.unpack()
     open_cache(make_cache(tmp_path / "other")).tokens.unpack()
@@ -94,10 +95,10 @@ def test_a_copied_cache_keeps_its_store(tmp_path):
     assert stamps[1] >= stamps[0]
 
 
-def test_a_cache_that_cannot_be_written_unpacks_elsewhere(tmp_path, monkeypatch):
+def test_a_read_only_cache_is_unpacked_elsewhere(tmp_path, monkeypatch):
     path = make_cache(tmp_path / "cache")
-    (path / "derived").touch()  # a file: nothing can be made below it, whoever asks
-    monkeypatch.setattr(derived, "_NOT_WRITABLE", (*derived._NOT_WRITABLE, errno.EEXIST, errno.ENOTDIR))
+    (path / "derived").touch()  # a file: even the superuser cannot create anything below it
+    monkeypatch.setattr(unpacked_tokens, "_NOT_WRITABLE", (*unpacked_tokens._NOT_WRITABLE, errno.EEXIST, errno.ENOTDIR))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     store = open_cache(path).tokens.unpack()
     assert store.is_relative_to(tmp_path / "home" / "knobctl" / "tokens")
@@ -105,7 +106,7 @@ def test_a_cache_that_cannot_be_written_unpacks_elsewhere(tmp_path, monkeypatch)
     assert open_cache(path).tokens.unpack().is_relative_to(tmp_path / "chosen")
 
 
-def test_no_room_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
     path = make_cache(tmp_path / "cache")
 
     def full(*_args):
@@ -122,13 +123,14 @@ def test_no_room_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
-from knobctl.data.cache import derived, open_cache
-derived._stats = lambda parts: os._exit(9)
+from knobctl.data.cache import unpacked_tokens
+from knobctl.data.cache.reader import open_cache
+unpacked_tokens._stats = lambda parts: os._exit(9)
 open_cache(Path(sys.argv[1])).tokens.unpack()
 """
 
 
-def test_a_killed_unpacking_is_cleaned_up(tmp_path):
+def test_leftovers_of_a_killed_unpacking_are_removed(tmp_path):
     path = make_cache(tmp_path / "cache")
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60).returncode == 9
     assert [file.name[:5] for file in (path / "derived").iterdir() if file.is_dir()] == [".tmp-"]
@@ -136,14 +138,14 @@ def test_a_killed_unpacking_is_cleaned_up(tmp_path):
     assert [file for file in (path / "derived").iterdir() if file.is_dir()] == [store]
 
 
-def test_rows_in_any_order_land_in_their_cells(tmp_path):
+def test_rows_may_come_in_any_order(tmp_path):
     path = make_cache(tmp_path / "cache")
     expected = np.array(open_cache(path).tokens.token_STPMD)
     cells, tokens = zip(*open_cache(path, derived=tmp_path / "none").tokens.batches(), strict=True)
     order = np.random.default_rng(0).permutation(sum(len(cell) for cell in cells))
     shuffled = [(np.concatenate(cells)[order], np.concatenate(tokens)[order])]
     shape = expected.shape
-    mapped = derived.build_store(path, "k" * 32, shape, tmp_path / "elsewhere", [], shuffled)
+    mapped = unpacked_tokens.build_store(path, "k" * 32, shape, tmp_path / "elsewhere", [], shuffled)
     np.testing.assert_array_equal(mapped.token_STPMD, expected)
 
 

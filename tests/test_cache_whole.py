@@ -1,4 +1,4 @@
-"""Caches as wholes: verified to the byte, merged from shards, described, answered from."""
+"""Complete caches: verifying every byte, merging shards, describing, and the executor that reads from one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from knobctl.data.cache import CacheExecutor, CacheWriter, Shard, describe_cache, merge_caches, open_cache, verify_cache
+from knobctl.data.cache.describe import describe_cache
+from knobctl.data.cache.executor import CacheExecutor
+from knobctl.data.cache.merge import merge_caches
 from knobctl.data.cache.outcomes import first_double
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.run_record import Shard
+from knobctl.data.cache.verify import verify_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, CacheMismatch, UnknownSetting
 from knobctl.data.knobs import KnobSetting
 from knobctl.data.samples import Sample
@@ -30,13 +36,13 @@ def files_of(path):
     return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
 
 
-def test_a_whole_cache_has_no_problem(whole):
+def test_an_intact_cache_has_no_problem(whole):
     assert verify_cache(whole) == []
     assert len(files_of(whole)) == 2 * 3 + 3 + 3  # parts; cache.json, run.json, encoder; the unpacked tokens
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_verify_names_the_file_whose_byte_flipped(whole, tmp_path, where):
+def test_verify_names_the_file_with_a_flipped_byte(whole, tmp_path, where):
     for number, file in enumerate(files_of(whole)):
         copy = tmp_path / str(number)
         shutil.copytree(whole, copy)
@@ -47,7 +53,7 @@ def test_verify_names_the_file_whose_byte_flipped(whole, tmp_path, where):
         assert str(file) in [str(problem.path.relative_to(copy)) for problem in verify_cache(copy)]
 
 
-def test_open_refuses_a_flipped_byte_in_what_it_reads(whole, tmp_path):
+def test_open_refuses_a_flipped_byte_in_any_file_it_reads(whole, tmp_path):
     for number, file in enumerate(files_of(whole)):
         if file.parts[0] in ("derived", "cache.json", "latency_tokens"):
             continue
@@ -73,11 +79,11 @@ def test_missing_and_added_files_are_named(whole, tmp_path):
     shutil.copytree(whole, copy)
     shutil.copy(copy / "samples" / "part-0000-000000.parquet", copy / "samples" / "part-9.parquet")
     assert [problem.path.name for problem in verify_cache(copy)] == ["part-9.parquet"]
-    with pytest.raises(CacheError, match=r"part-9\.parquet is not among the files"):
+    with pytest.raises(CacheError, match=r"part-9\.parquet is not in the list of files"):
         open_cache(copy)
 
 
-def test_verify_reads_tokens_that_no_digest_covers(tmp_path):
+def test_verify_reads_tokens_without_digests(tmp_path):
     path = foreign_cache(tmp_path / "cache", latency_tokens=put_row("token", 17, [0.0, math.nan, 0.0, 0.0]))
     problems = [str(problem) for problem in verify_cache(path)]
     assert any("lists no files" in problem for problem in problems)
@@ -85,8 +91,8 @@ def test_verify_reads_tokens_that_no_digest_covers(tmp_path):
     assert not (path / "derived").exists()
 
 
-def test_verify_of_nothing(tmp_path):
-    with pytest.raises(CacheError, match="not there"):
+def test_verify_needs_a_cache(tmp_path):
+    with pytest.raises(CacheError, match="does not exist"):
         verify_cache(tmp_path / "none")
 
 
@@ -116,13 +122,13 @@ def test_rows_do_not_depend_on_the_number_of_shards(tmp_path, count):
     assert content(out) == expected
 
 
-def test_doubles_are_found_without_memory_for_every_cell_there_could_be():
+def test_duplicates_are_found_without_memory_for_every_possible_cell():
     assert first_double(np.array([3, 2**40, 3, 2**40]), 2**41) == (0, 2)
     assert first_double(np.array([3, 2**40]), 2**41) is None
     assert first_double(np.array([2, 1, 0, 1]), 3) == (1, 3)
 
 
-def test_a_killed_merge_goes_on(tmp_path):
+def test_a_killed_merge_is_resumed(tmp_path):
     sources = [make_cache(tmp_path / f"shard{i}", shard=Shard(i, 2), samples_per_part=2) for i in range(2)]
     out = tmp_path / "merged"
     with CacheWriter(out, json.loads((sources[0] / "run.json").read_text())["run"]) as writer:
@@ -133,11 +139,11 @@ def test_a_killed_merge_goes_on(tmp_path):
     assert verify_cache(out) == []
 
 
-def test_gaps_overlaps_and_strangers_are_refused(tmp_path):
+def test_missing_repeated_and_unrelated_shards_are_refused(tmp_path):
     a, b, c = (make_cache(tmp_path / f"{i}", shard=Shard(i, 3), tokens=False, samples=6) for i in range(3))
     with pytest.raises(CacheError, match="missing: 1/3"):
         merge_caches([a, c], tmp_path / "out")
-    with pytest.raises(CacheError, match="shard 0/3 is there 2 times"):
+    with pytest.raises(CacheError, match="shard 0/3 is given 2 times"):
         merge_caches([a, b, c, a], tmp_path / "out")
     other = make_cache(tmp_path / "other", shard=Shard(2, 3), tokens=False, samples=6, seed=5)
     with pytest.raises(CacheMismatch, match="seed: 0 there, 5 now"):
@@ -161,7 +167,7 @@ def test_a_sample_in_two_shards_is_refused(tmp_path):
         merge_caches([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
 
 
-def test_counts_of_datasets_add_up(tmp_path):
+def test_merging_adds_up_the_datasets_rows(tmp_path):
     for index in range(2):
         with CacheWriter(tmp_path / str(index), {}, shard=Shard(index, 2)) as writer:
             writer.write_part(sample_table([f"s{index}"], 4), outcome_table([f"s{index}"], TINY_SPACE), None)
@@ -172,7 +178,7 @@ def test_counts_of_datasets_add_up(tmp_path):
     assert [shard["runs_saved"] for shard in manifest.extra["shards"]] == [0, 1]
 
 
-def test_description(whole, tmp_path):
+def test_the_description_counts_and_averages_what_the_cache_contains(whole, tmp_path):
     described = json.loads(json.dumps(describe_cache(whole)))
     cache = open_cache(whole)
     assert described["shape"] == {"samples": 6, "settings": 16, "budgets": 3, "d_model": 8}
@@ -189,14 +195,14 @@ def test_description(whole, tmp_path):
     )
     sparse = describe_cache(foreign_cache(tmp_path / "sparse", outcomes=lambda table: table.slice(0, 4)))
     assert sparse["completeness"]["samples_without_outcomes"] == 4
-    assert sparse["marginals"]["tier"][1]["accuracy"] is None  # nothing measured is not 0
+    assert sparse["marginals"]["tier"][1]["accuracy"] is None  # not measured, hence not 0
 
 
 def sample(sample_id: str) -> Sample:
     return Sample(sample_id, "even", "train", "what?", ("answer",), "image", None)
 
 
-def test_the_executor_answers_what_the_cache_holds(whole):
+def test_the_executor_returns_the_caches_outcomes(whole):
     cache = open_cache(whole)
     executor = CacheExecutor(cache)
     one = sample("s0003")
@@ -215,7 +221,7 @@ def test_the_executor_answers_what_the_cache_holds(whole):
         assert outcome.latency_runs_ms == tuple(cache.latency_runs_ms_SXR[cell].tolist())
 
 
-def test_the_executor_refuses_what_the_cache_does_not_know(whole, tmp_path):
+def test_the_executor_refuses_unknown_samples_settings_and_budgets(whole, tmp_path):
     executor = CacheExecutor(open_cache(whole))
     one = sample("s0003")
     with pytest.raises(UnknownSetting, match="20, 40, 80"):

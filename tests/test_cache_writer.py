@@ -1,4 +1,4 @@
-"""Whatever happens during a commit, a resumed run ends with the same rows, none missing and none double."""
+"""Whatever happens during a commit, a resumed run ends with the same rows, none missing and none duplicated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from knobctl.data.cache import CacheWriter, open_cache
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, CacheMismatch
 from knobctl.data.files.atomic import Disk
 from knobctl.tests.support.make_cache import (
@@ -37,7 +38,7 @@ def tables(name: str) -> tuple[pa.Table, pa.Table, pa.Table]:
 
 
 def write(out: Path, disk: Disk | None = None) -> list[str]:
-    """Writes two samples, one part each, as `precompute` does: skipping what is done. Returns what was written."""
+    """Writes two samples, one part each, skipping committed ones as `precompute` does. Returns the samples written."""
     written = []
     with CacheWriter(out, RUN, disk=disk or QuickDisk()) as writer:
         if writer.complete:
@@ -60,7 +61,7 @@ def rows(path: Path) -> tuple:
 
 
 class FaultyDisk(QuickDisk):
-    """Fails at its `at`-th step, in one of several ways; counts its steps otherwise."""
+    """Fails at step number `at`, in one of several ways, and counts its steps."""
 
     def __init__(self, at: int = -1, way: str = "error") -> None:
         self.at, self.way, self.step, self.names = at, way, 0, []
@@ -79,7 +80,7 @@ class FaultyDisk(QuickDisk):
         return self.after(hit, super().create(path))
 
     def write(self, descriptor, data):
-        if self.fault("write"):  # half of it gets there
+        if self.fault("write"):  # writes half of it
             half = super().write(descriptor, data[: len(data) // 2])
             if self.way == "short write":
                 return half
@@ -121,19 +122,19 @@ def expected(tmp_path_factory):
 
 def check_resumed(out: Path, expected: tuple) -> None:
     write(out)
-    assert rows(out) == expected  # opening checks all digests but the tokens', unpacking those
+    assert rows(out) == expected  # opening checks all digests but those of tokens, which unpacking checks
     left = [path.name for path in out.rglob(".tmp-*")] + [path.name for path in out.glob("*.lock")]
     assert left == []
 
 
 @pytest.mark.parametrize("way", ["error", "error after", "short write"])
-def test_every_step_may_fail(tmp_path, expected, way):
+def test_a_failure_at_any_step_is_resumed(tmp_path, expected, way):
     names = count_steps(tmp_path)
     assert {"create", "write", "sync", "replace", "make_directory"} == set(names)
     for at, name in enumerate(names):
         out = tmp_path / f"{way}-{at}"
         if way == "short write" and name == "write":
-            write(out, FaultyDisk(at, way))  # a system may take fewer bytes than it was given; that is no error
+            write(out, FaultyDisk(at, way))  # the system may take fewer bytes than it was given, which is not an error
             assert rows(out) == expected
         elif way == "error" or (way == "error after" and name in ("write", "replace")):
             with pytest.raises(CacheError) as error:
@@ -147,7 +148,7 @@ import sys
 from knobctl.tests.test_cache_writer import FaultyDisk, write
 from pathlib import Path
 import os
-for at in range(int(sys.argv[2])):  # each in a child that dies at one step, forked to save the imports
+for at in range(int(sys.argv[2])):  # each in a child process that dies at one step; forked to save the imports
     child = os.fork()
     if child == 0:
         write(Path(sys.argv[1]) / str(at), FaultyDisk(at, "kill after"))
@@ -156,14 +157,14 @@ for at in range(int(sys.argv[2])):  # each in a child that dies at one step, for
 """
 
 
-def test_every_step_may_be_the_last(tmp_path, expected):
+def test_a_kill_at_any_step_is_resumed(tmp_path, expected):
     steps = count_steps(tmp_path)
     subprocess.run([sys.executable, "-c", KILL, str(tmp_path), str(len(steps))], check=True, timeout=120)
     for at in range(len(steps)):
         check_resumed(tmp_path / str(at), expected)
 
 
-def test_a_resumed_run_makes_only_what_is_missing(tmp_path):
+def test_a_resumed_run_writes_only_missing_samples(tmp_path):
     out = tmp_path / "cache"
     with CacheWriter(out, RUN) as writer:
         assert not writer.resumed
@@ -178,13 +179,13 @@ def test_a_resumed_run_makes_only_what_is_missing(tmp_path):
     assert write(out) == []
 
 
-def test_a_complete_cache_takes_no_more_parts(tmp_path):
+def test_a_complete_cache_accepts_no_more_parts(tmp_path):
     write(tmp_path / "cache")
-    with CacheWriter(tmp_path / "cache", RUN) as writer, pytest.raises(CacheError, match="complete already"):
+    with CacheWriter(tmp_path / "cache", RUN) as writer, pytest.raises(CacheError, match="already complete"):
         writer.write_part(sample_table(["s4"], 4), outcome_table(["s4"], TINY_SPACE), None)
 
 
-def test_other_parameters_are_named(tmp_path):
+def test_resuming_with_other_parameters_names_them(tmp_path):
     with CacheWriter(tmp_path / "cache", RUN):
         pass
     other = {"seed": 2, "model": {"fingerprint": "abd"}, "budgets_ms": [20.0, 41.0, 80.0], "runs": 5}
@@ -201,9 +202,9 @@ def test_other_parameters_are_named(tmp_path):
     assert message.count("budgets_ms") == 1
 
 
-def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
+def test_a_directory_with_other_content_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CacheError, match=r"holds something else: thesis\.tex"), CacheWriter(tmp_path, RUN):
+    with pytest.raises(CacheError, match=r"contains something else: thesis\.tex"), CacheWriter(tmp_path, RUN):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(CacheError, match="not a directory"), CacheWriter(tmp_path / "thesis.tex", RUN):
@@ -211,7 +212,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
 
 
 def test_a_read_only_directory_is_named(tmp_path):
-    class ReadOnly(Disk):  # the superuser may write anywhere, so the system's refusal is played
+    class ReadOnly(Disk):  # simulates the refusal, because the superuser may write anywhere
         def make_directory(self, path):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
@@ -226,7 +227,7 @@ def test_a_directory_without_permission_is_named(tmp_path):
         write(tmp_path / "closed" / "cache")
 
 
-def test_a_full_disk_leaves_what_was_committed(tmp_path, expected):
+def test_a_full_disk_keeps_committed_parts(tmp_path, expected):
     write(tmp_path / "whole")
     first_part = [file.stat().st_size for file in (tmp_path / "whole").rglob("*-000000.parquet")]
 
@@ -247,7 +248,7 @@ def test_a_full_disk_leaves_what_was_committed(tmp_path, expected):
     check_resumed(tmp_path / "cache", expected)
 
 
-def test_a_part_that_rots_before_the_end_is_not_sealed(tmp_path):
+def test_a_part_changed_before_the_end_is_not_recorded(tmp_path):
     out = tmp_path / "cache"
     with CacheWriter(out, RUN) as writer:
         part = writer.write_part(sample_table(IDS, 4), outcome_table(IDS, TINY_SPACE), None)
@@ -260,7 +261,7 @@ def test_a_part_that_rots_before_the_end_is_not_sealed(tmp_path):
     assert not (out / "cache.json").exists()
 
 
-def test_unknown_columns_are_a_bug_of_the_caller(tmp_path):
+def test_unknown_columns_raise_a_value_error(tmp_path):
     table = outcome_table(IDS, TINY_SPACE)
     with CacheWriter(tmp_path, RUN) as writer, pytest.raises(ValueError, match="latency_milis"):
         writer.write_part(sample_table(IDS, 4), table.append_column("latency_milis", table.column("latency_ms")), None)

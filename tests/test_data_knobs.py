@@ -30,25 +30,25 @@ def test_a_setting_outside_the_space_is_an_error(setting: KnobSetting):
         KnobSpace().index(setting)
 
 
-def test_fewer_blocks_than_the_position_is_no_setting():
+def test_settings_have_at_least_as_many_blocks_as_the_insertion_position():
     space = KnobSpace(("low",), (1, 3), (2,), (2, 4))
     assert KnobSetting("low", 3, 2, 2) not in space
     assert len(space.settings) == 3
 
 
 @pytest.mark.parametrize("space", [KnobSpace(), KnobSpace(("a", "b"), (None,), (1, 16), (3,)), KnobSpace(("low",))])
-def test_a_space_survives_the_manifest(space: KnobSpace):
+def test_a_space_survives_a_round_trip(space: KnobSpace):
     assert KnobSpace.from_dict(space.to_dict()) == space
 
 
-def test_options_name_a_space():
+def test_options_make_a_space():
     space = KnobSpace.from_options(tiers="low, wide=2-6", top_k="8")
     assert (space.tiers, space.tier_crops, space.top_k) == (("low", "wide"), ((1, 3), (2, 6)), (8,))
     assert space.num_blocks == KnobSpace().num_blocks
 
 
 @pytest.mark.parametrize("tiers", ["huge", "wide=6", "wide=6-2", "low,low"])
-def test_a_tier_that_cannot_be_is_refused(tiers: str):
+def test_an_invalid_tier_is_refused(tiers: str):
     with pytest.raises(UnknownSetting):
         KnobSpace.from_options(tiers=tiers)
 
@@ -68,11 +68,11 @@ def test_unscored_first_and_last_blocks_are_always_kept():
 
 
 @pytest.mark.parametrize("scores", [(0.1, None, 0.2), (0.1, float("nan"), 0.2), ()])
-def test_scores_that_do_not_name_every_block_are_refused(scores: tuple[float | None, ...]):
+def test_incomplete_scores_are_refused(scores: tuple[float | None, ...]):
     with pytest.raises(ImportanceError):
         ImportanceScores(scores)
 
 
-def test_a_plan_of_more_blocks_than_there_are_is_refused():
+def test_a_plan_with_more_blocks_than_the_model_has_is_refused():
     with pytest.raises(UnknownSetting):
         block_plan(1, 4, 5, importance=ImportanceScores((0.1,) * 4), native_top_k=8)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.datasets import load_samples
+from knobctl.data.datasets.load import load_samples
 from knobctl.data.datasets.records import answer_texts
 from knobctl.data.errors import DatasetError
 from knobctl.data.metrics import score

@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from knobctl.cli import main
-from knobctl.data.datasets import ImageRoots, image_from_ref, load_samples
 from knobctl.data.datasets.columns import column_maps, source_splits
+from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.sources import ImageRoots, image_from_ref
 from knobctl.data.errors import DatasetError, KnobctlError
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live_from_cache import samples_of

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knobctl.data.datasets import load_samples
 from knobctl.data.datasets.draw import draw_order
+from knobctl.data.datasets.load import load_samples
 from knobctl.tests.support.dataset_files import coco_vqa, rows, write_parquet
 
 

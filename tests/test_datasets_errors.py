@@ -5,7 +5,9 @@ import json
 import polars as pl
 import pytest
 
-from knobctl.data.datasets import ImageRoots, image_from_ref, json_files, load_samples, parquet_images
+from knobctl.data.datasets import json_files, parquet_images
+from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.sources import ImageRoots, image_from_ref
 from knobctl.data.errors import DatasetError
 from knobctl.tests.support.dataset_files import (
     coco_vqa,

@@ -7,9 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from knobctl.data.datasets import DATASETS, ImageRoots, decode_image, image_from_ref, load_samples
-from knobctl.data.datasets.registry import BUNDLED_ROOT
+from knobctl.data.datasets.images import decode_image
+from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.registry import DATASETS
+from knobctl.data.datasets.sources import ImageRoots, image_from_ref
 from knobctl.data.datasets.splits import split_of
+from knobctl.data.paths import BUNDLED_ROOT
 from knobctl.tests.support.dataset_files import (
     coco_vqa,
     png,

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from knobctl.data.datasets import decode_image
 from knobctl.data.datasets import images as images_module
-from knobctl.data.datasets.images import image_file
+from knobctl.data.datasets.images import decode_image, image_file
 from knobctl.data.errors import DatasetError
 
 

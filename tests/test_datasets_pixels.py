@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from knobctl.data.datasets import decode_image
+from knobctl.data.datasets.images import decode_image
 from knobctl.data.errors import DatasetError
 
 TWELVE_BITS = np.array([[0, 1, 2048, 4095]], np.uint16)

@@ -6,8 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from knobctl.data.datasets import ImageRoots, image_from_ref, load_samples
+from knobctl.data.datasets.load import load_samples
 from knobctl.data.datasets.remote_images import hub_location
+from knobctl.data.datasets.sources import ImageRoots, image_from_ref
 from knobctl.data.errors import DatasetError
 from knobctl.tests.support.dataset_files import png, rows, write_parquet
 

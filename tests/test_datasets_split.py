@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.datasets import load_samples
+from knobctl.data.datasets.load import load_samples
 from knobctl.data.datasets.source_split import SourceSplit, split_key
 from knobctl.data.errors import DatasetError
 from knobctl.tests.support.dataset_files import (

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import ImportReport, RecordedOutcomes, save_importance
 from knobctl.data.knobs import KnobSpace

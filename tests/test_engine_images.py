@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CheckpointError, DatasetError
 from knobctl.data.importer import save_importance
 from knobctl.data.knobs import KnobSpace

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from knobctl.data.cache import Cache, CacheExecutor, open_cache
+from knobctl.data.cache.executor import CacheExecutor
+from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import save_importance
 from knobctl.data.samples import Sample

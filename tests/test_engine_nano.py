@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knobctl.data.cache import Cache, CacheExecutor, open_cache
+from knobctl.data.cache.executor import CacheExecutor
+from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import CacheMismatch
 from knobctl.data.importer import save_importance
 from knobctl.precompute.run.config import PrecomputeConfig

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from knobctl.data.cache import open_cache, verify_cache
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.verify import verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.latency.device_lock import SharedDevice
 from knobctl.precompute.run.config import PrecomputeConfig

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from knobctl.data.cache import CacheExecutor, Shard, merge_caches, open_cache, verify_cache
+from knobctl.data.cache.executor import CacheExecutor
+from knobctl.data.cache.merge import merge_caches
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.run_record import Shard
+from knobctl.data.cache.verify import verify_cache
 from knobctl.data.errors import (
     CacheError,
     CacheMismatch,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from knobctl.data.cache import verify_cache
+from knobctl.data.cache.verify import verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.launch import Interrupted, precompute
@@ -122,7 +122,7 @@ def test_a_run_begun_by_one_process_is_not_divided(one, tmp_path):
 
 
 def test_shards_and_workers_exclude_each_other(one):
-    from knobctl.data.cache import Shard
+    from knobctl.data.cache.run_record import Shard
 
     with pytest.raises(KnobctlError, match="both divide"):
         replace(one, workers=2, shard=Shard(0, 2))

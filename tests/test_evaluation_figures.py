@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.replay.evaluation.build_report import evaluate

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.replay.evaluation.stats import STATS, Problem, request_stats
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.guard import GuardedPolicy

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from knobctl.data.cache import Cache, CacheExecutor, open_cache
+from knobctl.data.cache.executor import CacheExecutor
+from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.executor import Outcome
 from knobctl.data.knobs import KnobSetting

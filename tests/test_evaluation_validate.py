@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from knobctl.controllers.checkpoint import Controllers
-from knobctl.data.cache import Cache, open_cache
+from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSetting
 from knobctl.replay.evaluation.build_report import few_warnings

@@ -1,11 +1,11 @@
-"""The generated structures are what they say: how far needs show linearly, and in the nearest questions."""
+"""Generated structures have the declared properties: how visible needs are, linearly and to nearest neighbours."""
 
 import numpy as np
 import pytest
 
 from knobctl.data.generated.population import STRUCTURES, GeneratedCache, GeneratedConfig, generate
 
-LATENTS = slice(0, 3)  # those that folding changes
+LATENTS = slice(0, 3)  # the needs that folding changes
 
 
 def cache_of(structure: str) -> GeneratedCache:
@@ -13,7 +13,7 @@ def cache_of(structure: str) -> GeneratedCache:
 
 
 def linear_share(made: GeneratedCache) -> float:
-    """Returns how much of what is shown a regression on the question tells of samples left out: mean R^2."""
+    """Returns how well a linear regression on the question predicts the visible needs of held-out samples: mean R^2."""
     fit, rest = slice(0, 1200), slice(1200, None)
     mean_D = made.language_feature_SD[fit].mean(axis=0)
     shown_L = made.shown_SL[fit, LATENTS].mean(axis=0)
@@ -26,7 +26,7 @@ def linear_share(made: GeneratedCache) -> float:
 
 
 def neighbour_share(made: GeneratedCache) -> float:
-    """Returns how what is shown correlates with its mean over the five nearest questions."""
+    """Returns the correlation of the visible needs with their mean over the five nearest questions."""
     feature = made.language_feature_SD.astype(np.float64)
     distance = (feature**2).sum(axis=1) - 2 * feature @ feature.T
     np.fill_diagonal(distance, np.inf)
@@ -41,14 +41,14 @@ def shares() -> dict[str, tuple[float, float]]:
     return {structure: (linear_share(cache), neighbour_share(cache)) for structure, cache in made.items()}
 
 
-def test_needs_show_linearly_unless_they_are_folded(shares):
+def test_needs_are_linearly_visible_unless_folded(shares):
     linear = {structure: share for structure, (share, _) in shares.items()}
     assert linear["near"] > 0.6
-    assert linear["linear"] > 0.04  # of 300 words in 32 dimensions little is left, but more than nothing
+    assert linear["linear"] > 0.04  # little remains of 300 words in 32 dimensions, but more than nothing
     assert max(linear["nonlinear"], linear["faint"], linear["near_folded"]) < 0.02
 
 
-def test_neighbours_are_strong_in_near_alone(shares):
+def test_only_near_structures_make_neighbours_informative(shares):
     neighbour = {structure: share for structure, (_, share) in shares.items()}
     assert neighbour["near"] > 0.7
     assert neighbour["near_folded"] > 0.4

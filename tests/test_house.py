@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import subprocess
 import sys
 import tomllib
@@ -148,17 +147,8 @@ def test_the_model_and_replay_training_need_no_table_library():
         "import sys; sys.modules.update(dict.fromkeys(['polars', 'pyarrow', 'psutil', 'click', 'rich', 'pytest']))\n"
         "import knobctl.precompute.run.live, knobctl.precompute.run.sample, knobctl.tools.nano.small_print\n"
         "import knobctl.replay.training.data, knobctl.replay.training.trainer, knobctl.data.generated.population\n"
-        "import knobctl.data.cache, knobctl.data.datasets\n"
-        "try: knobctl.data.cache.open_cache\n"
+        "try: import knobctl.data.cache.reader\n"
         "except ModuleNotFoundError as error: print(error.name)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "polars"), done.stderr
-
-
-@pytest.mark.parametrize("package", ["knobctl.data.cache", "knobctl.data.datasets"])
-def test_every_export_of_a_lazy_package_exists(package: str):
-    module = importlib.import_module(package)
-    assert {name: getattr(module, name) for name in module.__all__}
-    with pytest.raises(AttributeError, match="no attribute 'open_sesame'"):
-        _ = module.open_sesame

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import ResultsError
 from knobctl.data.importer import import_results, recorded_outcomes
 from knobctl.tests.support.import_checks import codes, findings

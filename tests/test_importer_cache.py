@@ -9,7 +9,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import open_cache, verify_cache
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.verify import verify_cache
 from knobctl.data.datasets.splits import split_of
 from knobctl.data.errors import CacheError, ResultsError
 from knobctl.data.importer import import_results, recorded_outcomes

@@ -1,4 +1,4 @@
-"""Where a metric cannot give full scores, every command that scores says so; constant accuracy does not train."""
+"""Every command warns of a metric that cannot give full scores; training refuses constant accuracy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knobctl.cli import main
-from knobctl.data.cache import accuracy_warnings, describe_cache, open_cache
+from knobctl.data.cache.accuracy import accuracy_warnings
+from knobctl.data.cache.describe import describe_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.metrics import METRICS, Scorer, full_score_warning, full_scores
 from knobctl.data.rescore import rescore
 from knobctl.tests.support.make_cache import make_cache
 
-VOTES = ["red"] * 7 + ["pink"] * 3  # ten people's answers, as VQA v2 has them
+VOTES = ["red"] * 7 + ["pink"] * 3  # answers of ten people, as in VQA v2
 LEAVE_ONE_OUT = ("vqa_official", "textvqa", "vqa_lmms")
 QUICK = ("--epochs", 1, "--resamples", 20)
 
@@ -28,7 +30,7 @@ def run(*arguments: object) -> Result:
 
 
 @given(st.sampled_from(sorted(METRICS)), st.lists(st.sampled_from(["a b", "A  b", "a", "two", "2"]), min_size=1))
-def test_the_best_score_is_that_of_the_best_of_the_answers(metric, answers):
+def test_the_best_score_is_that_of_the_best_reference_answer(metric, answers):
     scorer = Scorer(metric, answers)
     best = max(scorer.score(answer) for answer in answers)
     found = full_scores(metric, [answers])
@@ -89,7 +91,7 @@ def zeroed(tmp_path_factory) -> Path:
     return folder / "zeroed"
 
 
-def test_whoever_opens_a_cache_is_told_of_its_metric_and_its_constant_accuracy(zeroed: Path):
+def test_every_command_on_a_cache_warns_of_its_metric_and_constant_accuracy(zeroed: Path):
     warnings = accuracy_warnings(open_cache(zeroed, tokens=False))
     assert [warning.split("`")[1] for warning in warnings] == ["even", "even", "odd", "odd"]
     assert f"`knobctl rescore {zeroed} --metric even=exact_match --out NEW`" in warnings[0]
@@ -99,12 +101,12 @@ def test_whoever_opens_a_cache_is_told_of_its_metric_and_its_constant_accuracy(z
     assert set(warnings) <= set(json.loads(compared.stdout)["warnings"])
 
 
-def test_a_cache_in_order_brings_no_warning(tmp_path: Path):
+def test_a_suitable_metric_gives_no_warning(tmp_path: Path):
     assert accuracy_warnings(open_cache(make_cache(tmp_path / "cache", samples=40), tokens=False)) == []
 
 
 @pytest.mark.parametrize("odd", [None, "as recorded", "a metric of another program"])
-def test_a_metric_that_is_not_known_is_not_judged(tmp_path: Path, odd: object):
+def test_an_unknown_metric_gives_no_warning(tmp_path: Path, odd: object):
     cache = make_cache(tmp_path / "cache", samples=40)
     manifest = json.loads((cache / "cache.json").read_text())
     manifest = {name: value for name, value in manifest.items() if name not in ("files", "manifest_sha256")}
@@ -139,7 +141,7 @@ def test_constant_accuracy_is_refused_unless_allowed(tmp_path: Path, value: floa
     assert "--allow-constant-accuracy" in crossed.stderr
 
 
-def test_constant_accuracy_trains_where_it_is_allowed_and_is_noted(zeroed: Path, tmp_path: Path):
+def test_constant_accuracy_trains_when_allowed_with_a_note(zeroed: Path, tmp_path: Path):
     out = tmp_path / "controllers"
     allowed = run("train", zeroed, "--out", out, "--epochs", 1, "--allow-constant-accuracy", "--json")
     assert allowed.exit_code == 0, allowed.output
@@ -152,7 +154,7 @@ def test_constant_accuracy_trains_where_it_is_allowed_and_is_noted(zeroed: Path,
     assert any("accuracy is 0 for all its" in warning for warning in json.loads(crossed.stdout)["warnings"])
 
 
-def test_accuracy_that_differs_between_samples_alone_trains_with_a_note(tmp_path: Path):
+def test_accuracy_that_differs_only_between_samples_trains_with_a_note(tmp_path: Path):
     def by_sample(_accuracy, table):
         return [float(name[-1] in "13579") for name in table.column("sample_id").to_pylist()]
 

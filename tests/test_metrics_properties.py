@@ -1,4 +1,4 @@
-"""What holds of every metric for every text, and agreement with the rules written out the long way."""
+"""Properties of every metric on arbitrary text, and agreement with a direct implementation of the rules."""
 
 import re
 
@@ -37,7 +37,7 @@ ANSWERS = st.one_of(
 
 
 def written_out(metric: str, prediction: str, answers: list[str]) -> float:
-    """The same rules without the shortcuts: every leave-one-out set is formed, every step applied as described."""
+    """The same rules without shortcuts: forms every leave-one-out set and applies every step as published."""
 
     def clean(text):
         return text.replace("\n", " ").replace("\t", " ").strip()
@@ -85,14 +85,14 @@ def written_out(metric: str, prediction: str, answers: list[str]) -> float:
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(VQA_METRICS), ANSWERS, st.data())
-def test_scores_are_those_of_the_rules_written_out(metric, answers, data):
+def test_scores_equal_a_direct_implementation_of_the_rules(metric, answers, data):
     prediction = data.draw(st.one_of(TEXTS, st.sampled_from(answers)))
     assert score(metric, prediction, answers) == pytest.approx(written_out(metric, prediction, answers), abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(METRICS)), ANSWERS, TEXTS, st.randoms())
-def test_scores_lie_in_0_1_and_forget_the_order(metric, answers, prediction, random):
+def test_scores_are_from_0_to_1_and_independent_of_the_order_of_answers(metric, answers, prediction, random):
     result = score(metric, prediction, answers)
     assert 0 <= result <= 1
     shuffled = list(answers)
@@ -102,7 +102,7 @@ def test_scores_lie_in_0_1_and_forget_the_order(metric, answers, prediction, ran
 
 @settings(max_examples=100, deadline=None)
 @given(ANSWERS, TEXTS)
-def test_a_scorer_answers_as_score_does_however_often_it_is_asked(answers, prediction):
+def test_a_scorer_repeats_the_result_of_score(answers, prediction):
     for metric in METRICS:
         scorer = Scorer(metric, answers)
         results = {scorer.score(prediction) for _ in range(3)}

@@ -1,4 +1,4 @@
-"""The four VQA metrics on cases worked out with their original implementations, and where they differ."""
+"""The four VQA metrics on cases computed with their original implementations, and the differences between them."""
 
 import pytest
 
@@ -10,7 +10,7 @@ VQA_METRICS = ("vqa_official", "textvqa", "vqa_lmms", "vqa_simple")
 
 
 def answers(*counted):
-    """`("yes", 9), "no"` stands for nine times yes and one no."""
+    """Expands answers: `("yes", 9), "no"` is nine times yes and one no."""
     return [text for item in counted for text in ([item] if isinstance(item, str) else [item[0]] * item[1])]
 
 
@@ -50,7 +50,7 @@ def test_published_vectors(references, prediction, expected):
 @pytest.mark.parametrize(
     ("matches", "left_out", "simple"), [(0, 0, 0), (1, 0.3, 1 / 3), (2, 0.6, 2 / 3), (3, 0.9, 1), (4, 1, 1), (9, 1, 1)]
 )
-def test_matches_of_ten_become_scores(matches, left_out, simple):
+def test_scores_of_matches_among_ten_answers(matches, left_out, simple):
     references = answers(("cat", matches), ("dog", 10 - matches))
     assert tuple(score(metric, "cat", references) for metric in VQA_METRICS) == (left_out,) * 3 + (simple,)
 
@@ -63,19 +63,19 @@ def test_two_commas_between_digits_count_for_lmms_only():
     assert score("vqa_simple", "1 000 2", references) == 1
 
 
-def test_a_mark_beside_a_space_is_deleted_everywhere():
+def test_a_mark_next_to_a_space_is_deleted_everywhere():
     references = answers(("a-b -c", 4), ("x", 6))
     assert score("vqa_official", "ab c", references) == 1
     assert score("vqa_official", "a b c", references) == 0
 
 
-def test_at_most_32_full_stops_go():
+def test_at_most_32_full_stops_are_removed():
     references = answers(("a" + "." * 40, 4), ("x", 6))
-    assert score("vqa_official", "a" + "." * 8, references) == 0  # its eight stops all go
+    assert score("vqa_official", "a" + "." * 8, references) == 0  # all eight stops are removed
     assert score("vqa_official", "a" + "." * 40, references) == 1
 
 
-def test_newline_and_tab_are_spaces_even_where_all_answers_are_equal():
+def test_newline_and_tab_become_spaces_even_if_all_answers_are_equal():
     assert score("vqa_official", " red\tcar\n", answers(("red car", 10))) == 1
     assert score("vqa_official", "red car", ["red\ncar", *answers(("red car", 9))]) == 1
 
@@ -91,11 +91,11 @@ def test_an_empty_answer_matches_an_empty_prediction(prediction):
 def test_fewer_answers_than_ten():
     references = ["cat", "cat", "dog"]
     assert score("vqa_simple", "cat", references) == 2 / 3
-    # cat left out twice: one match of the others, 1/3 each; dog left out: two matches, 2/3
+    # leaving out a cat, twice: one match among the others, 1/3 each; leaving out the dog: two matches, 2/3
     assert score("textvqa", "cat", references) == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
 
 
-def test_an_ok_vqa_answer_stands_twice_and_scores_so():
+def test_ok_vqa_answers_count_twice():
     references = [text for text in ("race", "run", "ride", "jump", "race") for _ in range(2)]
     assert [score(metric, "run", references) for metric in VQA_METRICS] == [0.6, 0.6, 0.6, 2 / 3]
     assert [score(metric, "race", references) for metric in VQA_METRICS] == [1, 1, 1, 1]
@@ -125,5 +125,5 @@ def test_unknown_metric_names_the_known_ones():
 def test_no_answers_cannot_be_scored(metric):
     with pytest.raises(DatasetError, match="without reference answers"):
         Scorer(metric, [])
-    with pytest.raises(DatasetError, match="list of texts"):
+    with pytest.raises(DatasetError, match="list of strings"):
         Scorer(metric, "yes")

@@ -192,7 +192,7 @@ def test_images_that_would_be_prepared_otherwise_are_refused(copy, field, value)
 
 
 def test_a_name_that_is_neither_directory_nor_hub_id():
-    with pytest.raises(CheckpointError, match=r"no directory no/such/place/at all .* no hub id"):
+    with pytest.raises(CheckpointError, match=r"no directory no/such/place/at all .* not a hub id"):
         load_molmoe("no/such/place/at all")
 
 

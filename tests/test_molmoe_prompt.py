@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from knobctl.data.datasets import DATASETS
+from knobctl.data.datasets.registry import DATASETS
 from knobctl.data.errors import CheckpointError
 from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
 from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from knobctl.controllers.bases import CLAMP, TokenBasis, waves_of
-from knobctl.data.cache import open_cache
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.generated.cache import write_generated
 from knobctl.data.generated.population import GeneratedConfig, generate
 from knobctl.replay.bases.fit import (

@@ -1,4 +1,4 @@
-"""Rescoring computes accuracy again from stored answers, carries the rest over and leaves the old cache alone."""
+"""Rescoring recomputes accuracy from stored answers, copies everything else and does not change the old cache."""
 
 import hashlib
 import json
@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.cache import CacheWriter, open_cache, verify_cache
+from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.verify import verify_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, DatasetError
 from knobctl.data.metrics import score
 from knobctl.data.rescore import metrics_from_options, rescore
@@ -20,7 +22,7 @@ def digests(folder):
 
 
 def rewritten(cache, table, change):
-    """Replaces a table of `cache` by one part, `change`d, as another program might write it."""
+    """Replaces a table of `cache` with a single part after `change`, as another program might write it."""
     parts = sorted((cache / table).glob("*.parquet"))
     whole = change(pa.concat_tables([pq.read_table(part) for part in parts]))
     for part in parts:
@@ -40,7 +42,7 @@ def cache(tmp_path):
     return make_cache(tmp_path / "cache", samples=12, budget_encoder=None)
 
 
-def test_accuracy_is_that_of_the_metric_on_the_stored_answers(cache, tmp_path):
+def test_accuracy_is_recomputed_from_the_stored_answers(cache, tmp_path):
     before = digests(cache)
     rescore(cache, "vqa_simple", tmp_path / "new")
     old, new = open_cache(cache, tokens=False), open_cache(tmp_path / "new")
@@ -48,12 +50,12 @@ def test_accuracy_is_that_of_the_metric_on_the_stored_answers(cache, tmp_path):
     references = new.samples["answers"].to_list()
     expected = [[score("vqa_simple", text, references[s]) for text in row] for s, row in enumerate(answers)]
     np.testing.assert_array_equal(new.accuracy_SX, np.float32(expected))
-    assert set(np.unique(new.accuracy_SX)) == {0, np.float32(1 / 3)}  # one answer each: it can give a third at most
+    assert set(np.unique(new.accuracy_SX)) == {0, np.float32(1 / 3)}  # with one answer each, a third at most
     assert set(np.unique(old.accuracy_SX)) == {0, 1}
     assert digests(cache) == before
 
 
-def test_everything_else_is_carried_over(cache, tmp_path):
+def test_everything_else_is_unchanged(cache, tmp_path):
     rescore(cache, "exact_match", tmp_path / "new")
     old, new = open_cache(cache, derived=tmp_path / "derived"), open_cache(tmp_path / "new")
     assert new.samples.equals(old.samples)
@@ -66,7 +68,7 @@ def test_everything_else_is_carried_over(cache, tmp_path):
     assert verify_cache(tmp_path / "new") == []
 
 
-def test_the_manifest_and_the_report_say_what_was_done(cache, tmp_path):
+def test_the_manifest_and_the_report_record_the_change(cache, tmp_path):
     report = rescore(cache, {"odd": "vqa_simple"}, tmp_path / "new")
     new = open_cache(tmp_path / "new", tokens=False)
     assert new.manifest.datasets["odd"]["metric"] == "vqa_simple"
@@ -83,7 +85,7 @@ def test_the_manifest_and_the_report_say_what_was_done(cache, tmp_path):
     np.testing.assert_array_equal(new.accuracy_SX[~odd], old.accuracy_SX[~odd])
 
 
-def test_parts_may_lie_as_another_program_left_them(cache, tmp_path):
+def test_rows_may_be_spread_over_parts_in_any_way(cache, tmp_path):
     rescore(cache, "vqa_simple", tmp_path / "expected")
     rewritten(cache, "outcomes", lambda table: table.take(np.random.default_rng(0).permutation(len(table))))
     rewritten(cache, "latency_tokens", lambda table: table)
@@ -134,13 +136,13 @@ def test_samples_without_reference_answers_are_an_error(cache, tmp_path):
         rescore(cache, "exact_match", tmp_path / "new")
 
 
-def test_wrong_names_and_places(cache, tmp_path):
+def test_unknown_names_and_unusable_outputs_are_refused(cache, tmp_path):
     with pytest.raises(DatasetError, match="`bleu` is unknown"):
         rescore(cache, "bleu", tmp_path / "new")
     with pytest.raises(DatasetError, match="no dataset okvqa; it has even, odd"):
         rescore(cache, {"okvqa": "textvqa"}, tmp_path / "new")
     for out in (cache, cache / "inside", cache.parent):
-        with pytest.raises(CacheError, match="which rescoring never changes"):
+        with pytest.raises(CacheError, match="rescoring never changes"):
             rescore(cache, "exact_match", out)
     rescore(cache, "exact_match", tmp_path / "new")
     with pytest.raises(CacheError, match="complete"):
@@ -149,7 +151,7 @@ def test_wrong_names_and_places(cache, tmp_path):
         rescore(cache, "vqa_simple", tmp_path / "new")
 
 
-def test_what_was_cut_off_goes_on(cache, tmp_path, monkeypatch):
+def test_an_interrupted_rescoring_is_resumed(cache, tmp_path, monkeypatch):
     write_part, written = CacheWriter.write_part, []
 
     def killed_at_the_third_part(writer, *tables):

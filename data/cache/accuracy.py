@@ -1,4 +1,4 @@
-"""Says where a cache's accuracy cannot tell settings apart: an unsuitable metric, or one value throughout."""
+"""Finds datasets whose accuracy does not tell settings apart: an unsuitable metric, or a constant value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .reader import Cache
 
 
 def accuracy_warnings(cache: Cache) -> list[str]:
-    """Returns a warning for each dataset whose metric cannot give full scores, or whose accuracy is constant."""
+    """Returns a warning for each dataset whose metric cannot give full scores, and each whose accuracy is constant."""
     command = f"knobctl rescore {cache.path} --metric {{dataset}}=exact_match --out NEW"
     dataset_S = cache.samples["dataset"].to_numpy()
     has_answers = "answers" in cache.samples.columns
@@ -30,6 +30,6 @@ def accuracy_warnings(cache: Cache) -> list[str]:
 
 
 def _metric_of(cache: Cache, dataset: str) -> str | None:
-    """The metric that the manifest records for a dataset; None where it names none that is known here."""
+    """Returns the metric that the manifest records for a dataset; None when it records none or an unknown one."""
     metric = (cache.manifest.datasets or {}).get(dataset, {}).get("metric")
     return metric if metric in METRICS else None

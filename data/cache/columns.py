@@ -1,7 +1,7 @@
-"""Turns columns that any program wrote into numpy arrays, or says which file, row and column is wrong.
+"""Converts Parquet columns written by any program to numpy arrays; errors name file, row and column.
 
-Programs differ in how they write the same thing: large_string or dictionary for a string, int64 or a float for an
-int8, a list for a fixed-size list. What can be read without changing a value is read; nothing else is.
+Programs write the same values in different types: large_string or dictionary for a string, int64 or a float for an
+int8, a list for a fixed-size list. A column is accepted if it converts without changing a value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import CacheError
 
 @dataclass(frozen=True)
 class PartColumn:
-    """One column of one part, or of some of its rows, the first of which is `first_row` in the file."""
+    """One column of one part, or a range of its rows that begins at row `first_row` of the file."""
 
     path: Path
     name: str
@@ -29,7 +29,7 @@ class PartColumn:
     first_row: int = 0
 
     def refuse(self, row: int | np.integer[Any] | None, what: str) -> NoReturn:
-        """Raises CacheError. `row` counts from 0 in the file; None speaks of the whole column."""
+        """Raises CacheError for a row, counted from 0 in `values`, or for the whole column when `row` is None."""
         where = (
             f"column {self.name!r}"
             if row is None
@@ -38,29 +38,31 @@ class PartColumn:
         raise CacheError(f"{self.path}: {where}: {what}")
 
     def refuse_first(self, wrong: NDArray[np.bool_], what: str) -> None:
-        """Raises CacheError for the first row where `wrong`; `{}` in `what` becomes the value there."""
+        """Raises CacheError for the first row where `wrong` [rows] is true; `{}` in `what` becomes that row's value."""
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             value = self.values[row].as_py()
             shown = repr(value[:80]) if isinstance(value, str) else str(value)
-            self.refuse(row, what.replace("{}", shown, 1))  # no str.format: names in `what` may hold braces
+            self.refuse(row, what.replace("{}", shown, 1))  # not str.format: names in `what` may contain braces
 
     def nulls(self) -> NDArray[np.bool_]:
+        """Returns which rows are null, [rows]."""
         if self.values.null_count == 0:
             return np.zeros(len(self.values), bool)
         return np.asarray(self.values.is_null().combine_chunks().to_numpy(zero_copy_only=False), dtype=bool)
 
     def no_nulls(self) -> None:
+        """Raises CacheError for the first null."""
         if self.values.null_count:
-            self.refuse_first(self.nulls(), "null, where the format needs a value")
+            self.refuse_first(self.nulls(), "null, but the format requires a value")
 
 
 def check_schema(path: Path, found: pa.Schema, required: pa.Schema, optional: pa.Schema) -> None:
-    """Raises CacheError for a column that is missing or whose type cannot stand for the format's; ignores others."""
+    """Raises CacheError for a column that is missing, repeated or of an unsuitable type; ignores unknown columns."""
     for field in (*required, *optional):
         count = found.names.count(field.name)
         if count > 1:
-            raise CacheError(f"{path}: column {field.name!r} is there {count} times")
+            raise CacheError(f"{path}: column {field.name!r} occurs {count} times")
         if count == 0:
             if field.name in required.names:
                 raise CacheError(f"{path}: column {field.name!r} is missing")
@@ -71,10 +73,10 @@ def check_schema(path: Path, found: pa.Schema, required: pa.Schema, optional: pa
 
 
 def mismatch(found: pa.DataType, wanted: pa.DataType) -> str | None:
-    """Returns what keeps a column of type `found` from being read as `wanted`; None when it can be."""
+    """Returns why a column of type `found` cannot be read as `wanted`; None when it can."""
     if pa.types.is_dictionary(found):
         return mismatch(found.value_type, wanted)
-    if pa.types.is_null(found):  # a column of nulls only; whether nulls may stand there is seen with the rows
+    if pa.types.is_null(found):  # a column of nulls only; whether nulls are allowed is checked with the rows
         return None
     if pa.types.is_string(wanted):
         return None if _is_string(found) else f"is {found}, not a string"
@@ -86,18 +88,18 @@ def mismatch(found: pa.DataType, wanted: pa.DataType) -> str | None:
         return f"is {found}, not a list"
     inner = mismatch(found.value_type, wanted.value_type)
     if inner:
-        return f"is a list whose entry {inner}"
+        return f"is a list whose entry type {inner}"
     if (
         pa.types.is_fixed_size_list(wanted)
         and pa.types.is_fixed_size_list(found)
         and found.list_size != wanted.list_size
     ):
-        return f"holds vectors of {found.list_size}, but the model's width (d_model) is {wanted.list_size}"
+        return f"has vectors of {found.list_size} numbers, but the model's d_model is {wanted.list_size}"
     return None
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    """SQL programs write a literal such as 0.5 as a decimal."""
+    """Decimals count: SQL programs write a literal such as 0.5 as one."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
@@ -111,7 +113,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def typed(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
-    """Returns an optional column as the format's type, nulls kept. Counts and times are finite and not negative."""
+    """Returns an optional column as the format's type, nulls kept. Raises CacheError for negative and infinite ones."""
     if column.values.type == wanted and not (pa.types.is_integer(wanted) or pa.types.is_floating(wanted)):
         return column.values
     missing = column.nulls()
@@ -128,11 +130,14 @@ def typed(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
 
 
 def codes(column: PartColumn, names: pa.Array, unknown: str) -> NDArray[np.int64]:
-    """Returns where each row's string stands in `names`. A null or a string that is not there is refused."""
+    """Returns the index in `names` of each row's string, [rows]. Raises CacheError for nulls and for other strings.
+
+    `unknown` is the message for a string that is not in `names`; `{}` in it becomes the string.
+    """
     column.no_nulls()
     pieces = []
     for chunk in column.values.chunks:
-        if pa.types.is_dictionary(chunk.type):  # look each distinct string up once
+        if pa.types.is_dictionary(chunk.type):  # look up each distinct string once
             lookup = _index_in(chunk.dictionary, names)
             pieces.append(lookup[np.asarray(chunk.indices)])
         else:
@@ -150,7 +155,7 @@ def _index_in(values: pa.Array, names: pa.Array) -> NDArray[np.int64]:
 
 
 def whole_numbers(column: PartColumn, *, null: int | None = None) -> NDArray[np.int64]:
-    """Returns int64 [rows]; nulls become `null`, or are refused when it is None. 3.5 and NaN are refused."""
+    """Returns int64 [rows]. Nulls become `null`, or raise CacheError when it is None, as 3.5 and NaN do."""
     missing = column.nulls()
     if null is None:
         column.no_nulls()
@@ -170,18 +175,18 @@ def whole_numbers(column: PartColumn, *, null: int | None = None) -> NDArray[np.
 
 
 def real_numbers(column: PartColumn) -> NDArray[np.float32]:
-    """Returns float32 [rows], NaN where the value is null. NaN and infinity themselves are refused: missing is null."""
+    """Returns float32 [rows], NaN where the value is null. Raises CacheError for NaN and infinity in the file."""
     missing = column.nulls()
     if missing.all():
         return np.full(len(missing), np.nan, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         value = _numpy(column.values).astype(np.float32)
-    column.refuse_first(~missing & ~np.isfinite(value), "{} is no finite float32 (a missing number is null)")
+    column.refuse_first(~missing & ~np.isfinite(value), "{} is not a finite float32 (write a missing number as null)")
     return np.where(missing, np.float32(np.nan), value)
 
 
 def _numpy(values: pa.ChunkedArray) -> NDArray[Any]:
-    """Numbers as numpy, whatever stands at nulls; dictionaries are unpacked."""
+    """Returns numbers [rows] of any numpy type; those at nulls are arbitrary."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_decimal(values.type):
@@ -195,9 +200,9 @@ def _numpy(values: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def vectors(column: PartColumn, width: int, dtype: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Returns vectors [rows, width] of `dtype` and which rows are null; a null row's numbers mean nothing.
+    """Returns vectors [rows, width] of `dtype`, and which rows are null, [rows]; their numbers are arbitrary.
 
-    A vector of another length, a null inside one, NaN, infinity and what overflows `dtype` are refused.
+    Raises CacheError for a vector of another length, and for nulls, NaN, infinity and overflow of `dtype` in one.
     """
     missing = column.nulls()
     if missing.all():
@@ -207,7 +212,9 @@ def vectors(column: PartColumn, width: int, dtype: Any) -> tuple[NDArray[Any], N
         value = (np.concatenate(pieces) if len(pieces) != 1 else pieces[0]).astype(dtype, copy=False)
     finite = _finite_rows(value) | missing
     if not finite.all():
-        column.refuse(np.flatnonzero(~finite)[0], f"the vector holds NaN, infinity or more than {value.dtype} can")
+        column.refuse(
+            np.flatnonzero(~finite)[0], f"the vector contains NaN, infinity or a number too large for {value.dtype}"
+        )
     return value, missing
 
 
@@ -251,20 +258,20 @@ def _scatter(column: PartColumn, chunk: pa.Array, start: int, width: int) -> NDA
 def _rows_of(column: PartColumn, flat: pa.Array, row: NDArray[np.int64], width: int) -> NDArray[Any]:
     if flat.null_count:
         inner = np.flatnonzero(np.asarray(flat.is_null().to_numpy(zero_copy_only=False), dtype=bool))
-        column.refuse(row[inner[0] // width], "the vector holds a null")
+        column.refuse(row[inner[0] // width], "the vector contains a null")
     if pa.types.is_dictionary(flat.type):
         flat = flat.dictionary_decode()
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(row), width)
 
 
 def _finite_rows(value: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows hold only finite numbers. float16 is judged by its bits: numpy would convert each number first."""
-    if value.dtype == np.float16:
+    """Returns which rows contain only finite numbers, [rows]."""
+    if value.dtype == np.float16:  # tests bits, because numpy would convert each number first
         bits = value.view(np.uint16) & np.uint16(0x7C00)  # an exponent of all ones is NaN or infinity
         return np.asarray(bits.max(axis=1, initial=0) != 0x7C00)
     return np.asarray(np.isfinite(value).all(axis=1))
 
 
 def concatenate(pieces: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    """`np.concatenate` that also knows what nothing looks like."""
+    """`np.concatenate` that also accepts an empty sequence, for which it returns an empty array of `dtype`."""
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype)

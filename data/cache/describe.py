@@ -1,4 +1,4 @@
-"""What `knobctl inspect` shows of a cache, as a JSON-able dictionary."""
+"""The summary of a cache that `knobctl inspect` shows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import polars as pl
 
 from ..knobs import KnobSetting
 from .accuracy import accuracy_warnings
-from .derived import DERIVED_NAME
 from .parts import TABLES, part_paths
 from .reader import Cache, open_cache
+from .unpacked_tokens import DERIVED_NAME
 
 KNOBS: dict[str, Callable[[KnobSetting], Any]] = {
     "tier": lambda setting: setting.tier,
@@ -24,9 +24,10 @@ KNOBS: dict[str, Callable[[KnobSetting], Any]] = {
 
 
 def describe_cache(path: Path) -> dict[str, Any]:
-    """Returns shape, provenance, knob space, marginals of accuracy and latency, size on disk and completeness.
+    """Returns shape, provenance, knob space, marginals of accuracy and latency, size on disk and completeness as JSON.
 
-    Means and medians are over the cells that have a value; what no cell has is None.
+    Means and percentiles are over the cells that have a value; None where no cell has one. Raises CacheError as
+    `open_cache` does.
     """
     cache = open_cache(Path(path))
     manifest = cache.manifest
@@ -74,7 +75,7 @@ def _provenance(cache: Cache) -> dict[str, Any]:
 
 
 def completeness(cache: Cache) -> dict[str, Any]:
-    """Counts what is there against what the knob space and the grid allow."""
+    """Returns how many outcomes, latencies and tokens exist, and how many the knob space and the grid allow."""
     timed = ~np.isnan(cache.latency_ms_SX)
     tokens = None
     if cache.tokens is not None:
@@ -113,7 +114,7 @@ def _cells(cache: Cache, chosen_X: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Bytes of each table, of all files together, and of what is derived and may be removed."""
+    """Returns the bytes of each table, of all files together, and of unpacked tokens, which may be removed."""
     sizes = {table: sum(part.stat().st_size for part in part_paths(path, table)) for table in reversed(TABLES)}
     everything = {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
     derived = sum(size for file, size in everything.items() if file.is_relative_to(path / DERIVED_NAME))

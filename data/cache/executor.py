@@ -1,4 +1,4 @@
-"""Answers `data/executor.py`'s protocol from a cache: what the live model would say, looked up."""
+"""Implements the `Executor` protocol by looking outcomes up in a cache instead of running the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .reader import Cache
 
 @dataclass(frozen=True)
 class CacheHandle:
-    """Which sample was begun, and how."""
+    """The sample whose token was looked up, by index, and the tier and position chosen for it."""
 
     sample: int
     tier: str
@@ -26,13 +26,13 @@ class CacheHandle:
 
 
 class CacheExecutor:
-    """Looks outcomes up. A row that is missing is an error, and so is a budget outside the grid."""
+    """Looks outcomes up. Raises CacheError for a missing row and UnknownSetting for a budget outside the grid."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
 
-    def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:  # noqa: ARG002  the protocol's
-        """See `Executor.session`. A look-up is not timed, so it sets no conditions."""
+    def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:  # noqa: ARG002 - part of the protocol
+        """See `Executor.session`. Look-ups are not timed, so there are no conditions to set."""
         return nullcontext()
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
@@ -42,11 +42,11 @@ class CacheExecutor:
     def latency_token(
         self, sample: Sample, tier: str, insertion_position: int, budget_ms: float
     ) -> tuple[NDArray[np.float16], CacheHandle]:
-        """See `Executor.latency_token`. Raises UnknownSetting for a budget outside the grid, which it lists."""
+        """See `Executor.latency_token`. The error for a budget outside the grid lists the grid."""
         cache, index = self.cache, self._sample(sample)
         budget = cache.budget_index(budget_ms)
         if cache.tokens is None:
-            raise CacheError(f"{cache.path} has no latency tokens: Stage2 cannot be asked")
+            raise CacheError(f"{cache.path} has no latency tokens, which Stage2 needs")
         if tier not in cache.space.tiers or insertion_position not in cache.space.insertion_positions:
             raise UnknownSetting(
                 f"tier {tier!r} at position {insertion_position} is not in the knob space: {cache.space}"
@@ -70,7 +70,7 @@ class CacheExecutor:
         return self.outcome(handle.sample, setting)
 
     def outcome(self, sample: int, setting: KnobSetting) -> Outcome:
-        """Returns what the cache holds for one sample, by its index, under one setting."""
+        """Returns the outcome of the sample with index `sample` under one setting."""
         cache = self.cache
         cell = (sample, cache.space.index(setting))
         if not cache.present_SX[cell]:

@@ -1,18 +1,19 @@
-"""`cache.json`: what a cache is. Strict on what the format names, silent on what it does not know."""
+"""`cache.json`, the manifest of a cache. Fields of format 1 are checked strictly; unknown ones are kept unread."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError, ImportanceError, UnknownSetting
+from ..errors import CacheError, ImportanceError
 from ..files.bounded_json import dump_json, read_json
+from ..files.json_fields import JsonFields
 from ..knobs import KnobSpace
 from ..plans import ImportanceScores
 from ..schema import FORMAT_NAME, FORMAT_VERSION, LATENCY_MODES, SPLITS
@@ -20,9 +21,9 @@ from ..schema import FORMAT_NAME, FORMAT_VERSION, LATENCY_MODES, SPLITS
 MANIFEST_NAME = "cache.json"
 RUN_NAME = "run.json"
 LATENCY_STATISTICS = ("median", "mean")
-CHECKSUM = "manifest_sha256"  # ours: lets `verify` see a changed byte in cache.json itself
+CHECKSUM = "manifest_sha256"  # an extra field, by which `verify` detects a changed byte in cache.json itself
 
-# Far above any real model or grid; they keep a hostile manifest from asking for terabytes of axes.
+# Far above any real model or grid; they keep a hostile manifest from making the reader allocate terabytes.
 MAX_D_MODEL = 1 << 17
 MAX_BLOCKS = 1 << 12
 MAX_BUDGETS = 1 << 12
@@ -35,7 +36,7 @@ _KNOWN |= {"created_by", "created_at"}
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a cache: its path relative to the cache, rows (None where it is no table) and full digest."""
+    """One file of a cache: path relative to the cache, rows (None if it is not a table) and sha256."""
 
     path: str
     rows: int | None
@@ -44,10 +45,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `cache.json` says. `extra` holds top-level keys that format 1 does not name; they survive a rewrite."""
+    """The content of `cache.json`; raises CacheError for values that no cache can have.
+
+    `extra` holds top-level keys that format 1 does not define; they survive a rewrite.
+    """
 
     model_name: str
-    d_model: int  # 0 in imported results that know no language features: `samples` then lacks the column
+    d_model: int  # 0 in imported results without language features: `samples` then lacks the column
     n_blocks: int
     native_top_k: int
     space: KnobSpace
@@ -76,7 +80,7 @@ class Manifest:
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `cache.json`; what is not known is left out."""
+        """Returns the content of `cache.json`, without the fields that are None."""
         model = {
             "name": self.model_name,
             "d_model": self.d_model,
@@ -110,76 +114,71 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, record: Any, where: str = MANIFEST_NAME) -> Manifest:
-        """The opposite of `to_dict`. Raises CacheError with `where` and the field for what format 1 does not allow."""
-        fields = _Fields(record, where)
-        if fields.get("format", str) != FORMAT_NAME:
-            raise CacheError(
-                f'{where}: "format" is {record["format"]!r}, not {FORMAT_NAME!r}: this is no knobctl cache'
-            )
-        version = fields.get("version", int)
+        """Reads what `to_dict` wrote. Raises CacheError, naming `where` and field, for what format 1 does not allow."""
+        fields = JsonFields(record, where, CacheError)
+        if fields.text("format") != FORMAT_NAME:
+            raise fields.fail("format", f"is {record['format']!r}, not {FORMAT_NAME!r}: this is not a knobctl cache")
+        version = fields.integer("version")
         if version > FORMAT_VERSION:
             raise CacheError(
-                f"{where} is of format version {version}, newer than the {FORMAT_VERSION} that this knobctl reads: "
+                f"{where} has format version {version}, newer than version {FORMAT_VERSION} that this knobctl reads: "
                 "upgrade knobctl"
             )
         if version < 1:
-            raise CacheError(f'{where}: "version" is {version}; versions start at 1')
-        model = _Fields(fields.get("model", dict), f"{where}: model")
-        try:
-            space = KnobSpace.from_dict(_knob_lists(fields.get("knobs", dict), where))
-        except UnknownSetting as cause:
-            raise CacheError(f'{where}: "knobs": {cause}') from cause
+            raise fields.fail("version", f"is {version}; versions start at 1")
+        model = fields.fields("model")
+        n_blocks = model.integer("n_blocks")
         return cls(
-            model_name=model.get("name", str),
-            d_model=model.get("d_model", int),
-            n_blocks=model.get("n_blocks", int),
-            native_top_k=model.get("native_top_k", int),
-            space=space,
-            budgets_ms=tuple(_numbers(fields.get("budgets_ms", list), f'{where}: "budgets_ms"')),
-            latency_mode=fields.get("latency_mode", str),
-            n_experts=model.get("n_experts", int, optional=True),
-            fingerprint=model.get("fingerprint", str, optional=True),
-            dtype=model.get("dtype", str, optional=True),
-            device=fields.get("device", dict, optional=True),
-            importance=_importance(fields.get("importance", dict, optional=True), model.get("n_blocks", int), where),
-            runs=fields.get("runs", int, optional=True),
-            latency_statistic=fields.get("latency_statistic", str, optional=True),
-            latency_check=fields.get("latency_check", dict, optional=True),
-            prompt_template=fields.get("prompt_template", str, optional=True),
-            max_new_tokens=fields.get("max_new_tokens", (int, dict), optional=True),
-            datasets=_datasets(fields.get("datasets", dict, optional=True), where),
-            files=_files(fields.get("files", list, optional=True), where),
-            created_by=fields.get("created_by", str, optional=True),
-            created_at=fields.get("created_at", str, optional=True),
+            model_name=model.text("name"),
+            d_model=model.integer("d_model"),
+            n_blocks=n_blocks,
+            native_top_k=model.integer("native_top_k"),
+            space=_knob_space(fields, where),
+            budgets_ms=tuple(fields.each("budgets_ms", _float32)),
+            latency_mode=fields.text("latency_mode"),
+            n_experts=model.optional("n_experts", JsonFields.integer),
+            fingerprint=model.optional("fingerprint", JsonFields.text),
+            dtype=model.optional("dtype", JsonFields.text),
+            device=fields.optional("device", JsonFields.record),
+            importance=fields.optional("importance", lambda f, name: _importance(f.fields(name), n_blocks)),
+            runs=fields.optional("runs", JsonFields.integer),
+            latency_statistic=fields.optional("latency_statistic", JsonFields.text),
+            latency_check=fields.optional("latency_check", JsonFields.record),
+            prompt_template=fields.optional("prompt_template", JsonFields.text),
+            max_new_tokens=fields.optional("max_new_tokens", _tokens_allowed),
+            datasets=fields.optional("datasets", _datasets),
+            files=fields.optional("files", _files),
+            created_by=fields.optional("created_by", JsonFields.text),
+            created_at=fields.optional("created_at", JsonFields.text),
             extra={name: value for name, value in record.items() if name not in _KNOWN and name != CHECKSUM},
         )
 
     def to_bytes(self) -> bytes:
-        """The bytes of `cache.json`, sealed with their own digest."""
+        """Returns the bytes of `cache.json`, which include their own digest."""
         record = self.to_dict()
         return dump_json({**record, CHECKSUM: _digest(record)})
 
     @classmethod
     def read(cls, cache: Path) -> Manifest:
-        """Reads the manifest of `cache`; absent means half-written or no cache, and the message says which."""
+        """Reads the manifest of `cache`. Raises CacheError; its message tells an incomplete cache from no cache."""
         path = cache / MANIFEST_NAME
         if not cache.is_dir():
             raise CacheError(
-                f"{cache} is {'not a directory' if cache.exists() else 'not there'}: a cache is a directory"
+                f"{cache} {'is not a directory' if cache.exists() else 'does not exist'}: a cache is a directory"
             )
         if not path.is_file():
             if (cache / RUN_NAME).is_file():
                 raise CacheError(
-                    f"{cache} is half-written: it has {RUN_NAME} but no {MANIFEST_NAME}, which comes last. "
+                    f"{cache} is half-written: it has {RUN_NAME} but no {MANIFEST_NAME}, which is written last. "
                     "Run the same `knobctl precompute` command again to finish it."
                 )
-            raise CacheError(f"{cache} has no {MANIFEST_NAME}: not a cache, or one whose writing was cut off")
-        return cls.from_dict(read_json(path), str(path))
+            raise CacheError(f"{cache} has no {MANIFEST_NAME}: it is not a cache, or writing it was interrupted")
+        return cls.from_dict(read_json(path, CacheError), str(path))
 
 
 def manifest_changed(path: Path) -> bool:
-    """Whether a `cache.json` that carries its own digest differs from what was written, by a single byte even."""
-    record = read_json(path)
+    """Whether a `cache.json` that includes its own digest differs from what was written in any byte."""
+    record = read_json(path, CacheError)
     if not isinstance(record, dict) or CHECKSUM not in record:
         return False
     sealed = {name: value for name, value in record.items() if name != CHECKSUM}
@@ -190,111 +189,69 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-class _Fields:
-    """Typed access to a JSON object, with the place in every message."""
-
-    def __init__(self, record: Any, where: str) -> None:
-        if not isinstance(record, dict):
-            raise CacheError(f"{where} must be an object, not {_short(record)}")
-        self.record = record
-        self.where = where
-
-    def get(self, name: str, kind: type | tuple[type, ...], *, optional: bool = False) -> Any:
-        value = self.record.get(name)
-        if value is None and optional:
-            return None
-        if name not in self.record:
-            raise CacheError(f'{self.where}: "{name}" is missing')
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if type(value) not in kinds:  # `type`, because True is an int to isinstance
-            names = " or ".join(_JSON_NAMES[item] for item in kinds)
-            raise CacheError(f'{self.where}: "{name}" must be {names}, not {_short(value)}')
-        return value
+def _knob_space(fields: JsonFields, where: str) -> KnobSpace:
+    knobs = fields.record("knobs")
+    if knobs.get("insertion_positions", ()) is None:  # some programs write "no position is known" as null
+        knobs["insertion_positions"] = []
+    return KnobSpace.from_fields(JsonFields(knobs, where, CacheError, "knobs."))
 
 
-_JSON_NAMES = {str: "a string", int: "a whole number", dict: "an object", list: "a list"}
+def _importance(fields: JsonFields, n_blocks: int) -> ImportanceScores:
+    found = ImportanceScores.from_fields(fields)
+    if n_blocks > 2 and found.n_blocks == n_blocks - 2:  # the documented layout without the first and the last block
+        std = None if found.std is None else (None, *found.std, None)
+        try:
+            return replace(found, scores=(None, *found.scores, None), std=std)
+        except ImportanceError as cause:
+            raise fields.fail(None, f"cannot be importance scores: {cause}") from cause
+    if found.n_blocks != n_blocks:
+        raise fields.fail("scores", f"has {found.n_blocks} blocks, but the model has {n_blocks}")
+    return found
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _float32(fields: JsonFields, name: str) -> float:
+    value = fields.number(name)
+    if abs(value) > float(np.finfo(np.float32).max):
+        raise fields.fail(name, f"is too large for float32: {value:g}")
+    return value
 
 
-def _knob_lists(knobs: dict[str, Any], where: str) -> dict[str, Any]:
-    positions = knobs.get("insertion_positions")
-    if "insertion_positions" in knobs and positions is None:  # written so by programs that know no position
-        return {**knobs, "insertion_positions": []}
-    for name, values in knobs.items():
-        if name in ("tiers", "insertion_positions", "top_k", "num_blocks") and not isinstance(values, list):
-            raise CacheError(f'{where}: knobs: "{name}" must be a list, not {_short(values)}')
-    crops = knobs.get("tier_crops")
-    if crops is not None and not isinstance(crops, list):
-        raise CacheError(f'{where}: knobs: "tier_crops" must be a list of [low, high], not {_short(crops)}')
-    return knobs
+def _tokens_allowed(fields: JsonFields, name: str) -> int | dict[str, int]:
+    """Returns one token limit for all datasets, or one for each dataset."""
+    value = fields.value(name)
+    return fields.record(name) if isinstance(value, dict) else fields.integer(name)
 
 
-def _numbers(values: list[Any], where: str) -> list[float]:
-    for index, value in enumerate(values):
-        if type(value) not in (int, float):
-            raise CacheError(f"{where}: entry {index} must be a number, not {_short(value)}")
-        if abs(value) > float(np.finfo(np.float32).max):
-            raise CacheError(f"{where}: entry {index} is too large for float32: {_short(value)}")
-    return [float(value) for value in values]
-
-
-def _importance(record: dict[str, Any] | None, n_blocks: int, where: str) -> ImportanceScores | None:
-    if record is None:
-        return None
-    fields = _Fields(record, f"{where}: importance")
-    scores: list[float | None] = list(_optional_numbers(fields.get("scores", list), f"{where}: importance.scores"))
-    std = fields.get("std", list, optional=True)
-    std = None if std is None else list(_optional_numbers(std, f"{where}: importance.std"))
-    if n_blocks > 2 and len(scores) == n_blocks - 2:  # the documented layout without the first and the last block
-        scores = [None, *scores, None]
-        std = None if std is None else [None, *std, None]
-    if len(scores) != n_blocks or (std is not None and len(std) != n_blocks):
-        raise CacheError(f"{where}: importance names {len(scores)} blocks, but the model has {n_blocks}")
-    runs, source = fields.get("runs", int, optional=True), fields.get("source", str, optional=True)
-    try:
-        return ImportanceScores(tuple(scores), None if std is None else tuple(std), runs, source)
-    except ImportanceError as cause:
-        raise CacheError(f"{where}: importance: {cause}") from cause
-
-
-def _optional_numbers(values: list[Any], where: str) -> list[float | None]:
-    return [None if value is None else _numbers([value], f"{where}[{i}]")[0] for i, value in enumerate(values)]
-
-
-def _datasets(records: dict[str, Any] | None, where: str) -> dict[str, Any] | None:
-    """Checks what is read of them later; what else they say is kept as it is."""
-    for name, record in (records or {}).items():
-        fields = _Fields(record, f"{where}: datasets.{name}")
+def _datasets(fields: JsonFields, name: str) -> dict[str, Any]:
+    """Returns the records of the datasets. Checks the entries that other modules read; others may hold anything."""
+    records = fields.record(name)
+    datasets = fields.fields(name)
+    for dataset in records:
+        entries = datasets.fields(dataset)
         for split in SPLITS:
-            fields.get(split, int, optional=True)
+            entries.optional(split, JsonFields.integer)
         for text in ("metric", "style", "source", "images"):
-            fields.get(text, str, optional=True)
+            entries.optional(text, JsonFields.text)
     return records
 
 
-def _files(values: list[Any] | None, where: str) -> tuple[FileRecord, ...] | None:
-    if values is None:
-        return None
-    records = []
-    for index, value in enumerate(values):
-        fields = _Fields(value, f"{where}: files[{index}]")
-        path, digest = fields.get("path", str), fields.get("sha256", str)
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path or not parts.parts:
-            raise CacheError(f"{where}: files[{index}] names {path!r}, which lies outside the cache")
-        if len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
-            raise CacheError(f"{where}: files[{index}] ({path}) has a sha256 that is not 64 hex digits")
-        rows = fields.get("rows", int, optional=True)
-        if rows is not None and rows < 0:
-            raise CacheError(f"{where}: files[{index}] ({path}) has {rows} rows")
-        records.append(FileRecord(str(parts), rows, digest.lower()))
+def _files(fields: JsonFields, name: str) -> tuple[FileRecord, ...]:
+    records = fields.each(name, _file)
     if len({record.path for record in records}) != len(records):
-        raise CacheError(f'{where}: "files" names a path twice')
+        raise fields.fail(name, "names a path twice")
     return tuple(records)
+
+
+def _file(fields: JsonFields, name: str) -> FileRecord:
+    entry = fields.fields(name)
+    path, digest = entry.text("path"), entry.text("sha256")
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path or not parts.parts:
+        raise entry.fail("path", f"is {path!r}, which is outside the cache")
+    if len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
+        raise entry.fail("sha256", f"of {path} must be 64 hex digits")
+    rows = entry.optional("rows", lambda inner, key: inner.integer(key, minimum=0))
+    return FileRecord(str(parts), rows, digest.lower())
 
 
 def _check(manifest: Manifest) -> None:
@@ -310,10 +267,11 @@ def _check(manifest: Manifest) -> None:
         if value is not None and not low <= value <= high:
             raise CacheError(f"{MANIFEST_NAME}: {name} is {value}, outside {low} to {high}")
     if manifest.latency_mode not in LATENCY_MODES:
-        raise CacheError(f"{MANIFEST_NAME}: latency_mode {manifest.latency_mode!r} is none of {list(LATENCY_MODES)}")
+        raise CacheError(f"{MANIFEST_NAME}: latency_mode {manifest.latency_mode!r} is not one of {list(LATENCY_MODES)}")
     if manifest.latency_statistic not in (None, *LATENCY_STATISTICS):
         raise CacheError(
-            f"{MANIFEST_NAME}: latency_statistic {manifest.latency_statistic!r} is none of {list(LATENCY_STATISTICS)}"
+            f"{MANIFEST_NAME}: latency_statistic {manifest.latency_statistic!r} is not one of "
+            f"{list(LATENCY_STATISTICS)}"
         )
     _check_space(manifest)
     budgets_ms = np.asarray(manifest.budgets_ms, np.float32)
@@ -334,12 +292,14 @@ def _check_space(manifest: Manifest) -> None:
         raise CacheError(f"{MANIFEST_NAME}: the knob space has {size:,} combinations, more than {MAX_SETTINGS:,}")
     if not space.settings:
         raise CacheError(
-            f"{MANIFEST_NAME}: no setting can run, because num_blocks is always below the position: {space}"
+            f"{MANIFEST_NAME}: no setting can run, because num_blocks is always below the insertion position: {space}"
         )
     if max(space.num_blocks) > n_blocks or max(p or 0 for p in space.insertion_positions) > n_blocks:
         raise CacheError(f"{MANIFEST_NAME}: the model has {n_blocks} blocks, but the knob space asks for more: {space}")
     if max(space.top_k) > (manifest.n_experts or MAX_BLOCKS):
-        raise CacheError(f"{MANIFEST_NAME}: the model has {manifest.n_experts} experts, top_k asks for more: {space}")
+        raise CacheError(
+            f"{MANIFEST_NAME}: the model has {manifest.n_experts} experts, but top_k asks for more: {space}"
+        )
     if manifest.importance is not None and manifest.importance.n_blocks != n_blocks:
         raise CacheError(
             f"{MANIFEST_NAME}: importance names {manifest.importance.n_blocks} blocks, but the model has {n_blocks}"

@@ -1,4 +1,4 @@
-"""Shards of one run become one cache, whose rows do not depend on how many there were."""
+"""Merges the shards of one run into one cache, whose rows do not depend on the number of shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheError, CacheMismatch
-from ..files.atomic import Disk
+from ..files.atomic import DISK, Disk
 from ..schema import SPLITS
 from .manifest import Manifest
 from .parts import ENCODER_NAME, SAMPLES, part_paths
@@ -17,23 +17,22 @@ from .reader import Cache, open_cache
 from .run_record import Shard, differences, read_run
 from .writer import CacheWriter
 
-# What a shard measured or did for itself; all else in the manifests must agree.
+# Fields that may differ between shards; all others in the manifests must be equal.
 _OWN = ("files", "created_at", "created_by", "latency_check", "datasets", "extra")
-_OWN_SOURCE = (
-    "source",
-    "images",
-    "skipped",
-)  # the same of a dataset's record: machines that share a run keep files apart
+_OWN_SOURCE = ("source", "images", "skipped")  # the same in a dataset's record: each machine has its own paths
 
 
-def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk | None = None) -> Manifest:
-    """Merges complete shards of one run into the cache `out`; run again after a kill, it goes on.
+def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk = DISK) -> Manifest:
+    """Merges complete shards of one run into the cache `out`. Repeating the call after a kill resumes it.
 
-    Parts keep their bytes. Raises CacheMismatch when the shards are not of one run, CacheError when one is missing,
-    there twice, or incomplete. Each source is opened in full first, so that nothing damaged is merged.
+    Parts keep their bytes. Each source is opened in full first, so that nothing damaged is merged.
+
+    Raises:
+        CacheMismatch: The shards are not of one run.
+        CacheError: A shard is missing, given twice, or incomplete.
     """
     if not sources:
-        raise CacheError("no shards to merge: name the directories that `precompute --shard` wrote")
+        raise CacheError("no shards to merge: give the directories that `precompute --shard` wrote")
     runs = [read_run(Path(source)) for source in sources]
     caches = [open_cache(Path(source), tokens=False) for source in sources]
     order = _one_of_each(sources, [shard for _, shard in runs])
@@ -59,7 +58,7 @@ def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk | None = None
 
 
 def _one_of_each(sources: Sequence[Path], shards: Sequence[Shard]) -> list[int]:
-    """Returns the places of shards 0, 1, ... in `sources`."""
+    """Returns the positions of shards 0, 1, ... in `sources`."""
     count = shards[0].count
     for source, shard in zip(sources, shards, strict=True):
         if shard.count != count:
@@ -68,7 +67,7 @@ def _one_of_each(sources: Sequence[Path], shards: Sequence[Shard]) -> list[int]:
     twice = [index for index, number in times.items() if number > 1]
     if twice:
         names = [str(s) for s, shard in zip(sources, shards, strict=True) if shard.index == twice[0]]
-        raise CacheError(f"shard {twice[0]}/{count} is there {times[twice[0]]} times: {', '.join(names)}")
+        raise CacheError(f"shard {twice[0]}/{count} is given {times[twice[0]]} times: {', '.join(names)}")
     missing = [f"{index}/{count}" for index in range(count) if index not in times]
     if missing:
         raise CacheError(f"shards missing: {', '.join(missing[:8])}. Run `knobctl precompute --shard` for them first.")
@@ -119,7 +118,10 @@ def _merged_manifest(caches: Sequence[Cache]) -> Manifest:
 
 
 def _merged_datasets(records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Adds up the rows of each split; the rest must agree, but for where a shard found its files, or is left out."""
+    """Adds up the rows of each split. Other entries must be equal; paths (`_OWN_SOURCE`) that differ become None.
+
+    Returns None when a shard records no datasets.
+    """
     if any(record is None for record in records):
         return None
     merged: dict[str, Any] = {}

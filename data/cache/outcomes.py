@@ -1,4 +1,4 @@
-"""The `outcomes` table as dense [S, X] arrays: one cell for each sample under each setting."""
+"""The `outcomes` table as dense [S, X] arrays: a cell for each sample under each setting."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ..errors import CacheError
 from ..knobs import KnobSetting, KnobSpace
 from ..schema import outcomes_schema
 from .columns import PartColumn, check_schema, codes, concatenate, real_numbers, typed, whole_numbers
-from .files import Listing
+from .file_list import Listing
 from .parts import open_part, parquet_errors, read_columns
 
 
 @dataclass(eq=False)
 class OutcomeRows:
-    """Accuracy and latency, and where each cell's row lies, so that other columns can be had later."""
+    """Accuracy and latency of every cell, and its row in the parts, so that other columns can be read later."""
 
     cache: Path
     paths: Sequence[Path]
     accuracy_SX: NDArray[np.float32]
     latency_ms_SX: NDArray[np.float32]
-    row_SX: NDArray[np.int64]  # row among all parts, in their order; -1 where there is none
+    row_SX: NDArray[np.int64]  # row, counted over all parts in order; -1 where there is none
     _columns: dict[str, pa.ChunkedArray | None] = field(default_factory=dict)
     _dense: dict[str, NDArray[Any] | None] = field(default_factory=dict)
 
     @property
     def without_rows(self) -> int:
-        """How many samples have no row at all."""
+        """Number of samples without any row."""
         return int((self.row_SX < 0).all(axis=1).sum())
 
     def column(self, name: str) -> NDArray[Any] | None:
@@ -45,25 +45,27 @@ class OutcomeRows:
         return self._dense[name]
 
     def value(self, name: str, sample: int, setting: int) -> Any:
-        """One cell of an optional column as a Python value; None when it is missing."""
+        """Returns one cell of an optional column as a Python value; None when it is missing."""
         values, row = self.values(name), int(self.row_SX[sample, setting])
         return None if values is None or row < 0 else values[row].as_py()
 
     @property
     def runs(self) -> NDArray[np.float32] | None:
-        """`latency_runs_ms` as [S, X, R], NaN beyond a row's runs."""
+        """See `Cache.latency_runs_ms_SXR`."""
         values = self.values("latency_runs_ms")
         if values is None:
             return None
         lists = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
         length = np.asarray(pc.list_value_length(lists).fill_null(0), dtype=np.int64)
         width = int(length.max(initial=0))
-        padded = np.full((len(length) + 1, width), np.nan, np.float32)  # the last row stands for missing ones
+        padded = np.full(
+            (len(length) + 1, width), np.nan, np.float32
+        )  # the last row is for missing ones, whose index is -1
         padded[:-1][np.arange(width) < length[:, None]] = np.asarray(lists.flatten())
         return padded[self.row_SX]
 
     def values(self, name: str) -> pa.ChunkedArray | None:
-        """An optional column over all rows, checked; None when no part has it."""
+        """Returns an optional column over all rows, checked; None when no part has it."""
         if name not in self._columns:
             self._columns[name] = self._read(name)
         return self._columns[name]
@@ -71,7 +73,7 @@ class OutcomeRows:
     def _read(self, name: str) -> pa.ChunkedArray | None:
         fields = outcomes_schema()[1]
         if name not in fields.names:
-            raise ValueError(f"{name!r} is no optional column of outcomes: {fields.names}")
+            raise ValueError(f"{name!r} is not an optional column of outcomes: {fields.names}")
         wanted = fields.field(name).type
         pieces: list[pa.Array] = []
         found = False
@@ -104,12 +106,12 @@ class OutcomeRows:
 
 
 def _checked(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
-    """Returns the column as `wanted`; the timed runs in a list are positive and finite."""
+    """Returns the column as `wanted`. Raises CacheError for a timed run that is not positive and finite."""
     if pa.types.is_list(wanted):
         lists = typed(column, wanted)
         flat = np.asarray(pc.list_flatten(lists).to_numpy(), np.float64)
         if not (np.isfinite(flat) & (flat > 0)).all():
-            column.refuse(None, "a run's latency must be a positive, finite number of ms")
+            column.refuse(None, "the latency of a run must be a positive, finite number of ms")
         return lists
     return typed(column, wanted)
 
@@ -117,7 +119,7 @@ def _checked(column: PartColumn, wanted: pa.DataType) -> pa.ChunkedArray:
 def read_outcomes(
     cache: Path, paths: Sequence[Path], space: KnobSpace, sample_ids: pa.Array, listing: Listing
 ) -> OutcomeRows:
-    """Reads accuracy and latency of every row into [S, X]; unknown samples and settings and double rows are refused."""
+    """Reads accuracy and latency of all rows into [S, X]. Raises CacheError for unknown keys and duplicates."""
     required, optional = outcomes_schema()
     shape = (len(sample_ids), len(space.settings))
     cells, accuracies, latencies, lengths = [], [], [], []
@@ -151,18 +153,20 @@ def read_outcomes(
 
 
 def setting_index(columns: dict[str, PartColumn], space: KnobSpace, grid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns each row's place in `space.settings`."""
-    tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is none of the manifest's {list(space.tiers)}")
+    """Returns each row's index in `space.settings`, [rows]."""
+    tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is not one of the manifest's {list(space.tiers)}")
     position = position_index(columns["insertion_position"], space)
     top_k = _value_index(columns["top_k"], space.top_k)
     num_blocks = _value_index(columns["num_blocks"], space.num_blocks)
     found = grid[tier, position, top_k, num_blocks]
-    columns["num_blocks"].refuse_first(found < 0, "{} blocks are fewer than the insertion position: this cannot run")
+    columns["num_blocks"].refuse_first(
+        found < 0, "{} blocks are fewer than the insertion position, so the setting cannot run"
+    )
     return np.asarray(found, dtype=np.int64)
 
 
 def _setting_grid(space: KnobSpace) -> NDArray[np.int64]:
-    """Where each combination of knob values stands in `space.settings`; -1 for those that cannot run."""
+    """Returns the index in `space.settings` of each combination of knob values, [T, P, K, N]; -1 if it cannot run."""
     shape = (len(space.tiers), len(space.insertion_positions), len(space.top_k), len(space.num_blocks))
     grid = np.full(shape, -1, np.int64)
     for index, setting in enumerate(space.settings):
@@ -180,9 +184,9 @@ def _place(space: KnobSpace, setting: KnobSetting) -> tuple[int, int, int, int]:
 
 
 def position_index(column: PartColumn, space: KnobSpace) -> NDArray[np.int64]:
-    """Returns where each row's insertion position stands in the space; null where, and only where, none is known."""
+    """Returns each row's index in `space.insertion_positions`. All rows must be null if that is (None,), else none."""
     if space.insertion_positions == (None,):
-        column.refuse_first(~column.nulls(), "{}, but the manifest names no insertion positions: null was expected")
+        column.refuse_first(~column.nulls(), "{}, but the manifest has no insertion positions, so null was expected")
         return np.zeros(len(column.values), np.int64)
     return _value_index(column, [p for p in space.insertion_positions if p is not None])
 
@@ -192,32 +196,32 @@ def _value_index(column: PartColumn, values: Sequence[int]) -> NDArray[np.int64]
     order = np.argsort(values)
     ascending = np.asarray(values, np.int64)[order]
     place = np.minimum(np.searchsorted(ascending, value), len(ascending) - 1)
-    column.refuse_first(ascending[place] != value, f"{{}} is none of the manifest's {sorted(values)}")
+    column.refuse_first(ascending[place] != value, f"{{}} is not one of the manifest's {sorted(values)}")
     return np.asarray(order[place], dtype=np.int64)
 
 
 def _accuracy(column: PartColumn) -> NDArray[np.float32]:
     value = real_numbers(column)
-    column.refuse_first((value < 0) | (value > 1), "accuracy {} lies outside 0 to 1")
+    column.refuse_first((value < 0) | (value > 1), "accuracy {} is outside 0 to 1")
     return value
 
 
 def _latency(column: PartColumn) -> NDArray[np.float32]:
     value = real_numbers(column)
-    column.refuse_first(value <= 0, "latency {} ms: must be positive (a missing latency is null)")
+    column.refuse_first(value <= 0, "latency {} ms is not positive (write a missing latency as null)")
     return value
 
 
 def locate(paths: Sequence[Path], lengths: Sequence[int], row: int) -> tuple[Path, int]:
-    """Returns the part and the row in it of a row counted over all parts."""
+    """Returns the part of a row that is counted over all parts, and the row's number in it."""
     ends = np.cumsum(lengths)
     part = int(np.searchsorted(ends, row, side="right"))
     return paths[part], row - int(ends[part] - lengths[part])
 
 
 def first_double(key: NDArray[np.int64], size: int) -> tuple[int, int] | None:
-    """Returns the first two rows that share a key below `size`; None when all differ."""
-    # Counting is quick where keys are dense; of a few rows in a vast space (a stranger's) it would fill the memory.
+    """Returns the first two rows with the same key; None when all keys, which are below `size`, differ."""
+    # Counting is fast where keys are dense; for few rows in a vast (untrusted) space it would exhaust the memory.
     if not len(key) or (size <= 64 * len(key) and np.bincount(key, minlength=size).max() <= 1):
         return None
     order = np.argsort(key, kind="stable")
@@ -238,5 +242,5 @@ def _refuse_double(
     sample, setting = divmod(int(cell[double[1]]), len(space.settings))
     raise CacheError(
         f"{path}: row {row} (from 0), column 'sample_id': sample {sample_ids[sample].as_py()!r} under "
-        f"{space.settings[setting]} is there already, in row {first_row} of {first_path}"
+        f"{space.settings[setting]} also occurs in row {first_row} of {first_path}"
     )

@@ -1,6 +1,7 @@
-"""Opens a cache: checks all of it but the tokens' numbers, and lays it out as dense arrays. Knows nothing of torch.
+"""Opens a cache as dense arrays, and checks everything but the tokens' numbers, which are checked when first used.
 
-Axes: S samples (by sample_id), X settings (`KnobSpace.settings`), T tiers, P insertion positions, M budgets, D d_model.
+Axes: S samples (sorted by sample_id), X settings (`KnobSpace.settings`), T tiers, P insertion positions, M budgets,
+D d_model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..errors import CacheError, UnknownSetting
 from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
-from .files import Listing, check_files
+from .file_list import Listing, check_files
 from .manifest import Manifest
 from .outcomes import OutcomeRows, locate, read_outcomes
 from .parts import (
@@ -44,11 +45,11 @@ MAX_CELLS = 1 << 28  # S x X
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """A cache, open for reading. What is missing is NaN in numbers, False in `present_*`, None in objects."""
+    """A cache, open for reading. Missing values are NaN in numbers, False in `present_*`, None in objects."""
 
     path: Path
     manifest: Manifest
-    samples: pl.DataFrame  # every column that format 1 knows but language_feature; row s is sample s
+    samples: pl.DataFrame  # all columns of format 1 but language_feature; row s is sample s
     language_feature_SD: NDArray[np.float32]
     accuracy_SX: NDArray[np.float32]
     latency_ms_SX: NDArray[np.float32]
@@ -67,7 +68,7 @@ class Cache:
 
     @cached_property
     def budgets_ms(self) -> NDArray[np.float32]:
-        """The grid, ascending, [M]."""
+        """The budget grid, ascending, [M]."""
         return np.asarray(self.manifest.budgets_ms, np.float32)
 
     @cached_property
@@ -80,17 +81,17 @@ class Cache:
 
     @cached_property
     def present_SX(self) -> NDArray[np.bool_]:
-        """Where there is a row, and it has an accuracy."""
+        """Whether there is a row with an accuracy, [S, X]."""
         return ~np.isnan(self.accuracy_SX)
 
     def indices(self, split: str) -> NDArray[np.int64]:
-        """Returns which samples are in `split`, ascending."""
+        """Returns the indices of the samples in `split`, ascending. Raises CacheError for an unknown split."""
         if split not in SPLITS:
-            raise CacheError(f"split {split!r} is none of {list(SPLITS)}")
+            raise CacheError(f"split {split!r} is not one of {list(SPLITS)}")
         return np.flatnonzero((self.samples.get_column("split") == split).to_numpy())
 
     def budget_index(self, budget_ms: float) -> int:
-        """Where `budget_ms` stands in the grid. Another budget is an error, never the nearest one."""
+        """Returns the index of `budget_ms` in the grid. Raises UnknownSetting for any other budget."""
         found = np.flatnonzero(self.budgets_ms == np.float32(budget_ms))
         if not len(found):
             grid = ", ".join(f"{budget:g}" for budget in self.budgets_ms)
@@ -98,27 +99,27 @@ class Cache:
         return int(found[0])
 
     def outcome_column(self, name: str) -> NDArray[Any] | None:
-        """Returns an optional column of `outcomes` as [S, X], read when first asked for; None when no part has it.
+        """Returns an optional column of `outcomes` as [S, X], read on first use; None when no part has it.
 
-        Numbers are float32 with NaN where missing; strings and lists of numbers are objects, None where missing.
+        Numbers are float32, NaN where missing; strings and lists of numbers are objects, None where missing.
         """
         return self._outcomes.column(name)
 
     def outcome_value(self, name: str, sample: int, setting: int) -> Any:
-        """One cell of an optional column as a Python value; None when it is missing."""
+        """Returns one cell of an optional column as a Python value; None when it is missing."""
         return self._outcomes.value(name, sample, setting)
 
     @property
     def latency_runs_ms_SXR(self) -> NDArray[np.float32] | None:
-        """The timed runs one by one, R the most that any row has; NaN fills the rest. None when none were kept."""
+        """Latency of every timed run, [S, X, R] in ms, NaN beyond a row's runs. None when no part has the column."""
         return self._outcomes.runs
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what the cache says of which samples under which settings, and neither times nor timings.
+        """sha256 over the model, knob space, budgets, samples, language features and accuracies.
 
-        Parts, row order and the number of shards do not change it; nor do latency, budgets' encoder or tokens, which
-        follow from the model's fingerprint and the samples.
+        Independent of parts, row order and the number of shards, of dates and latencies, and of the budget encoder and
+        the tokens, which follow from the model's fingerprint and the samples.
         """
         manifest = self.manifest
         identity = {
@@ -142,10 +143,14 @@ class Cache:
 def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) -> Cache:
     """Opens the cache at `path` for reading.
 
-    tokens: whether to offer latency tokens; their numbers are read when first asked for.
-    derived: where to keep the unpacked tokens; by default inside the cache, or the user's cache directory when that
-        cannot be written.
-    Raises CacheError with file, row and column for what does not follow format 1.
+    Args:
+        path: The cache's directory.
+        tokens: Whether to offer latency tokens; their numbers are read on first use.
+        derived: Where to keep the unpacked tokens; by default inside the cache, or in the user's cache directory when
+            the cache cannot be written.
+
+    Raises:
+        CacheError: The cache does not conform to format 1; names file, row and column.
     """
     path = Path(path)
     manifest = Manifest.read(path)
@@ -153,13 +158,13 @@ def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) 
     parts = {name: part_paths(path, name) for name in (SAMPLES, OUTCOMES, TOKENS)}
     for name in (SAMPLES, OUTCOMES):
         if not parts[name]:
-            raise CacheError(f"{path / name} holds no part-*.parquet: the cache lacks its table `{name}`")
+            raise CacheError(f"{path / name} contains no part-*.parquet: the cache lacks its table `{name}`")
     listing = check_files(path, manifest, parts, warnings)
     samples, feature_SD = _read_samples(path, parts[SAMPLES], manifest.d_model, listing)
     ids = pa.array(samples.get_column("sample_id").to_list(), pa.string())
     if len(ids) * len(manifest.space.settings) > MAX_CELLS:
         raise CacheError(
-            f"{path}: {len(ids):,} samples x {len(manifest.space.settings):,} settings are too many to open"
+            f"{path}: {len(ids):,} samples x {len(manifest.space.settings):,} settings are more than can be opened"
         )
     outcomes = read_outcomes(path, parts[OUTCOMES], manifest.space, ids, listing)
     if outcomes.without_rows:
@@ -192,13 +197,13 @@ def _read_samples(
     """Returns the samples, sorted by id, and their language features [S, D]."""
     required, optional = samples_schema(d_model)
     rows = 0
-    for path in paths:  # one at a time: there may be more parts than a process may open files
+    for path in paths:  # one at a time: there may be more parts than a process may have open files
         with open_part(cache, path) as file:
             rows += file.metadata.num_rows
     if rows == 0:
-        raise CacheError(f"{cache / SAMPLES} holds no sample")
+        raise CacheError(f"{cache / SAMPLES} contains no sample")
     if rows * d_model > MAX_FEATURE_NUMBERS:
-        raise CacheError(f"{cache / SAMPLES}: {rows:,} samples of {d_model} numbers each are too many to open")
+        raise CacheError(f"{cache / SAMPLES}: {rows:,} samples of {d_model} numbers each are more than can be opened")
     frames, features = [], []
     for path in paths:
         with open_part(cache, path) as file:
@@ -210,7 +215,9 @@ def _read_samples(
         for name in ("sample_id", "dataset", "split"):
             PartColumn(path, name, table.column(name)).no_nulls()
         codes(
-            PartColumn(path, "split", table.column("split")), pa.array(SPLITS), f"split {{}} is none of {list(SPLITS)}"
+            PartColumn(path, "split", table.column("split")),
+            pa.array(SPLITS),
+            f"split {{}} is not one of {list(SPLITS)}",
         )
         features.append(_features(path, table, d_model))
         shown = [f for f in known if f.name != "language_feature"]
@@ -228,8 +235,8 @@ def _read_samples(
 
 
 def _features(path: Path, table: pa.Table, d_model: int) -> NDArray[np.float32]:
-    """Returns the part's language features, [rows, d_model]."""
-    if d_model == 0:  # imported results know none
+    """Returns the language features of a part, [rows, d_model]."""
+    if d_model == 0:  # imported results have none
         return np.zeros((table.num_rows, 0), np.float32)
     column = PartColumn(path, "language_feature", table.column("language_feature"))
     column.no_nulls()
@@ -243,5 +250,5 @@ def _refuse_twice(
     (first_path, first_row), (path, row) = (locate(paths, lengths, row) for row in rows)
     raise CacheError(
         f"{path}: row {row} (from 0), column 'sample_id': sample {frame.get_column('sample_id')[second]!r} "
-        f"is there already, in row {first_row} of {first_path}"
+        f"also occurs in row {first_row} of {first_path}"
     )

@@ -1,4 +1,4 @@
-"""`run.json`: what a run depends on, written before anything else, so that a resumed run is the same run."""
+"""`run.json`: what a run depends on, written before anything else, so that a run is resumed with the same inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CacheError, CacheMismatch
 from ..files.atomic import TEMPORARY_PREFIX, Disk, write_atomically
 from ..files.bounded_json import dump_json, read_json
+from ..files.json_fields import JsonFields
 from ..files.lock import LOCK_NAME
 from .manifest import MANIFEST_NAME, RUN_NAME
 
@@ -21,42 +22,44 @@ MAX_DIFFERENCES = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of `count` shares of the samples a directory holds; `0/1` is all of them."""
+    """The share `index` of `count` shares of the samples; `0/1` is all of them. CacheError if impossible."""
 
     index: int = 0
     count: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise CacheError(f"shard {self.index}/{self.count}: the index runs from 0 to {self.count - 1}")
+            raise CacheError(f"shard {self.index}/{self.count}: the index must be from 0 to {self.count - 1}")
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
 
 def read_run(directory: Path) -> tuple[dict[str, Any], Shard]:
-    """Returns what the run in `directory` depends on, and its shard. Raises CacheError when it is not ours."""
+    """Returns what the run in `directory` depends on, and its shard. Raises CacheError if knobctl did not write it."""
     path = directory / RUN_NAME
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != RUN_FORMAT or not isinstance(record.get("run"), dict):
+    record = read_json(path, CacheError)
+    if not isinstance(record, dict) or record.get("format") != RUN_FORMAT:
         raise CacheError(f"{path} was not written by knobctl: choose another directory")
-    if record.get("version") != RUN_VERSION:
-        raise CacheError(f"{path} is of version {record.get('version')!r}; this knobctl knows {RUN_VERSION}")
-    shard = record.get("shard", {"index": 0, "count": 1})
-    if not isinstance(shard, dict) or any(type(shard.get(name)) is not int for name in ("index", "count")):
-        raise CacheError(f'{path}: "shard" must be an index and a count, not {shard!r}')
-    return record["run"], Shard(shard["index"], shard["count"])
+    fields = JsonFields(record, str(path), CacheError)
+    version = fields.integer("version")
+    if version != RUN_VERSION:
+        raise fields.fail("version", f"is {version}, but this knobctl reads version {RUN_VERSION}")
+    shard = fields.optional("shard", JsonFields.fields)
+    return fields.record("run"), Shard() if shard is None else Shard(shard.integer("index"), shard.integer("count"))
 
 
 def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard) -> bool:
-    """Writes `run.json`, or checks that the one there says the same. Returns whether the run was there already.
+    """Writes `run.json`, or checks that an existing one is equal. Returns whether it existed.
 
-    Raises CacheError when the directory holds something else, CacheMismatch, naming what differs, for another run.
+    Raises:
+        CacheError: The directory contains something else.
+        CacheMismatch: The directory contains another run; names what differs.
     """
     record: dict[str, Any] = {"format": RUN_FORMAT, "version": RUN_VERSION}
     if shard.count > 1:
         record["shard"] = {"index": shard.index, "count": shard.count}
-    record["run"] = json.loads(json.dumps(run, allow_nan=False))  # tuples become lists, as they will when read back
+    record["run"] = json.loads(json.dumps(run, allow_nan=False))  # tuples become lists, as in the file
     if (directory / RUN_NAME).exists():
         found, found_shard = read_run(directory)
         differing = list(differences(found, record["run"]))
@@ -73,8 +76,8 @@ def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard)
     if others:
         what = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         hint = " (a cache of another program)" if MANIFEST_NAME in others else ""
-        raise CacheError(f"{directory} holds something else{hint}: {what}. Choose an empty or a new directory.")
-    write_atomically(disk, directory / RUN_NAME, dump_json(record))
+        raise CacheError(f"{directory} contains something else{hint}: {what}. Choose an empty or a new directory.")
+    write_atomically(directory / RUN_NAME, dump_json(record), disk)
     return False
 
 
@@ -83,7 +86,7 @@ def _is_temporary(path: Path) -> bool:
 
 
 def differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
-    """Yields one line per place where two JSON values differ: `model.fingerprint: "a" there, "b" now`."""
+    """Yields a line for each difference between two JSON values: `model.fingerprint: "a" there, "b" now`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in sorted(found.keys() | wanted.keys()):
             inner = f"{path}.{name}" if path else name

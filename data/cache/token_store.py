@@ -1,7 +1,7 @@
 """Latency tokens as one memory-mapped float16 array, unpacked from the parts on first use.
 
-Parquet cannot be mapped column-wise, so the tokens are unpacked once into `<cache>/derived/<key>/`, which may be
-removed at any time. The key covers the parts' digests and the layout; a store of another key is never used.
+Parquet files cannot be memory-mapped as arrays, so the tokens are unpacked once into `<cache>/derived/<key>/`, which
+may be removed at any time. The key covers the parts' digests and the layout, so a store of older parts is never used.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..schema import latency_tokens_schema
 from .columns import PartColumn, check_schema, codes, real_numbers, vectors
-from .derived import MappedTokens, build_store, find_store
-from .files import CHANGED, REMEDY, Listing
+from .file_list import CHANGED, Listing
 from .manifest import Manifest
 from .outcomes import first_double, locate, position_index
-from .parts import TOKENS, open_part, parquet_errors, read_columns, sha256_file
+from .parts import REMEDY, TOKENS, open_part, parquet_errors, read_columns, sha256_file
+from .unpacked_tokens import MappedTokens, build_store, find_store
 
 LAYOUT = 1  # of the unpacked array; part of its key
 KEY_COLUMNS = ("sample_id", "tier", "insertion_position", "budget_ms")
-BATCH_BYTES = 16 * 2**20  # of float16 tokens read at once
+BATCH_BYTES = 16 * 2**20  # of float16 tokens per batch
 MAX_TOKENS = 1 << 31
 
 
 @dataclass(eq=False)
 class TokenStore:
-    """The tokens of a cache. Rows are checked at opening, the tokens' numbers when they are unpacked.
+    """The tokens of a cache. Their keys are checked when the cache is opened, their numbers when they are unpacked.
 
     Axes: S samples, T tiers, P insertion positions, M budgets, D d_model, as in `Cache`.
     """
@@ -46,12 +46,12 @@ class TokenStore:
     _digests: dict[str, str]  # file name -> sha256 as the manifest lists it; empty when it lists none
     _derived: Path | None
     _mapped: MappedTokens | None
-    _cells: list[NDArray[np.int64]] = field(default_factory=list)  # of each part's rows; empty when a store was found
+    _cells: list[NDArray[np.int64]] = field(default_factory=list)  # see `_TokenRows`; empty when a store was found
     _nulls_possible: bool = False
 
     @property
     def present_STPM(self) -> NDArray[np.bool_]:
-        """Where there is a token."""
+        """Whether there is a token, [S, T, P, M]."""
         if self._mapped is None and self._nulls_possible:
             return self._map().present_STPM
         if self._mapped is not None:
@@ -63,25 +63,26 @@ class TokenStore:
 
     @property
     def token_STPMD(self) -> np.memmap:
-        """All tokens, read-only float16; NaN where there is none. The first use in a cache's life unpacks them.
+        """All tokens, [S, T, P, M, D], read-only float16, NaN where there is none. The first use unpacks them.
 
-        Raises CacheError with file and row for a token of another width or with numbers that are not finite, for a
-        part whose digest differs, and for a disk without room.
+        Raises:
+            CacheError: A token has another width or numbers that are not finite (names file and row), the digest of a
+                part differs, or the disk is full.
         """
         return self._map().token_STPMD
 
     def unpack(self) -> Path:
-        """Makes sure that the tokens are unpacked, and returns the directory that they lie in."""
+        """Unpacks the tokens unless they are, and returns the directory that contains them."""
         return self._map().directory
 
     def _map(self) -> MappedTokens:
         if self._mapped is None:
             self._mapped = build_store(self.cache, self._key, self.shape, self._derived, self.paths, self.batches())
-            pa.default_memory_pool().release_unused()  # hundreds of MB at full size, which training then lacks
+            pa.default_memory_pool().release_unused()  # hundreds of MB at full size, which training needs
         return self._mapped
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-        """Yields (cells, tokens) over all parts: where tokens stand in [S, T, P, M], flattened, and their numbers."""
+        """Yields (cells, tokens) over all parts: indices into the flattened [S, T, P, M], and tokens [rows, D]."""
         width = self.shape[4]
         rows_at_once = max(1, BATCH_BYTES // (2 * width))
         for path, cell in zip(self.paths, self._cells, strict=True):
@@ -108,7 +109,10 @@ def open_token_store(
     warnings: list[str],
     listing: Listing,
 ) -> TokenStore:
-    """Finds the unpacked tokens, or checks the parts' rows so that they can be unpacked later."""
+    """Opens the unpacked tokens, or checks the keys of the parts' rows so that they can be unpacked later.
+
+    Adds to `warnings` when tokens are rounded to float16. Raises CacheError for unknown and duplicate keys.
+    """
     space = manifest.space
     shape = (
         len(sample_ids),
@@ -119,7 +123,7 @@ def open_token_store(
     )
     cells_in_all = int(np.prod(shape[:4], dtype=object))
     if cells_in_all > MAX_TOKENS:
-        raise CacheError(f"{cache / TOKENS}: {cells_in_all:,} tokens are too many to open")
+        raise CacheError(f"{cache / TOKENS}: {cells_in_all:,} tokens are more than can be opened")
     listed = {record.path: record.sha256 for record in manifest.files or ()}
     digests = {path.name: listed[f"{TOKENS}/{path.name}"] for path in paths if f"{TOKENS}/{path.name}" in listed}
     key = _key(paths, digests, manifest, sample_ids)
@@ -129,7 +133,7 @@ def open_token_store(
         rows = _read_rows(cache, paths, manifest, sample_ids, listing)
         store._cells, store._nulls_possible = rows.cells, rows.nulls_possible
         if rows.rounded:
-            warnings.append(f"{cache / TOKENS}: tokens are not float16; they are rounded to it, as live tokens are")
+            warnings.append(f"{cache / TOKENS}: tokens are not float16; they are rounded to it, like live tokens")
     return store
 
 
@@ -139,7 +143,7 @@ def _is_half(file: pq.ParquetFile) -> bool:
 
 
 def _key(paths: Sequence[Path], digests: dict[str, str], manifest: Manifest, sample_ids: pa.Array) -> str:
-    """What the unpacked array depends on. Parts without a listed digest are told apart by size and time of change."""
+    """Hashes what the unpacked array depends on. Parts without a listed digest count by size and modification time."""
 
     def identity(path: Path) -> list[object]:
         stat = path.stat()
@@ -158,7 +162,7 @@ def _key(paths: Sequence[Path], digests: dict[str, str], manifest: Manifest, sam
 
 
 def _may_hold_nulls(metadata: pq.FileMetaData) -> bool:
-    """Whether a part's footer leaves it open that some tokens are null."""
+    """Whether some tokens of a part may be null, as far as its footer says."""
     names = [metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)]
     leaf = names.index("token")
     for group in range(metadata.num_row_groups):
@@ -170,9 +174,9 @@ def _may_hold_nulls(metadata: pq.FileMetaData) -> bool:
 
 @dataclass
 class _TokenRows:
-    """What the parts say without their tokens being read."""
+    """What is known of the parts before their tokens are read."""
 
-    cells: list[NDArray[np.int64]] = field(default_factory=list)  # of each part: its rows' places in [S, T, P, M]
+    cells: list[NDArray[np.int64]] = field(default_factory=list)  # per part: its rows' places in the flat [S, T, P, M]
     nulls_possible: bool = False
     rounded: bool = False
 
@@ -180,7 +184,7 @@ class _TokenRows:
 def _read_rows(
     cache: Path, paths: Sequence[Path], manifest: Manifest, sample_ids: pa.Array, listing: Listing
 ) -> _TokenRows:
-    """Reads the keys of all rows; refuses another schema, unknown and double rows."""
+    """Reads the keys of all rows. Raises CacheError for another schema and for unknown and duplicate keys."""
     rows = _TokenRows()
     space = manifest.space
     budgets_ms = np.asarray(manifest.budgets_ms, np.float32)
@@ -201,7 +205,9 @@ def _read_rows(
         listing.check_rows(path, table.num_rows)
         columns = {name: PartColumn(path, name, table.column(name)) for name in KEY_COLUMNS}
         cell = codes(columns["sample_id"], sample_ids, "sample {} is not in the table `samples`")
-        tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is none of the manifest's {list(space.tiers)}")
+        tier = codes(
+            columns["tier"], pa.array(space.tiers), f"tier {{}} is not one of the manifest's {list(space.tiers)}"
+        )
         cell = cell * len(space.tiers) + tier
         cell = cell * n_positions + position_index(columns["insertion_position"], space)
         rows.cells.append(cell * n_budgets + _budget_index(columns["budget_ms"], budgets_ms))
@@ -210,7 +216,7 @@ def _read_rows(
         (first_path, first_row), (path, row) = (locate(paths, [len(c) for c in rows.cells], row) for row in double)
         raise CacheError(
             f"{path}: row {row} (from 0), column 'sample_id': this sample, tier, insertion position and budget "
-            f"are there already, in row {first_row} of {first_path}"
+            f"also occur in row {first_row} of {first_path}"
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""Checks every byte of a cache against its digests, and every row against the format."""
+"""Checks every byte of a cache against its digests and every row against the format."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CacheError
-from .derived import verify_stores
-from .files import CHANGED
+from .file_list import CHANGED
 from .manifest import MANIFEST_NAME, Manifest, manifest_changed
 from .parts import SAMPLES, TABLES, companion_digests, part_paths, sha256_file
 from .reader import open_cache
+from .unpacked_tokens import verify_stores
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and the file that it is wrong with."""
+    """A file, and what is wrong with it."""
 
     path: Path
     message: str
@@ -25,28 +25,30 @@ class Problem:
 
 
 def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
-    """Returns all that is wrong with the cache at `path`; nothing when it is whole.
+    """Returns everything that is wrong with the cache at `path`; an empty list when it is intact.
 
-    Digests of all files first, each that differs being named; then every row and every token is read. Raises
-    CacheError only when there is no cache to check.
+    Compares the digests of all files first; if they agree, or there are none, reads every row and every token.
+
+    Raises:
+        CacheError: There is no cache to check.
     """
     path = Path(path)
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
-        Manifest.read(path)  # raises, and says what is missing
+        Manifest.read(path)  # raises CacheError, which says what is missing
     try:
         manifest = Manifest.read(path)
         problems = [Problem(manifest_path, "differs from what was written")] if manifest_changed(manifest_path) else []
     except CacheError as cause:
         return [Problem(manifest_path, str(cause).removeprefix(f"{manifest_path}: "))]
     if manifest.files is None:
-        problems.append(Problem(manifest_path, "lists no files, so changed bytes cannot be told"))
+        problems.append(Problem(manifest_path, "lists no files, so changed bytes cannot be detected"))
     problems += _digest_problems(path, manifest)
     problems += [Problem(file, what) for file, what in verify_stores(path, derived)]
     if problems and manifest.files is not None:
         return problems
     try:
-        # No store lies there, so that the parts themselves are read.
+        # There is no store at this path, so the parts themselves are read.
         cache = open_cache(path, derived=path / "no-store")
         if cache.tokens is not None:
             for _ in cache.tokens.batches():
@@ -59,9 +61,9 @@ def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
 
 
 def verify_parts(path: Path) -> list[Problem]:
-    """Returns what is wrong with the committed parts of a cache that need not be complete.
+    """Returns what is wrong with the committed parts of a cache that may be incomplete.
 
-    A part is committed when its `samples` file is there; the digests that it holds of its other files must be theirs.
+    A part is committed when its `samples` file exists; that file records the digests of the part's other files.
     """
     problems = []
     for part in part_paths(path, SAMPLES):
@@ -73,7 +75,7 @@ def verify_parts(path: Path) -> list[Problem]:
         for relative, digest in digests.items():
             file = path / relative
             if not file.is_file() or sha256_file(file) != digest:
-                problems.append(Problem(file, "is not what was committed with its samples"))
+                problems.append(Problem(file, "differs from what was committed with its samples"))
     return problems
 
 
@@ -83,12 +85,12 @@ def _digest_problems(path: Path, manifest: Manifest) -> list[Problem]:
     for record in manifest.files or ():
         file = path / record.path
         if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
-            problems.append(Problem(file, "is missing, or no file inside the cache"))
+            problems.append(Problem(file, "is missing, or is not a file inside the cache"))
         elif sha256_file(file) != record.sha256:
             problems.append(Problem(file, CHANGED))
     if manifest.files is not None:
         for table in TABLES:
             for file in part_paths(path, table):
                 if f"{table}/{file.name}" not in listed:
-                    problems.append(Problem(file, f"is not among the files that {MANIFEST_NAME} lists"))
+                    problems.append(Problem(file, f"is not in the list of files in {MANIFEST_NAME}"))
     return problems

@@ -1,7 +1,7 @@
-"""Writes a cache part by part; what is committed survives any kill, and what is not leaves no trace.
+"""Writes a cache part by part. Committed parts survive a kill at any moment; uncommitted ones leave no trace.
 
-A part is up to three files of one name, one per table. They are written under temporary names, synced and renamed;
-the `samples` file is renamed last, and its presence is the commit. `cache.json` comes last of all.
+A part is up to three files with the same name, one per table. They are written under temporary names, synced and
+renamed; the `samples` file is renamed last, and its presence is the commit. `cache.json` is written after all parts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from ..files.atomic import Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
+from ..files.atomic import DISK, Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
 from ..files.lock import DirectoryLock
 from ..schema import latency_tokens_schema, outcomes_schema, samples_schema
 from .manifest import MANIFEST_NAME, RUN_NAME, FileRecord, Manifest
@@ -43,28 +43,32 @@ ZSTD_LEVEL = 3
 
 
 class CacheWriter:
-    """Writes one directory, alone: takes its lock, then `run.json`; enter it again with the same run to resume.
+    """The only writer of a directory while its context lasts: holds its lock and has checked or written `run.json`.
 
-    run: what the rows depend on (model fingerprint, samples, knob space, ...); any JSON object.
-    shard: the share of the samples that goes here; it names the parts, so shards merge without collisions.
-    Raises CacheError (locked, something else there, disk full, read-only) or CacheMismatch (another run).
+    Args:
+        out: The directory, created if necessary. One that the same run has begun is resumed.
+        run: What the rows depend on (model fingerprint, samples, knob space, ...), a JSON object.
+        shard: The share of the samples written here. Parts are named by it, so shards merge without collisions.
+        disk: System calls, which tests replace.
+
+    Raises:
+        CacheError: The directory is locked, read-only or contains something else, or the disk is full.
+        CacheMismatch: The directory contains another run.
     """
 
-    def __init__(
-        self, out: Path, run: Mapping[str, Any], *, shard: Shard | None = None, disk: Disk | None = None
-    ) -> None:
+    def __init__(self, out: Path, run: Mapping[str, Any], *, shard: Shard | None = None, disk: Disk = DISK) -> None:
         self.out = Path(out)
         self.shard = shard or Shard()
         self.resumed = False
         self._run = run
-        self._disk = disk or Disk()
+        self._disk = disk
         self._exit = ExitStack()
 
     def __enter__(self) -> CacheWriter:
         with ExitStack() as stack:
             with self.disk_errors():
                 self._disk.make_directory(self.out)
-                stack.enter_context(DirectoryLock(self.out))
+                stack.enter_context(DirectoryLock(self.out, CacheError))
                 self.resumed = begin_run(self._disk, self.out, self._run, self.shard)
                 self._remove_uncommitted()
             self._exit = stack.pop_all()
@@ -77,28 +81,28 @@ class CacheWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether `cache.json` is there: nothing is left to do."""
+        """Whether `cache.json` exists, so that nothing is left to write."""
         return (self.out / MANIFEST_NAME).is_file()
 
     def done_samples(self) -> set[str]:
-        """Returns the ids of the samples whose parts are committed."""
+        """Returns the ids of all samples in committed parts."""
         done: set[str] = set()
         for path in part_paths(self.out, SAMPLES):
             ids = read_part(self.out, path, ["sample_id"]).column("sample_id").to_pylist()
             twice = done.intersection(ids)
             if twice:
-                raise CacheError(f"{path} holds sample {min(twice)!r}, which another part holds too")
+                raise CacheError(f"{path} contains sample {min(twice)!r}, which is also in another part")
             done.update(ids)
         return done
 
     def write_part(self, samples: pa.Table, outcomes: pa.Table, tokens: pa.Table | None) -> str:
-        """Commits the rows of some samples, all tables or none, and returns the part's name.
+        """Commits the rows of some samples, in all tables or none, and returns the part's name.
 
-        Tables are cast to the schema of `data/schema.py`; unknown columns are refused, for a typing error would
-        lose them. The rows of one sample go into one part.
+        Tables are cast to the schema of `data/schema.py`. All rows of a sample must be in one call. Raises ValueError
+        for unknown columns, which would otherwise be lost, and for missing ones.
         """
         if self.complete:
-            raise CacheError(f"{self.out} is complete already: nothing more can be written to it")
+            raise CacheError(f"{self.out} is already complete: nothing more can be written to it")
         d_model = _d_model(samples.schema)
         blobs = {}
         for name, table in ((TOKENS, tokens), (OUTCOMES, outcomes)):
@@ -114,9 +118,9 @@ class CacheWriter:
         return part
 
     def adopt_part(self, source: Path, part: str) -> None:
-        """Commits a part of another cache, its bytes unchanged: linked where the filesystem can, else copied."""
+        """Commits a part of another cache with its bytes unchanged: hard links where possible, else copies."""
         if self.complete:
-            raise CacheError(f"{self.out} is complete already: nothing more can be written to it")
+            raise CacheError(f"{self.out} is already complete: nothing more can be written to it")
         paths = {name: source / name / part for name in TABLES if (source / name / part).is_file()}
         with self.disk_errors():
             for name in TABLES:
@@ -128,18 +132,22 @@ class CacheWriter:
                 except OSError as cause:
                     if cause.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
                         raise
-                    write_atomically(self._disk, target, path.read_bytes())
-                sync_directory(self._disk, target.parent)
+                    write_atomically(target, path.read_bytes(), self._disk)
+                sync_directory(target.parent, self._disk)
 
     def finish(self, manifest: Manifest, budget_encoder: bytes | None = None) -> Manifest:
-        """Writes the encoder and then `cache.json`, with every file's digest; returns the manifest as written.
+        """Writes the encoder and then `cache.json`, with the digest of every file; returns the manifest as written.
 
-        budget_encoder: the bytes of `budget_encoder.safetensors`. Every companion of a samples file must still have
-        the digest that it was committed with, so a file that rotted before the end does not become the record.
+        Args:
+            manifest: Without `files`, which are filled in.
+            budget_encoder: The bytes of `budget_encoder.safetensors`; None writes no such file.
+
+        Raises:
+            CacheError: A file differs from what was committed, or the disk is full.
         """
         with self.disk_errors():
             if budget_encoder is not None:
-                write_atomically(self._disk, self.out / ENCODER_NAME, budget_encoder)
+                write_atomically(self.out / ENCODER_NAME, budget_encoder, self._disk)
             records = [self._record(RUN_NAME)]
             if (self.out / ENCODER_NAME).is_file():
                 records.append(self._record(ENCODER_NAME))
@@ -149,7 +157,7 @@ class CacheWriter:
                     records.append(self._record(f"{name}/{path.name}", rows))
             self._check_companions({record.path: record.sha256 for record in records})
             manifest = replace(manifest, files=tuple(records))
-            write_atomically(self._disk, self.out / MANIFEST_NAME, manifest.to_bytes())
+            write_atomically(self.out / MANIFEST_NAME, manifest.to_bytes(), self._disk)
         return manifest
 
     def _record(self, relative: str, rows: int | None = None) -> FileRecord:
@@ -159,10 +167,10 @@ class CacheWriter:
         for path in part_paths(self.out, SAMPLES):
             for relative, digest in companion_digests(self.out, path).items():
                 if digests.get(relative) != digest:
-                    state = "changed" if relative in digests else "gone"
+                    state = "changed" if relative in digests else "removed"
                     raise CacheError(
-                        f"{self.out / relative} is not what was written, but {state} since: damaged, or edited. "
-                        f"Remove {path} and run the same command again; its samples are then made anew."
+                        f"{self.out / relative} has been {state} since it was written. Remove {path} and run the same "
+                        "command again, which computes its samples again."
                     )
 
     def _commit(self, part: str, blobs: Mapping[str, memoryview]) -> None:
@@ -171,11 +179,11 @@ class CacheWriter:
             for name in TABLES:
                 self._disk.make_directory(self.out / name)
                 if name in blobs:
-                    temporaries[name] = write_temporary(self._disk, self.out / name, part, blobs[name])
+                    temporaries[name] = write_temporary(self.out / name, part, blobs[name], self._disk)
             for name, temporary in list(temporaries.items()):  # in the order of TABLES: samples, the commit, last
                 self._disk.replace(temporary, self.out / name / part)
                 del temporaries[name]
-                sync_directory(self._disk, self.out / name)
+                sync_directory(self.out / name, self._disk)
         except OSError:
             for temporary in temporaries.values():
                 self._disk.unlink(temporary)
@@ -188,14 +196,14 @@ class CacheWriter:
             self._disk.unlink(self.out / name / part)
 
     def _remove_uncommitted(self) -> None:
-        """Removes temporary files, and files of parts whose commit a kill cut off."""
-        remove_temporaries(self._disk, self.out)
+        """Removes temporary files, and the files of parts whose commit was interrupted."""
+        remove_temporaries(self.out, self._disk)
         if self.complete:
             return
         committed = {path.name for path in part_paths(self.out, SAMPLES)}
         for name in TABLES:
             if (self.out / name).is_dir():
-                remove_temporaries(self._disk, self.out / name)
+                remove_temporaries(self.out / name, self._disk)
                 for path in part_paths(self.out, name):
                     if path.name not in committed:
                         self._disk.unlink(path)
@@ -209,14 +217,14 @@ class CacheWriter:
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Turns what the system says of the disk into what the user can do about it."""
+        """Turns OSErrors into CacheErrors that say what the user can do."""
         try:
             yield
         except OSError as cause:
-            resume = "Nothing that was committed is lost: run the same command again to go on."
+            resume = "No committed part is lost: run the same command again to resume."
             if cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise CacheError(
-                    f"{self.out}: the disk is full or the quota used up. Free some space. {resume}"
+                    f"{self.out}: the disk is full or the quota is exhausted. Free some space. {resume}"
                 ) from cause
             if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise CacheError(
@@ -248,7 +256,7 @@ def _conform(table: pa.Table, schemas: tuple[pa.Schema, pa.Schema], name: str) -
 def _parquet(table: pa.Table, name: str) -> memoryview:
     """Returns the bytes of a Parquet file with page checksums."""
     sink = io.BytesIO()
-    # Vectors never repeat: a dictionary of them would only cost time and space.
+    # Vectors never repeat, so a dictionary of them would only cost time and space.
     repeating = [f.name for f in table.schema if f.name not in ("token", "language_feature", "latency_runs_ms")]
     pq.write_table(
         table,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import DatasetError
-
-BUNDLED_ROOT = Path(__file__).resolve().parent.parent / "bundled"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import DatasetError
+from ..files.atomic import write_atomically
 from ..paths import expand_home
 
 CACHE_VARIABLE = "KNOBCTL_IMAGE_CACHE"
@@ -72,11 +72,9 @@ def _keep(location: str, row: int, cell: Any) -> None:
     path, data = _cached_path(location, row), cell.get("bytes") if isinstance(cell, dict) else cell
     if path is None or not isinstance(data, bytes):
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_atomically(path, data)
     except OSError as error:
         raise DatasetError(
             f"{path}: a fetched image cannot be kept ({error.strerror or error}): free some space, or name another "

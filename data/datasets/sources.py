@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..paths import BUNDLED_ROOT
 from ..samples import ImageSource
 from .images import image_file, short_name
 from .json_files import JsonLinesRows, OfficialRows, has_official_files, official_name
 from .parquet import ParquetRows
 from .parquet_images import ParquetImage
 from .records import Rows, utf8
-from .registry import BUNDLED_ROOT, DatasetSpec
+from .registry import DatasetSpec
 from .remote_images import is_remote
 from .source_split import ALL_ROWS, SourceSplit, relative_names
 

@@ -1,25 +1,26 @@
-"""Puts bytes on disk so that a kill at any moment leaves the old state or the new one, never half of it.
+"""Writes files so that a crash at any moment leaves the old content or the new, never a mixture.
 
-Every step goes through one small object, which tests replace to fail, write short or die at each of them.
+Every step goes through `Disk`, which tests replace to fail, write short or stop at any of them.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
-TEMPORARY_PREFIX = ".tmp-"  # never matches `part-*.parquet`; what bears it is rubbish of a killed process
+TEMPORARY_PREFIX = ".tmp-"  # files with this prefix are leftovers of a killed process; `part-*.parquet` never matches
 
 
 class Disk:
-    """The few operations that a commit consists of."""
+    """The system calls that a commit consists of."""
 
     def create(self, path: Path) -> int:
         """Opens a new file for writing and returns its descriptor."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Writes some of `data` and returns how many bytes; the system may take fewer than it was given."""
+        """Writes the beginning of `data` and returns how many bytes; the system may take fewer than it was given."""
         return os.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
@@ -38,9 +39,26 @@ class Disk:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def write_temporary(disk: Disk, directory: Path, name: str, data: bytes | memoryview) -> Path:
-    """Writes `data` under a temporary name in `directory`, synced, and returns that path. Cleans up after an error."""
-    path = directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
+DISK = Disk()
+
+
+def write_atomically(path: Path, data: bytes | memoryview, disk: Disk = DISK) -> None:
+    """Replaces the content of `path` with `data`, in full or not at all, even after a power cut. Raises OSError.
+
+    Its directory must exist. Safe for several processes and threads at once: the last one to finish wins.
+    """
+    temporary = write_temporary(path.parent, path.name, data, disk)
+    try:
+        disk.replace(temporary, path)
+    except OSError:
+        disk.unlink(temporary)
+        raise
+    sync_directory(path.parent, disk)
+
+
+def write_temporary(directory: Path, name: str, data: bytes | memoryview, disk: Disk = DISK) -> Path:
+    """Writes `data` to a new temporary file in `directory`, synced, and returns its path; removes it after an error."""
+    path = directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{threading.get_native_id()}-{name}"
     descriptor = disk.create(path)
     try:
         try:
@@ -56,19 +74,8 @@ def write_temporary(disk: Disk, directory: Path, name: str, data: bytes | memory
     return path
 
 
-def write_atomically(disk: Disk, path: Path, data: bytes | memoryview) -> None:
-    """Writes `data` to `path`: afterwards, and after a power cut, the file is there in full or not at all."""
-    temporary = write_temporary(disk, path.parent, path.name, data)
-    try:
-        disk.replace(temporary, path)
-    except OSError:
-        disk.unlink(temporary)
-        raise
-    sync_directory(disk, path.parent)
-
-
-def sync_directory(disk: Disk, path: Path) -> None:
-    """Makes renames in `path` survive a power cut."""
+def sync_directory(path: Path, disk: Disk = DISK) -> None:
+    """Makes the renames done in directory `path` survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         disk.sync(descriptor)
@@ -76,8 +83,8 @@ def sync_directory(disk: Disk, path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(disk: Disk, directory: Path) -> None:
-    """Removes what killed processes left half-written in `directory`. Call it with the lock held."""
+def remove_temporaries(directory: Path, disk: Disk = DISK) -> None:
+    """Removes the temporary files that killed processes left in `directory`. The caller holds the directory's lock."""
     for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
         if path.is_file():
             disk.unlink(path)

@@ -1,1 +1,4 @@
-"""Generated populations and caches for tests and benchmarks. Start with `population.py`."""
+"""Caches of known structure, generated for tests and benchmarks. `population.py` makes arrays, `cache.py` writes them.
+
+Imports `data/cache` and `data/knobs.py` only. Start with `population.py`.
+"""

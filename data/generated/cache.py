@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..cache import CacheWriter, Manifest
+from ..cache.manifest import Manifest
+from ..cache.writer import CacheWriter
 from ..schema import latency_tokens_schema
 from .population import N_BLOCKS, NATIVE_TOP_K, STRUCTURES, TOKENS_PER_CROP, GeneratedCache, GeneratedConfig, generate
 
@@ -18,7 +19,7 @@ SAMPLES_PER_PART = 256
 
 
 def write_generated(cache: GeneratedCache, out: Path) -> None:
-    """Writes the arrays as a cache of format 1, without a budget encoder (its tokens come from no model)."""
+    """Writes the arrays as a cache of format 1, without a budget encoder, because no model made the tokens."""
     config = cache.config
     record = {**asdict(config), "space": config.space.to_dict(), "generator": "knobctl.data.generated.population"}
     manifest = Manifest(
@@ -51,7 +52,7 @@ def _samples(cache: GeneratedCache, rows_N: NDArray[np.int64]) -> pa.Table:
 
 
 def _outcomes(cache: GeneratedCache, rows_N: NDArray[np.int64]) -> pa.Table:
-    """Every setting that is no hole."""
+    """Returns a row for every sample and setting that has an outcome."""
     space = cache.config.space
     known_NX = np.isfinite(cache.accuracy_SX[rows_N])
     sample_R, setting_R = np.nonzero(known_NX)

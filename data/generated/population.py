@@ -1,20 +1,20 @@
-"""A cache of known structure, for tests and benchmarks: what a controller could learn from it is decided here.
+"""Caches of known structure, for tests and benchmarks: how much a controller can learn from one is chosen here.
 
-What each sample needs is drawn from latent numbers, of which the policy sees a part:
+Each sample has needs (detail, depth, width, hardness), which are sums of latent variables that a policy partly sees:
 
-* four *language* latents (detail, depth, width, hardness) are shifted by some words of the question; the language
-  feature is the mean of the question's word vectors, so it shows them among many words that mean nothing;
-* four *visual* latents show in the latency token only: along a few directions, the clearer the later it is read;
-* the rest is *luck*, which no input reveals.
+* *language* latents depend on some words of the question. The language feature is the mean of the question's word
+  vectors, so it contains them among many uninformative words;
+* *visual* latents are visible in the latency token only, along a few directions, and more clearly at later positions;
+* *luck* is in no input.
 
-How plainly they show is the structure's (`STRUCTURES`): in the first three, words that mean nothing set questions apart
-and neighbours say little; in `near`, the nearest neighbours are a strong baseline.
+`STRUCTURES` sets how visible they are: in the first three, uninformative words separate questions, so that neighbours
+say little; in the `near` ones, the nearest neighbours are a strong baseline.
 
-A setting answers right when what the tier, the blocks and the experts give covers what the sample needs. The token
-also carries the budget, the position and the tier (large), anisotropic noise, and a few dimensions of massive
-activation, as tokens of language models do (Sun et al., 2024, "Massive Activations in Large Language Models").
+A setting answers correctly when its tier, blocks and experts cover the sample's needs. The token also contains the
+budget, the position and the tier (large components), anisotropic noise, and a few dimensions of massive activation, as
+in language models (Sun et al., 2024, "Massive Activations in Large Language Models").
 
-Knows nothing of policies or training. `python -m knobctl.data.generated.cache OUT` writes one to disk.
+`python -m knobctl.data.generated.cache OUT` writes a cache to disk.
 """
 
 from __future__ import annotations
@@ -31,35 +31,37 @@ LATENTS = ("detail", "depth", "width", "hardness")
 N_BLOCKS = 16
 NATIVE_TOP_K = 8
 TOKENS_PER_CROP = 36
-NEAR_FACTORS = 6  # leading directions of a `near` question that mean nothing
+NEAR_FACTORS = 6  # uninformative leading directions of a `near` question
 
 
 @dataclass(frozen=True)
 class Structure:
-    """How what a sample needs shows in its question and its tokens."""
+    """How visible a sample's needs are in its question and its tokens."""
 
     meaning: str
-    near: bool = False  # the question shows it in its leading directions, instead of in some of its words
-    folded: bool = False  # both ends of what shows need the same, and one need turns around with another
-    mixed: bool = False  # tokens show it through 24 units of tanh
-    told: float = 0.9  # share of a language latent that the question tells
-    token_strength: float = 1.0  # times GeneratedConfig.signal
+    near: bool = False  # in the leading directions of the language feature, instead of in some words
+    folded: bool = False  # needs are non-monotonic in what is visible, and one changes sign with another
+    mixed: bool = False  # tokens contain them through 24 tanh units
+    told: float = 0.9  # correlation of a language latent with the question
+    token_strength: float = 1.0  # factor on GeneratedConfig.signal
 
 
 STRUCTURES = {
-    "linear": Structure("needs show along few directions, among many words that mean nothing"),
-    "nonlinear": Structure("needs are folded before they show", folded=True, mixed=True),
+    "linear": Structure("needs are visible along few directions, among many uninformative words"),
+    "nonlinear": Structure("needs are folded before they become visible", folded=True, mixed=True),
     "faint": Structure("a fifth of the signal", told=0.45, token_strength=0.3),
-    "near": Structure("samples of like needs lie near one another", near=True, mixed=True, told=1.0, token_strength=16),
+    "near": Structure(
+        "samples with similar needs are near one another", near=True, mixed=True, told=1.0, token_strength=16
+    ),
     "near_folded": Structure(
-        "near, with needs folded", near=True, folded=True, mixed=True, told=1.0, token_strength=16
+        "near, with folded needs", near=True, folded=True, mixed=True, told=1.0, token_strength=16
     ),
 }
 
 
 @dataclass(frozen=True)
 class GeneratedConfig:
-    """How large the cache is and how its inputs show what a sample needs."""
+    """Size of a generated cache, and how visible the samples' needs are in its inputs."""
 
     train: int = 8000
     val: int = 2000
@@ -67,8 +69,10 @@ class GeneratedConfig:
     d_model: int = 256
     n_budgets: int = 4
     structure: str = "linear"  # one of STRUCTURES
-    signal: float = 0.5  # how far a latent moves the token, where the noise of one dimension is about 1 (d_model 256)
-    hole_share: float = 0.0  # share of outcomes left out
+    signal: float = (
+        0.5  # shift of a token per unit of a latent, where the noise of a dimension is about 1 (d_model 256)
+    )
+    hole_share: float = 0.0  # share of outcomes that are missing
     seed: int = 0
     space: KnobSpace = field(default_factory=KnobSpace)
 
@@ -79,7 +83,10 @@ class GeneratedConfig:
 
 @dataclass(frozen=True)
 class GeneratedCache:
-    """The arrays of a cache, in the reader's layout. S samples, X settings, T tiers, P positions, M budgets."""
+    """The arrays of a cache, in the reader's layout.
+
+    S samples, X settings, T tiers, P insertion positions, M budgets, D d_model, L needs.
+    """
 
     config: GeneratedConfig
     sample_ids: tuple[str, ...]
@@ -93,15 +100,16 @@ class GeneratedCache:
     crops_ST: NDArray[np.int64]
     text_tokens_S: NDArray[np.int64]
     output_tokens_S: NDArray[np.int64]
-    need_SL: NDArray[np.float32]  # what each sample needs, all of it: the structure behind the outcomes
-    shown_SL: NDArray[np.float32]  # the part of it that language and token together reveal
+    need_SL: NDArray[np.float32]  # needs of each sample, which decide its outcomes
+    shown_SL: NDArray[np.float32]  # the part of them that language feature and token together reveal
 
 
 def generate(config: GeneratedConfig, token_path: Path | None = None) -> GeneratedCache:
     """Returns a cache of known structure; the same config gives the same arrays.
 
     Args:
-        token_path: a new file that the latency tokens are mapped from (16 GB for 16,000 samples, d_model 2048 and 16
+        config: Sizes and structure.
+        token_path: A new file to memory-map the latency tokens from (16 GB for 16,000 samples, d_model 2048 and 16
             budgets); None keeps them in memory.
     """
     rng = np.random.default_rng(config.seed)
@@ -166,7 +174,7 @@ def _questions(config: GeneratedConfig, rng: np.random.Generator) -> tuple[NDArr
 
 
 def _folded(signal_SL: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns needs that both ends of a scale share, and one that another turns around."""
+    """Returns latents [S, L] of which two are equal at both ends of the signal, and one changes sign with another."""
     folded_SL = signal_SL.copy()
     folded_SL[:, :2] = _standard(np.abs(signal_SL[:, :2]))
     folded_SL[:, 2] = _standard(signal_SL[:, 2] * np.sign(signal_SL[:, 3]))
@@ -176,7 +184,7 @@ def _folded(signal_SL: NDArray[np.float32]) -> NDArray[np.float32]:
 def _sizes(
     config: GeneratedConfig, visual_SL: NDArray[np.float32], language_SL: NDArray[np.float32], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Returns crops per tier [S, T], the question's tokens [S] and the answer's tokens [S]."""
+    """Returns the number of crops per tier [S, T], of question tokens [S] and of answer tokens [S]."""
     S = config.samples
     shape_S = np.clip(0.5 + 0.2 * visual_SL[:, 0] + 0.25 * rng.standard_normal(S), 0.0, 0.999)
     ranges = config.space.tier_crops or tuple((int(c), int(c)) for c in config.space.mean_crops)
@@ -187,7 +195,7 @@ def _sizes(
 
 
 def _accuracy(config: GeneratedConfig, need_SL: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Returns the accuracy of every setting [S, X]: 1 where it gives what the sample needs, a third where nearly."""
+    """Returns the accuracy of every setting [S, X]: 1 if it covers the sample's needs, 1/3 if nearly, else 0."""
     settings, space = config.space.settings, config.space
     tier_X = np.linspace(-0.9, 1.5, len(space.tiers))[[space.tiers.index(s.tier) for s in settings]]
     most_k, most_n = max(space.top_k), max(space.num_blocks)
@@ -209,7 +217,7 @@ def _latency(
     output_tokens_S: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
-    """Returns ms for every setting [S, X]: vision by crop, prefill and decode by block and expert, 2 % noise."""
+    """Returns latencies in ms [S, X]: vision per crop, prefill and decode per block and expert, with 2 % noise."""
     settings, space = config.space.settings, config.space
     crops_SX = crops_ST[:, [space.tiers.index(s.tier) for s in settings]] + 1
     k_X = np.array([s.top_k for s in settings])
@@ -229,7 +237,7 @@ def _tokens(
     rng: np.random.Generator,
     token_path: Path | None,
 ) -> NDArray[np.float16]:
-    """Returns the latency tokens [S, T, P, M, D]: budget, place and latents along few directions, and noise."""
+    """Returns the latency tokens [S, T, P, M, D]: budget, tier and position, latents, and noise."""
     S, D = config.samples, config.d_model
     T, P, M = len(config.space.tiers), len(config.space.insertion_positions), len(budgets_ms_M)
 
@@ -252,7 +260,7 @@ def _tokens(
     spread_D = np.exp(0.5 * rng.standard_normal(D)).astype(np.float32) * np.float32(0.5)
     massive_D = np.zeros(D, dtype=np.float32)
     massive_D[rng.choice(D, 3, replace=False)] = 60.0
-    # In the order of writing: a file would otherwise be filled a page here and a page there.
+    # Axes in the order of writing, so that a memory-mapped file is written sequentially.
     token_TPMSD: NDArray[np.float16]
     if token_path is None:
         token_TPMSD = np.empty((T, P, M, S, D), dtype=np.float16)
@@ -260,19 +268,19 @@ def _tokens(
         token_TPMSD = np.memmap(token_path, dtype=np.float16, mode="w+", shape=(T, P, M, S, D))
     own_SF = rng.standard_normal((S, factors), dtype=np.float32)
     for t in range(T):
-        seen = np.float32(0.7 + 0.3 * t / max(T - 1, 1))  # a higher tier shows the image better
+        seen = np.float32(0.7 + 0.3 * t / max(T - 1, 1))  # a higher tier shows more of the image
         for p in range(P):
             here_SF = 0.8 * own_SF + 0.6 * rng.standard_normal((S, factors), dtype=np.float32)
             base_SD = place_TPD[t, p] + massive_D + seen * shown_SL @ signal_PLD[p] + here_SF @ factor_FD
             base_SD += 0.8 * spread_D * rng.standard_normal((S, D), dtype=np.float32)
             for m in range(M):
                 noise_SD = 0.6 * spread_D * rng.standard_normal((S, D), dtype=np.float32)
-                gain_S1 = 1.0 + 0.05 * rng.standard_normal((S, 1), dtype=np.float32)  # moves the massive dimensions
+                gain_S1 = 1.0 + 0.05 * rng.standard_normal((S, 1), dtype=np.float32)  # varies the massive dimensions
                 token_TPMSD[t, p, m] = (gain_S1 * (base_SD + budget_MD[m]) + noise_SD).astype(np.float16)
     return np.moveaxis(token_TPMSD, 3, 0)
 
 
 def _standard(value_SL: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the columns at mean 0 and variance 1."""
+    """Returns the columns scaled to mean 0 and variance 1."""
     spread_L = value_SL.std(axis=0)
     return ((value_SL - value_SL.mean(axis=0)) / np.where(spread_L > 0, spread_L, 1.0)).astype(np.float32)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImportanceError
-from ..files.atomic import Disk, write_atomically
+from ..files.atomic import write_atomically
 from ..files.bounded_json import dump_json, read_json
+from ..files.json_fields import JsonFields
 from ..plans import ImportanceScores
 from .layouts import (
     UPSIDE_DOWN_METHOD,
@@ -79,18 +80,10 @@ def load_importance(
         )
     if method is not None or reverse:
         raise ImportanceError(f"{path} is knobctl's own file: --method and --reverse are for the files of others")
-    scores = _own_scores(record, "scores", path)
-    if scores is None:
-        raise ImportanceError(f"{path}: `scores` is missing")
-    if n_blocks is not None and len(scores) != n_blocks:
-        raise ImportanceError(f"{path} scores {len(scores)} blocks, but the model has {n_blocks}")
-    std = _own_scores(record, "std", path)
-    if std is not None and len(std) != len(scores):
-        raise ImportanceError(f"{path}: `std` has {len(std)} entries, `scores` has {len(scores)}")
-    runs, source = record.get("runs"), record.get("source")
-    if (runs is not None and type(runs) is not int) or (source is not None and type(source) is not str):
-        raise ImportanceError(f"{path}: `runs` must be a whole number and `source` a text")
-    return ImportanceScores(scores, std, runs, source)
+    scores = ImportanceScores.from_fields(JsonFields(record, str(path), ImportanceError))
+    if n_blocks is not None and scores.n_blocks != n_blocks:
+        raise ImportanceError(f"{path} scores {scores.n_blocks} blocks, but the model has {n_blocks}")
+    return scores
 
 
 def save_importance(scores: ImportanceScores, path: Path) -> None:
@@ -103,7 +96,7 @@ def save_importance(scores: ImportanceScores, path: Path) -> None:
         **scores.to_dict(),
     }
     try:
-        write_atomically(Disk(), path, dump_json(record))
+        write_atomically(path, dump_json(record))
     except OSError as cause:
         raise ImportanceError(f"{path} cannot be written ({cause.strerror or cause}): choose another place") from cause
 
@@ -157,12 +150,3 @@ def _refuse_upside_down(path: Path, record: Any, method: str | None, reverse: bo
 
 def _turned(scores: Sequence[float | None], reverse: bool) -> tuple[float | None, ...]:
     return tuple(None if score is None else -score for score in scores) if reverse else tuple(scores)
-
-
-def _own_scores(record: dict[str, Any], name: str, path: Path) -> tuple[float | None, ...] | None:
-    values = record.get(name)
-    if values is None:
-        return None
-    if not isinstance(values, list) or any(type(v) not in (int, float, type(None)) for v in values):
-        raise ImportanceError(f"{path}: `{name}` must be a list of numbers, one per block")
-    return tuple(None if value is None else float(value) for value in values)

@@ -14,7 +14,7 @@ from ..budgets import budget_grid
 from ..cache.manifest import Manifest
 from ..cache.writer import CacheWriter
 from ..datasets.splits import split_of
-from ..files.atomic import Disk, write_atomically
+from ..files.atomic import write_atomically
 from ..files.bounded_json import dump_json
 from ..knobs import DEFAULT_TIER_CROPS, KnobSpace
 from .coverage import tier_key
@@ -182,7 +182,7 @@ def _write(
             part = samples.filter(pl.col("sample_id").is_in(sample_ids))
             outcomes = table.filter(pl.col("sample_id").is_in(sample_ids))
             writer.write_part(_samples_table(part), _outcomes_table(outcomes), None)
-        write_atomically(Disk(), out / REPORT_NAME, dump_json(report.to_dict()))
+        write_atomically(out / REPORT_NAME, dump_json(report.to_dict()))
         writer.finish(manifest)
 
 

@@ -1,11 +1,11 @@
-"""Words whose apostrophe the official VQA evaluation puts back: 120 entries, the same in all implementations.
+"""Words whose apostrophe the official VQA evaluation restores: 120 entries, the same in all implementations.
 
-The entries are facts of GT-Vision-Lab/VQA (vqaEval.py, commit a013f00), its oddities included: an entry that maps
-onto itself, one that takes an apostrophe away, and four with a capital that can never match, since text is
-lower-cased first.
+The entries are those of GT-Vision-Lab/VQA (vqaEval.py, commit a013f00), including its oddities: an entry that maps to
+itself, one that removes an apostrophe, and four with a capital letter, which never match because text is lower-cased
+first.
 """
 
-# Most entries are the word with every apostrophe taken out.
+# Most entries are a word without its apostrophes.
 _WITHOUT_APOSTROPHES = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's I'm I've
 isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
@@ -14,7 +14,7 @@ they'll they're they've 'twas wasn't we've weren't what'll what're what's what'v
 who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
 
-# The rest lack one of two apostrophes, or are odd: `entry word`, in pairs.
+# The others lack one of two apostrophes, or are odd. Pairs of entry and word.
 _IN_PAIRS = """
 couldn'tve couldn't've couldnt've couldn't've hadnt've hadn't've hadn'tve hadn't've hed've he'd've he'dve he'd've
 Id've I'd've I'dve I'd've itd've it'd've it'dve it'd've let's let's mightnt've mightn't've mightn'tve mightn't've

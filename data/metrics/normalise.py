@@ -1,7 +1,7 @@
-"""The text normaliser that all VQA metrics share, in the steps and with the quirks of the official evaluation.
+"""Text normalisation shared by the VQA metrics, with the steps and the quirks of the official evaluation.
 
-Source: GT-Vision-Lab/VQA (vqaEval.py, commit a013f00); facebookresearch/mmf (m4c_evaluators.py) and lmms-eval (commit
-75571cf) for `tokenize` and the second comma rule. Figures are compared with published ones, so the quirks stay.
+Sources: GT-Vision-Lab/VQA (vqaEval.py, commit a013f00); facebookresearch/mmf (m4c_evaluators.py) and lmms-eval (commit
+75571cf) for `tokenize` and the second comma rule. The quirks are kept so that scores compare with published ones.
 """
 
 import re
@@ -13,30 +13,30 @@ ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 
-# Two spellings of "a comma between digits": only the second finds one in `1,,000`.
+# Two patterns for a comma between digits; only the second matches in `1,,000`.
 OFFICIAL_COMMA = re.compile(r"\d,\d")
 LMMS_COMMA = re.compile(r"(?<=\d),+(?=\d)")
 
 _ANY_MARK = re.compile(f"[{re.escape(MARKS)}]")
-# The official rule guards against a digit before the stop too, but its look-behind is misspelt and never refuses.
+# The official rule also excludes a digit before the stop, but its look-behind is misspelt and never fails.
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_FULL_STOPS_REMOVED = 32  # the official call passes re.UNICODE, which is 32, where `count` belongs
+_FULL_STOPS_REMOVED = 32  # the official call passes re.UNICODE, which is 32, as `count`
 
 
 def clean(text: str) -> str:
-    """Returns the text on one line: newline and tab become a space, the ends are stripped."""
+    """Returns the text on one line: newlines and tabs become spaces, the ends are stripped."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def tokenize(text: str) -> str:
-    """Returns lower-case text without commas and question marks and with `'s` set apart (EvalAI's variant only)."""
+    """Returns lower-case text without commas and question marks, `'s` a word of its own (only in EvalAI's variant)."""
     return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
 
 
 def strip_punctuation(text: str, comma: re.Pattern[str] = OFFICIAL_COMMA) -> str:
-    """Returns the text with each mark deleted where it touches a space anywhere, else replaced by a space.
+    """Returns the text with each mark deleted if it is next to a space anywhere in it, else replaced by a space.
 
-    A comma between digits anywhere deletes all marks. What decides is the text as it came in, not as changed so far.
+    A comma between digits anywhere deletes all marks. Both conditions are tested on the original text.
     """
     result = text
     if _ANY_MARK.search(text):
@@ -48,6 +48,6 @@ def strip_punctuation(text: str, comma: re.Pattern[str] = OFFICIAL_COMMA) -> str
 
 
 def map_words(text: str) -> str:
-    """Returns lower-case words: numbers as digits, articles dropped, apostrophes put back, joined by one space."""
+    """Returns lower-case words joined by spaces: numbers as digits, articles dropped, apostrophes restored."""
     words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)

@@ -6,48 +6,32 @@ processes of one machine this is a file lock, which ends with its process, whate
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+from ...data.files.lock import FileLock
 
 
 class DeviceTurn:
     """A device that nothing else of ours uses: every turn is at once."""
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self) -> AbstractContextManager[None]:
         """Runs the body beside other work, and never beside a latency run."""
-        yield
+        return nullcontext()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Runs the body beside nothing. Taken inside `shared`, whose hold is given up meanwhile."""
-        yield
+        return nullcontext()
 
 
 class SharedDevice(DeviceTurn):
     """A device shared with other processes that name the same lock file."""
 
     def __init__(self, lock: Path) -> None:
-        self._lock = lock
+        self._lock = FileLock(lock)
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-            yield
-        finally:
-            os.close(self._descriptor)
+    def shared(self) -> AbstractContextManager[None]:
+        return self._lock.shared()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        # Changing a lock drops the old one first (flock(2)), so two that want to be alone do not wait for each other.
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+    def alone(self) -> AbstractContextManager[None]:
+        return self._lock.exclusive()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.errors import CheckpointError
-from ...data.paths import is_hub_id
+from ...data.paths import BUNDLED_ROOT, is_hub_id
 from ...devices import find_device, find_dtype
 from .molmoe.checkpoint import checkpoint_directory, load_molmoe
 from .molmoe.fingerprint import model_fingerprint
@@ -15,7 +15,6 @@ from .molmoe.model import Molmoe
 from .molmoe.prompt import PromptTokenizer
 from .progress import say
 
-BUNDLED_ROOT = Path(__file__).resolve().parents[2] / "data" / "bundled"
 BUNDLED_MODELS = ("nano",)
 
 

@@ -10,7 +10,7 @@ from ...data.cache.run_record import Shard
 from ...data.datasets.columns import column_maps, source_splits
 from ...data.errors import KnobctlError
 from ...data.knobs import KnobSpace
-from ...data.machine import check_threads
+from ...data.threads import check_threads
 
 MEASURED_MODES = ("blockwise", "end_to_end")
 PART_SAMPLES = 16

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...controllers.budget_encoder import BudgetEncoder
-from ...data.cache import read_run
-from ...data.datasets import SampleSet, load_samples
+from ...data.cache.run_record import read_run
+from ...data.datasets.load import SampleSet, load_samples
 from ...data.errors import CacheError, DatasetError, ImportanceError, KnobctlError
+from ...data.files.json_fields import JsonFields
 from ...data.importer import load_importance, save_importance
 from ...data.plans import ImportanceScores
 from ...data.samples import Sample
@@ -41,12 +42,9 @@ class Fixed:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: str) -> Fixed:
         """The opposite of `to_dict`. Raises CacheError, naming `where`, when it is not that."""
-        try:
-            return cls(
-                ImportanceScores.from_dict(record["importance"]), tuple(float(ms) for ms in record["budgets_ms"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheError(f"{where} does not say the run's importance scores and budgets: {error!r}.") from error
+        fields = JsonFields(record, where, CacheError)
+        importance = ImportanceScores.from_fields(fields.fields("importance"))
+        return cls(importance, tuple(fields.each("budgets_ms", JsonFields.number)))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.cache import Cache, open_cache
+from ...data.cache.reader import Cache, open_cache
 from ...data.datasets.registry import DATASETS
 from ...data.datasets.sources import ImageRoots, image_from_ref
 from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError

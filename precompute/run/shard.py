@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Any
 
 from ... import __version__
-from ...data.cache import CacheWriter, Manifest
+from ...data.cache.manifest import Manifest
+from ...data.cache.writer import CacheWriter
 from ...data.errors import KnobctlError
 from ...data.samples import Sample
 from ...devices import device_record

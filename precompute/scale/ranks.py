@@ -21,8 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...data.cache import Manifest, Shard, merge_caches
-from ...data.cache.manifest import MANIFEST_NAME
+from ...data.cache.manifest import MANIFEST_NAME, Manifest
+from ...data.cache.merge import merge_caches
+from ...data.cache.run_record import Shard
 from ...data.errors import KnobctlError
 from ..latency.device_lock import SharedDevice
 from ..run.config import PrecomputeConfig

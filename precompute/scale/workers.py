@@ -18,7 +18,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ...data.cache import Manifest, Shard
+from ...data.cache.manifest import Manifest
+from ...data.cache.run_record import Shard
 from ...data.errors import KnobctlError
 from ..latency.device_lock import SharedDevice
 from ..models.progress import quiet

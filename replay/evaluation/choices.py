@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
+from ...data.files.atomic import write_atomically
 from ..policies.reward_table import RewardTable
 
 CHOICES_SCHEMA = pa.schema(
@@ -52,15 +51,12 @@ def write_choices(
     budget_M: tuple[int, ...],
     setting_NM: NDArray[np.int64],
 ) -> None:
-    """Writes `CHOICES_SCHEMA` to `path`; an existing file is replaced whole or not at all."""
+    """Writes a table of `CHOICES_SCHEMA` to `path`, replacing an existing file in full or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = pa.BufferOutputStream()
+    pq.write_table(choices_table(table, sample_N, budget_M, setting_NM), content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(choices_table(table, sample_N, budget_M, setting_NM), temporary)
-        temporary.replace(path)
+        write_atomically(path, memoryview(content.getvalue()))
     except OSError as error:
         raise KnobctlError(f"cannot write the choices to {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # the error that is on its way says more
-            temporary.unlink(missing_ok=True)

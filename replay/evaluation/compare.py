@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...data.cache import accuracy_warnings, open_cache
+from ...data.cache.accuracy import accuracy_warnings
+from ...data.cache.reader import open_cache
 from ...data.policy import Policy
 from ..policies.ablations import ablations
 from ..policies.lookup import BudgetTable

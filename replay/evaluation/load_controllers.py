@@ -9,7 +9,7 @@ from typing import Any
 
 from ...controllers.checkpoint import Controllers, ModelIdentity, read_budget_encoder
 from ...controllers.two_stage import TwoStagePolicy
-from ...data.cache import Cache
+from ...data.cache.reader import Cache
 from ...data.errors import CheckpointError
 from ...data.policy import Policy
 from ..reward import RewardWeights

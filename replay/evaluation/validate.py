@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...data.cache import Cache, accuracy_warnings, open_cache
+from ...data.cache.accuracy import accuracy_warnings
+from ...data.cache.reader import Cache, open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from ..policies.ablations import ABLATIONS, ablations

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.two_stage import TwoStagePolicy
-from ...data.cache import accuracy_warnings, open_cache
+from ...data.cache.accuracy import accuracy_warnings
+from ...data.cache.reader import open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from ...devices import find_device

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.files.atomic import Disk, write_atomically
+from ...data.files.atomic import write_atomically
 from .trackers import Board, Tracker, WandbRun, remove_events
 
 COLUMNS = (
@@ -98,7 +98,7 @@ class MetricsWriter:
                 remove_events(out)
             if tensorboard:
                 self._trackers.append(stack.enter_context(Board(out, resume_step, kept)))
-            write_atomically(Disk(), log, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write_atomically(log, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._jsonl = stack.enter_context(log.open("a", encoding="utf-8"))
             self._csv = stack.enter_context((out / "log.csv").open("w", encoding="utf-8", newline=""))
             self._table = csv.DictWriter(self._csv, COLUMNS, restval="")

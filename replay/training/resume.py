@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...data.errors import CheckpointError
-from ...data.files.atomic import Disk, write_atomically
+from ...data.files.atomic import write_atomically
 from ..tables import ReplayTables
 
 STATE_NAME = "training_state.safetensors"
@@ -36,7 +36,7 @@ def data_digest(tables: ReplayTables) -> str:
 def save_state(out: Path, identity: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Writes the state; `identity` is what a resumed run must be equal in."""
     metadata = {"identity": json.dumps(identity, sort_keys=True)}
-    write_atomically(Disk(), out / STATE_NAME, save(dict(state), metadata=metadata))
+    write_atomically(out / STATE_NAME, save(dict(state), metadata=metadata))
 
 
 def load_state(out: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from ...data.errors import CheckpointError, KnobctlError
-from ...data.files.atomic import Disk, write_atomically
+from ...data.files.atomic import write_atomically
 from ...data.files.bounded_json import dump_json, read_json
 
 BOARD_NAME = "tensorboard"
@@ -110,7 +110,7 @@ class WandbRun:
             self._run = wandb.init(
                 project=project, config=config, dir=str(out), id=run_id, resume=None if run_id is None else "allow"
             )
-        write_atomically(Disk(), out / RUN_NAME, dump_json({"project": project, "id": self._run.id}))
+        write_atomically(out / RUN_NAME, dump_json({"project": project, "id": self._run.id}))
         for line in earlier:  # what the service already has is left out by `write`
             self.write(int(line["seed"]), line)
 

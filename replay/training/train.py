@@ -14,9 +14,10 @@ import torch
 
 from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
-from ...data.cache import accuracy_warnings, open_cache
+from ...data.cache.accuracy import accuracy_warnings
+from ...data.cache.reader import open_cache
 from ...data.errors import CheckpointError
-from ...data.files.atomic import Disk, write_atomically
+from ...data.files.atomic import write_atomically
 from ...data.files.lock import DirectoryLock
 from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
@@ -170,7 +171,7 @@ def train_tables(
             say(note)
         seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
         report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()}, notes)
-        write_atomically(Disk(), out / REPORT_NAME, (report.to_json() + "\n").encode())
+        write_atomically(out / REPORT_NAME, (report.to_json() + "\n").encode())
     for seed in report.seeds:
         if config.warm_start_steps and seed.best_epoch == 0:
             say(

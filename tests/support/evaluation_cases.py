@@ -11,7 +11,9 @@ import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.checkpoint import Controllers, ModelIdentity
-from knobctl.data.cache import Cache, CacheWriter, Manifest, open_cache
+from knobctl.data.cache.manifest import Manifest
+from knobctl.data.cache.reader import Cache, open_cache
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.generated.population import GeneratedConfig, generate
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.schema import latency_tokens_schema

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from knobctl.data.cache import CacheWriter, Manifest, Shard
+from knobctl.data.cache.manifest import Manifest
+from knobctl.data.cache.run_record import Shard
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.files.atomic import Disk
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from knobctl.data.cache import CacheWriter
+from knobctl.data.cache.writer import CacheWriter
 from knobctl.tests.support.make_cache import (
     BUDGETS_MS,
     TINY_SPACE,

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ....data.errors import CheckpointError
+from ....data.files.bounded_json import read_json_object
 from ....data.paths import existing_directory
 from .config import MolmoeConfig
-from .fields import read_json_object
 from .model import Molmoe
 from .preprocess import IMAGE_MEAN, IMAGE_STD
 from .tensor_names import Target, published_tensors
@@ -30,7 +30,6 @@ from .tensor_names import Target, published_tensors
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_MAX_INDEX_BYTES = 64 << 20
 _HUB_FILES = ["*.json", "*.safetensors"]
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no parent, no drive
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -131,7 +130,7 @@ def check_processor(directory: Path, config: MolmoeConfig) -> None:
         "image_padding_mask": True,
         "do_normalize": True,
     }
-    theirs = read_json_object(path)
+    theirs = read_json_object(path, CheckpointError)
     for name, value in ours.items():
         if name in theirs and theirs[name] != value:
             raise CheckpointError(f"{path}: field {name!r} is {theirs[name]!r}, and only {value!r} is supported here.")
@@ -159,7 +158,7 @@ def _shard_tensors(directory: Path) -> dict[Path, list[str]]:
 
 def _indexed_shards(index_path: Path) -> dict[Path, set[str] | None]:
     """Reads the index. File names are checked: an index must not reach outside its directory."""
-    weight_map = read_json_object(index_path, max_bytes=_MAX_INDEX_BYTES).get("weight_map")
+    weight_map = read_json_object(index_path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: field 'weight_map' is not an object of tensor names and files.")
     shards: dict[Path, set[str] | None] = {}

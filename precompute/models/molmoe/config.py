@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ....data.errors import CheckpointError
-from .fields import MISSING, FieldReader, read_json_object
+from ....data.files.bounded_json import read_json_object
+from ....data.files.json_fields import REQUIRED, JsonFields
+
+_MAX_BYTES = 1 << 20
 
 # Fields that change the result and of which only these values are implemented.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -153,7 +156,7 @@ class MolmoeConfig:
             CheckpointError: the file is absent, not JSON, or has a field that is not supported.
         """
         path = Path(path)
-        return cls.from_dict(read_json_object(path), source=str(path))
+        return cls.from_dict(read_json_object(path, CheckpointError, max_bytes=_MAX_BYTES), source=str(path))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], *, source: str = "config") -> MolmoeConfig:
@@ -162,42 +165,41 @@ class MolmoeConfig:
         Raises:
             CheckpointError: names the field that is missing, unknown, of the wrong type or not supported.
         """
-        reader = FieldReader(fields, source)
+        reader = JsonFields(fields, source, CheckpointError)
         for name, allowed in _FIXED.items():
-            reader.require(name, allowed, default=_FIXED_DEFAULTS.get(name, MISSING))
-        vision_fields = reader.mapping("vision_backbone")
-        heads = reader.integer("n_heads")
-        width = reader.integer("d_model")
-        feed_forward_width = reader.optional_integer("mlp_hidden_size")
-        mlp_ratio = reader.optional_integer("mlp_ratio")
+            reader.one_of(name, allowed, default=_FIXED_DEFAULTS.get(name, REQUIRED))
+        heads = reader.count("n_heads")
+        width = reader.count("d_model")
+        feed_forward_width = reader.optional("mlp_hidden_size", JsonFields.count)
+        mlp_ratio = reader.optional("mlp_ratio", JsonFields.count)
         if feed_forward_width is None:
-            feed_forward_width = (mlp_ratio or reader.integer("mlp_ratio")) * width
+            feed_forward_width = (mlp_ratio or reader.count("mlp_ratio")) * width
         config = cls(
             d_model=width,
-            num_blocks=reader.integer("n_layers"),
+            num_blocks=reader.count("n_layers"),
             num_heads=heads,
-            num_kv_heads=reader.optional_integer("n_kv_heads") or heads,
-            num_experts=reader.integer("moe_num_experts"),
-            native_top_k=reader.integer("moe_top_k"),
+            num_kv_heads=reader.optional("n_kv_heads", JsonFields.count) or heads,
+            num_experts=reader.count("moe_num_experts"),
+            native_top_k=reader.count("moe_top_k"),
             feed_forward_width=feed_forward_width,
-            vocab_size=reader.integer("vocab_size"),
-            embedding_size=reader.optional_integer("embedding_size") or reader.integer("vocab_size"),
+            vocab_size=reader.count("vocab_size"),
+            embedding_size=reader.optional("embedding_size", JsonFields.count) or reader.count("vocab_size"),
             additional_vocab_size=reader.integer("additional_vocab_size", minimum=0),
-            norm_eps=reader.number("layer_norm_eps"),
-            rope_theta=reader.number("rope_theta"),
+            norm_eps=reader.positive("layer_norm_eps"),
+            rope_theta=reader.positive("rope_theta"),
             rope_full_precision=reader.boolean("rope_full_precision"),
-            max_position_embeddings=reader.integer("max_position_embeddings"),
+            max_position_embeddings=reader.count("max_position_embeddings"),
             pad_token_id=reader.integer("pad_token_id", minimum=0),
             float32_vision_attention=reader.boolean("float32_attention"),
-            vit_layers=reader.integers("vit_layers"),
-            pooling_height=reader.integer("image_pooling_h"),
-            pooling_width=reader.integer("image_pooling_w"),
-            overlap_margins=reader.margins("overlap_margins"),
-            max_crops=reader.integer("max_crops"),
-            vision=_vision_config(vision_fields, f"{source}: vision_backbone"),
+            vit_layers=_integers(reader, "vit_layers"),
+            pooling_height=reader.count("image_pooling_h"),
+            pooling_width=reader.count("image_pooling_w"),
+            overlap_margins=_margins(reader, "overlap_margins"),
+            max_crops=reader.count("max_crops"),
+            vision=_vision_config(reader.fields("vision_backbone")),
         )
-        reader.refuse_the_rest(_IGNORED)
-        _check_geometry(config, source)
+        reader.refuse_others(_IGNORED)
+        _check_geometry(config, reader)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -276,39 +278,52 @@ class MolmoeConfig:
         return tuple(index % self.vision.num_layers for index in self.vit_layers)
 
 
-def _vision_config(fields: Mapping[str, Any], source: str) -> VisionConfig:
-    reader = FieldReader(fields, source)
+def _integers(reader: JsonFields, name: str) -> tuple[int, ...]:
+    values = reader.each(name, JsonFields.integer)
+    if not values:
+        raise reader.fail(name, "must be a list of at least one whole number, not []")
+    return tuple(values)
+
+
+def _margins(reader: JsonFields, name: str) -> tuple[int, int]:
+    value = _integers(reader, name)
+    if len(value) != 2 or min(value) < 0:
+        raise reader.fail(name, f"must be two numbers of patches, not {list(value)}")
+    return value[0], value[1]
+
+
+def _vision_config(reader: JsonFields) -> VisionConfig:
     for name, allowed in _FIXED_VISION.items():
-        reader.require(name, allowed, default=allowed[0] if name == "resize_mode" else MISSING)
-    size = reader.integers("image_default_input_size")
+        reader.one_of(name, allowed, default=allowed[0] if name == "resize_mode" else REQUIRED)
+    size = _integers(reader, "image_default_input_size")
     if len(size) != 2 or min(size) < 1:
         raise reader.fail("image_default_input_size", f"is {list(size)}, not a height and a width in pixels.")
     vision = VisionConfig(
         image_height=size[0],
         image_width=size[1],
-        patch_size=reader.integer("image_patch_size"),
-        width=reader.integer("image_emb_dim"),
-        num_heads=reader.integer("image_num_heads"),
-        mlp_width=reader.integer("image_mlp_dim"),
-        num_layers=reader.integer("image_num_layers"),
-        norm_eps=reader.number("image_norm_eps"),
+        patch_size=reader.count("image_patch_size"),
+        width=reader.count("image_emb_dim"),
+        num_heads=reader.count("image_num_heads"),
+        mlp_width=reader.count("image_mlp_dim"),
+        num_layers=reader.count("image_num_layers"),
+        norm_eps=reader.positive("image_norm_eps"),
     )
     if size[0] % vision.patch_size or size[1] % vision.patch_size:
         raise reader.fail("image_patch_size", f"is {vision.patch_size}, which does not divide {list(size)}.")
     if vision.width % vision.num_heads:
         raise reader.fail("image_num_heads", f"is {vision.num_heads}, which does not divide {vision.width}.")
-    reader.require("image_num_pos", (vision.num_patches + 1,), default=MISSING)
-    reader.require("image_head_dim", (vision.width // vision.num_heads,), default=MISSING)
-    reader.require("image_num_key_value_heads", (vision.num_heads,), default=MISSING)
-    reader.refuse_the_rest(_IGNORED_VISION)
+    reader.one_of("image_num_pos", (vision.num_patches + 1,))
+    reader.one_of("image_head_dim", (vision.width // vision.num_heads,))
+    reader.one_of("image_num_key_value_heads", (vision.num_heads,))
+    reader.refuse_others(_IGNORED_VISION)
     return vision
 
 
-def _check_geometry(config: MolmoeConfig, source: str) -> None:
+def _check_geometry(config: MolmoeConfig, reader: JsonFields) -> None:
     """Refuses sizes that do not fit together, naming the field."""
 
     def refuse(name: str, problem: str) -> None:
-        raise CheckpointError(f"{source}: field {name!r} {problem}")
+        raise reader.fail(name, problem)
 
     if config.d_model % (2 * config.num_heads):
         refuse("n_heads", f"is {config.num_heads}: heads of an even width must divide d_model {config.d_model}.")

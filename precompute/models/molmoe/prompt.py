@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ....data.errors import CheckpointError, DatasetError
-from .fields import read_json_object
+from ....data.files.bounded_json import read_json_object
 
 _MAX_TOKENIZER_BYTES = 64 << 20
 
@@ -61,7 +61,7 @@ class SpecialTokens:
         if (directory / "tokenizer.json").exists():
             return PromptTokenizer.from_directory(directory).special
         path = directory / "token_ids.json"
-        fields = read_json_object(path)
+        fields = read_json_object(path, CheckpointError)
         ids: dict[str, int] = {}
         for name, field in _TOKEN_ID_FIELDS.items():
             token_id = fields.get(field)

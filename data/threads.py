@@ -1,4 +1,4 @@
-"""What this machine has."""
+"""How many threads may be asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .errors import KnobctlError
 
 
 def check_threads(count: int) -> None:
-    """Raises KnobctlError for more threads than the machine has CPUs: far too many crash the process inside torch."""
+    """Raises KnobctlError unless `count` is between 1 and the number of CPUs: far too many crash torch."""
     cpus = os.cpu_count() or 1
     if not 1 <= count <= cpus:
         raise KnobctlError(f"{count} threads: this machine has {cpus} CPU{'s' if cpus > 1 else ''}: use 1 to {cpus}.")

@@ -1,14 +1,16 @@
-"""Where the unpacked tokens lie, how they get there in one step, and how they are recognised later."""
+"""Stores of unpacked tokens on disk: where they are, how they are written in one step, how they are found again.
+
+A store is a directory named by a key, with `token.float16` [S, T, P, M, D], `present.bool` [S, T, P, M] and
+`store.json`.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..files.atomic import TEMPORARY_PREFIX, Disk, sync_directory, write_atomically
+from ..files.atomic import TEMPORARY_PREFIX, sync_directory, write_atomically
 from ..files.bounded_json import dump_json, read_json
-from .files import CHANGED, REMEDY
-from .parts import sha256_file
+from ..files.lock import FileLock
+from .file_list import CHANGED
+from .parts import REMEDY, sha256_file
 
 DERIVED_NAME = "derived"
 DERIVED_VARIABLE = "KNOBCTL_DERIVED_DIR"
-_STORE_KEY = re.compile(r"[0-9a-f]{32}")  # the names of this module's own directories
+_STORE_KEY = re.compile(r"[0-9a-f]{32}")  # names of the directories that this module writes
 TOKEN_NAME, PRESENT_NAME, STORE_NAME = "token.float16", "present.bool", "store.json"
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -33,7 +36,7 @@ Shape = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class MappedTokens:
-    """One unpacked store, open."""
+    """An open store, read-only. Axes as in `Cache`."""
 
     directory: Path
     token_STPMD: np.memmap
@@ -41,7 +44,7 @@ class MappedTokens:
 
 
 def roots(cache: Path, derived: Path | None) -> list[Path]:
-    """Returns where stores may lie, the first choice first."""
+    """Returns the directories that may hold stores, in order of preference."""
     chosen = derived or (Path(os.environ[DERIVED_VARIABLE]) if os.environ.get(DERIVED_VARIABLE) else None)
     if chosen is not None:
         return [chosen]
@@ -52,20 +55,20 @@ def roots(cache: Path, derived: Path | None) -> list[Path]:
 def find_store(
     cache: Path, key: str, shape: Shape, derived: Path | None, parts: Sequence[Path], digests: Mapping[str, str]
 ) -> MappedTokens | None:
-    """Returns the store of `key` if it is there in full. Raises CacheError when the parts changed since it was made."""
+    """Returns the store of `key` if it is complete. Raises CacheError when the parts have changed since it was made."""
     for root in roots(cache, derived):
         directory = root / key
         if not (directory / STORE_NAME).is_file():
             continue
-        record = read_json(directory / STORE_NAME)
+        record = read_json(directory / STORE_NAME, CacheError)
         if not isinstance(record, dict) or record.get("key") != key or not _sizes_fit(directory, shape):
             continue
-        if digests and record.get("parts") != _stats(parts):  # copied, say: the parts are hashed once more
+        if digests and record.get("parts") != _stats(parts):  # perhaps copied: hash the parts again
             for path in parts:
                 if sha256_file(path) != digests.get(path.name):
                     raise CacheError(f"{path} {CHANGED}. {REMEDY}")
             if os.access(directory, os.W_OK):
-                write_atomically(Disk(), directory / STORE_NAME, dump_json({**record, "parts": _stats(parts)}))
+                write_atomically(directory / STORE_NAME, dump_json({**record, "parts": _stats(parts)}))
         return _open(directory, shape)
     return None
 
@@ -78,17 +81,18 @@ def build_store(
     parts: Sequence[Path],
     batches: Iterable[tuple[NDArray[np.int64], NDArray[np.float16]]],
 ) -> MappedTokens:
-    """Unpacks `batches` of (cells, tokens) into a store under a temporary name, renames it and opens it.
+    """Unpacks `batches` of (cells, tokens) into a store, and opens it. A second process waits, then finds the store.
 
-    A second process waits for the first, and then finds its store.
+    Raises CacheError when no directory can be written or the disk is full.
     """
     root = _writable_root(cache, derived)
     directory = root / key
     size = int(np.prod(shape, dtype=object)) * 2
     try:
-        with _alone(root, key):
+        with FileLock(root / f".lock-{key}", optional=True).exclusive():
             if not ((directory / STORE_NAME).is_file() and _sizes_fit(directory, shape)):
-                own = root == cache / DERIVED_NAME and not root.is_symlink()  # what is elsewhere may be another's
+                # Outside the cache, stores of other caches may be beside this one.
+                own = root == cache / DERIVED_NAME and not root.is_symlink()
                 _remove_leftovers(root, key, everything=own)
                 temporary = root / f"{TEMPORARY_PREFIX}{key}"
                 try:
@@ -97,30 +101,30 @@ def build_store(
                     os.replace(temporary, directory)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
-                sync_directory(Disk(), root)
+                sync_directory(root)
     except OSError as cause:
         if cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CacheError(
-                f"{root} has no room for the unpacked latency tokens, {size / 1e9:.2f} GB: free some space, or set "
-                f"{DERIVED_VARIABLE} to a directory with room and run the same command again"
+                f"{root} has no room for the unpacked latency tokens ({size / 1e9:.2f} GB): free some space, or set "
+                f"{DERIVED_VARIABLE} to a directory with room, and run the same command again"
             ) from cause
-        raise CacheError(f"{root}: latency tokens cannot be unpacked there: {cause.strerror or cause}") from cause
+        raise CacheError(f"{root}: latency tokens cannot be unpacked into it: {cause.strerror or cause}") from cause
     return _open(directory, shape)
 
 
 def verify_stores(cache: Path, derived: Path | None = None) -> list[tuple[Path, str]]:
-    """Returns (file, what is wrong) for stores of this cache whose bytes are not those that were unpacked."""
+    """Returns (file, problem) for stores of this cache whose bytes have changed since they were unpacked."""
     problems = []
     for root in [cache / DERIVED_NAME] if derived is None else [derived]:
         for path in sorted(root.glob(f"*/{STORE_NAME}")):
             try:
-                record = read_json(path)
+                record = read_json(path, CacheError)
             except CacheError as cause:
                 problems.append((path, str(cause)))
                 continue
             digests = record.get("sha256") if isinstance(record, dict) else None
             if not isinstance(digests, dict) or set(digests) != {TOKEN_NAME, PRESENT_NAME}:
-                problems.append((path, "is not what was written; the directory may be removed"))
+                problems.append((path, "is not what was written; its directory may be removed"))
                 continue
             for name, digest in digests.items():
                 file = path.parent / name
@@ -144,28 +148,13 @@ def _writable_root(cache: Path, derived: Path | None) -> Path:
             continue
         return root
     raise CacheError(
-        f"latency tokens are unpacked once into a directory, but none of {refusals} can be written: "
-        f"set {DERIVED_VARIABLE} to one that can"
+        f"latency tokens are unpacked once into a directory, but none of {refusals} is writable: "
+        f"set {DERIVED_VARIABLE} to one that is"
     )
 
 
-@contextmanager
-def _alone(root: Path, key: str) -> Iterator[None]:
-    """Waits until no other process on this machine unpacks the same tokens."""
-    descriptor = os.open(root / f".lock-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as cause:
-            if cause.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
-                raise
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _remove_leftovers(root: Path, key: str, *, everything: bool) -> None:
-    """Removes what a killed process left of this key; `everything`: stores of other keys too (older content)."""
+    """Removes what a killed process left of this key; with `everything`, also stores of other keys (older content)."""
     shutil.rmtree(root / f"{TEMPORARY_PREFIX}{key}", ignore_errors=True)
     shutil.rmtree(root / key, ignore_errors=True)
     if everything:
@@ -184,7 +173,7 @@ def _fill(
     size = int(np.prod(shape, dtype=object)) * 2
     path = directory / TOKEN_NAME
     with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here; later, in the mapping, it would be SIGBUS
+        if hasattr(os, "posix_fallocate"):  # a full disk raises here; in the mapping it would be SIGBUS
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)

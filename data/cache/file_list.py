@@ -1,4 +1,4 @@
-"""Checks a cache's files against the list in `cache.json`: none missing, none more, none changed."""
+"""Checks a cache's files against the list in `cache.json`: none missing, unlisted or changed."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from pathlib import Path
 
 from ..errors import CacheError
 from .manifest import MANIFEST_NAME, Manifest
-from .parts import TOKENS, check_inside, sha256_file
+from .parts import REMEDY, TOKENS, check_inside, sha256_file
 
-CHANGED = "is not the file that cache.json lists: its sha256 differs, so it was changed or damaged since"
-REMEDY = "Restore it from a copy, or make the cache anew."
+CHANGED = "is not the file that cache.json lists: its sha256 differs, so it has been changed or damaged"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """How many rows `cache.json` says that each part has; parts that it does not speak of may have any number."""
+    """The number of rows that `cache.json` lists for each part; unlisted parts may have any number."""
 
     rows: Mapping[Path, int] = field(default_factory=dict)
 
     def check_rows(self, path: Path, found: int) -> None:
-        """Raises CacheError when a part has other rows than listed."""
+        """Raises CacheError when a part has another number of rows than listed."""
         listed = self.rows.get(path, found)
         if listed != found:
             raise CacheError(f"{path} has {found} rows, but {MANIFEST_NAME} lists {listed}. {REMEDY}")
 
 
 def check_files(cache: Path, manifest: Manifest, parts: Mapping[str, Sequence[Path]], warnings: list[str]) -> Listing:
-    """Raises CacheError for the first file that is missing, unlisted or of another digest.
+    """Raises CacheError for the first file that is missing, unlisted or has another digest; adds to `warnings`.
 
-    Token parts are gigabytes: their digests are checked where they are read in full.
+    Token parts are gigabytes, so their digests are checked when they are read in full.
     """
     if manifest.files is None:
-        warnings.append(f"{cache / MANIFEST_NAME} lists no files: whether they are whole and unchanged is not verified")
+        warnings.append(f"{cache / MANIFEST_NAME} lists no files, so they are not checked for damage or changes")
         return Listing()
     listed = {record.path: record for record in manifest.files}
     for record in manifest.files:
@@ -49,9 +48,7 @@ def check_files(cache: Path, manifest: Manifest, parts: Mapping[str, Sequence[Pa
         for path in paths:
             found = listed.get(f"{table}/{path.name}")
             if found is None:
-                raise CacheError(
-                    f"{path} is not among the files that {cache / MANIFEST_NAME} lists. Remove it. {REMEDY}"
-                )
+                raise CacheError(f"{path} is not in the list of files in {cache / MANIFEST_NAME}. Remove it. {REMEDY}")
             if found.rows is not None:
                 rows[path] = found.rows
     return Listing(rows)
