@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ...controllers.budget_encoder import BudgetEncoder
-from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
+from ...controllers.budget_encoder import BudgetEncoder, encoder_digest
+from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
 from ...data.cache import accuracy_warnings, open_cache
 from ...data.errors import CheckpointError
 from ...data.files.atomic import Disk, write_atomically

@@ -16,6 +16,9 @@ from tokenizers import Tokenizer
 from ....data.errors import CheckpointError, DatasetError
 from .fields import read_json_object
 
+PROMPT_TEMPLATE = " User: {style: }{question} Assistant:"  # `{style: }` is empty without a style
+_BEFORE, _AFTER = PROMPT_TEMPLATE.split("{style: }{question}")
+
 _MAX_TOKENIZER_BYTES = 64 << 20
 
 _TOKEN_NAMES = {
@@ -113,13 +116,13 @@ class PromptTokenizer:
             raise DatasetError(f"the tokenizer cannot encode {text[:40]!r}: {error}.") from error
 
     def encode_prompt(self, question: str, style: str | None = None) -> list[int]:
-        """Returns the ids of `" User: [style: ]question Assistant:"`, without the begin token.
+        """Returns the ids of the question in `PROMPT_TEMPLATE`, without the begin token.
 
         Args:
             style: the dataset's, from `data/datasets/registry.py`. Short answers depend on it.
         """
         text = question if style is None else f"{style}: {question}"
-        return self.encode(f" User: {text} Assistant:")
+        return self.encode(f"{_BEFORE}{text}{_AFTER}")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the answer's text, special tokens left out, stripped, its inner spaces as they come."""
