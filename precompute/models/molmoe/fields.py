@@ -1,4 +1,4 @@
-"""Reads the JSON files of a checkpoint, which are untrusted: bounded, typed, every problem named."""
+"""Reads a checkpoint's untrusted JSON files: bounded, typed, with the field named in every error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def read_json_object(path: Path, *, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[
 
 
 class FieldReader:
-    """Takes fields out of a mapping by name and type, and knows what was left over."""
+    """Reads fields of a mapping by name and type, and can refuse those that were not read.
+
+    Every method raises CheckpointError, naming source and field, for a missing field or one of another type.
+    """
 
     def __init__(self, fields: Mapping[str, Any], source: str) -> None:
         self._fields = fields
@@ -91,7 +94,7 @@ class FieldReader:
         return value
 
     def refuse_the_rest(self, ignored: frozenset[str]) -> None:
-        """Fails if a field was neither taken nor is one of `ignored`. Names with an underscore are the hub's own."""
+        """Fails if a field was neither read nor is in `ignored`. Names with a leading underscore belong to the hub."""
         for name in sorted(set(self._fields) - self._seen - ignored):
             if not name.startswith("_"):
-                raise self.fail(name, "is not known to the project, so its effect cannot be reproduced.")
+                raise self.fail(name, "is unknown, so its effect cannot be reproduced.")
