@@ -28,12 +28,12 @@ import torch
 from tables import Row, markdown
 from transformers import DynamicCache
 
+from knobctl.data.plans import BlockPlan
+from knobctl.precompute.execution.request_decoder import RequestDecoder
 from knobctl.precompute.models.molmoe.checkpoint import materialise
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.models.molmoe.generate import BlockTopK
 from knobctl.precompute.models.molmoe.model import Molmoe
-from knobctl.precompute.models.molmoe.step_decoder import StepDecoder
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "molmoe"
 CONFIGS = {"full": FIXTURES / "config.MolmoE-1B-0924.json", "tiny": FIXTURES / "tiny" / "config.json"}
@@ -109,16 +109,16 @@ def random_model(config: MolmoeConfig, dtype: torch.dtype, device: torch.device,
     return model.eval()
 
 
-def make_plan(config: MolmoeConfig, position: int, top_k: int, num_blocks: int) -> list[int | None]:
+def make_plan(config: MolmoeConfig, position: int, top_k: int, num_blocks: int) -> BlockPlan:
     """The first `position` blocks with the native k, then `num_blocks - position` with `top_k`, the rest skipped."""
-    later = [top_k] * (num_blocks - position) + [None] * (config.num_blocks - num_blocks)
-    return [config.native_top_k] * position + later
+    later = (top_k,) * (num_blocks - position) + (0,) * (config.num_blocks - num_blocks)
+    return (config.native_top_k,) * position + later
 
 
-def prefill(model: Molmoe, hidden: torch.Tensor, plan: BlockTopK, cache: DynamicCache | None) -> torch.Tensor:
+def prefill(model: Molmoe, hidden: torch.Tensor, plan: BlockPlan, cache: DynamicCache | None) -> torch.Tensor:
     rotary = model.position_embeddings(torch.arange(hidden.shape[1], device=hidden.device)[None])
     for index, top_k in enumerate(plan):
-        if top_k is not None:
+        if top_k:
             hidden = model.run_block(index, hidden, top_k=top_k, position_embeddings=rotary, cache=cache)
     return model.logits(hidden[:, -1:])
 
@@ -127,7 +127,7 @@ def prompt_of(model: Molmoe, tokens: int) -> torch.Tensor:
     return model.word_embeddings(torch.arange(tokens, device=model.device)[None] % model.config.vocab_size)
 
 
-def decode_steps(decoder: StepDecoder, plan: BlockTopK, length: int) -> None:
+def decode_steps(decoder: RequestDecoder, plan: BlockPlan, length: int) -> None:
     decoder.start(length, 0)
     for _ in range(STEPS):
         decoder.step(plan)
@@ -139,18 +139,18 @@ def encode_black_crops(model: Molmoe, num_crops: int) -> torch.Tensor:
     return model.encode_images(pixels, torch.ones(1, num_crops, vision.num_patches, device=device))
 
 
-def pass_flops(config: MolmoeConfig, plan: BlockTopK, tokens: int) -> float:
+def pass_flops(config: MolmoeConfig, plan: BlockPlan, tokens: int) -> float:
     """Multiplications and additions of a prefill: weights used per token, causal attention, one row of logits."""
-    used = [top_k for top_k in plan if top_k is not None]
+    used = [top_k for top_k in plan if top_k]
     d_model = config.d_model
     attention = d_model * (2 * d_model + 2 * config.num_kv_heads * config.head_width)
     per_token = sum(attention + config.num_experts * d_model + 3 * k * d_model * config.expert_width for k in used)
     return 2.0 * (tokens * per_token + len(used) * tokens**2 * d_model + d_model * config.embedding_size)
 
 
-def step_bytes(config: MolmoeConfig, plan: BlockTopK, tokens: int, element: int) -> float:
+def step_bytes(config: MolmoeConfig, plan: BlockPlan, tokens: int, element: int) -> float:
     """Bytes that a decoding step must read: weights used, keys and values, the head."""
-    used = [top_k for top_k in plan if top_k is not None]
+    used = [top_k for top_k in plan if top_k]
     d_model, key_width = config.d_model, config.num_kv_heads * config.head_width
     attention = d_model * (2 * d_model + 2 * key_width)
     weights = sum(attention + config.num_experts * d_model + 3 * k * d_model * config.expert_width for k in used)
@@ -197,7 +197,7 @@ def measure(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     model = random_model(config, dtype, device, experts)
-    decoder = StepDecoder(model, max(prompt_tokens) + STEPS)
+    decoder = RequestDecoder(model, max(prompt_tokens) + STEPS)
     prefill_ms: TextTimes = {}
     step_ms: TextTimes = {}
     for tokens in prompt_tokens:
@@ -216,7 +216,7 @@ def measure(
 
 
 def measure_text(
-    timer: Timer, model: Molmoe, decoder: StepDecoder, tokens: int, prefill_ms: TextTimes, step_ms: TextTimes
+    timer: Timer, model: Molmoe, decoder: RequestDecoder, tokens: int, prefill_ms: TextTimes, step_ms: TextTimes
 ) -> None:
     """Adds medians in ms of prefill and of one decoding step at every corner of the knob grid."""
     config = model.config
@@ -259,7 +259,7 @@ def text_row(
     )
 
 
-def memory_row(model: Molmoe, decoder: StepDecoder) -> Row:
+def memory_row(model: Molmoe, decoder: RequestDecoder) -> Row:
     """The most memory so far: allocated on a GPU; on a CPU resident, Python included."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if model.device.type == "cuda":

@@ -1,11 +1,13 @@
-"""Frozen input bases: fixed maps, fitted in closed form on the training split, which the controllers read.
+"""Frozen input bases: fixed maps from the controllers' inputs to features, fitted in closed form on the training split.
 
-Each has a linear part, a projection, and a smooth part, a sum of random Fourier features (Rahimi and Recht, 2007) of
-the inputs' leading components: what hangs on the input in bends, as neighbours see it, no projection shows.
+Each has a linear part, a projection, and optionally a smooth part, a sum of random Fourier features (Rahimi and Recht,
+2007) of the input's leading components, which captures non-linear dependence that a linear projection misses.
 
-They are buffers, not parameters: nothing trains them. Fitting lives in `replay/bases/fit.py`; this file only applies
-them, at training and at deployment alike. Shapes: D = d_model, F features, T tiers, P insertion positions, C leading
-components, W waves.
+Bases are buffers, not parameters: they are not trained. `replay/bases` fits them; this file applies them, in training
+and deployment alike.
+
+Shapes: B rows, D d_model, F features, T tiers, P insertion positions, N samples, M budgets, C leading components, W
+waves.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-CLAMP = 6.0  # features are scaled to about unit variance; a stranger input must not saturate the controllers
-COMPONENTS = 32
+CLAMP = 6.0  # features have about unit variance; an input unlike the training data must not saturate the controllers
+COMPONENTS = 32  # leading components that the smooth part reads
 
 
 class VectorBasis(nn.Module):
-    """(x - mean) @ projection + waves of (x - mean) @ direction, clamped: for language feature and encoded budget."""
+    """For the language feature and the encoded budget: (x - mean) @ projection, plus the smooth part, clamped."""
 
     mean_D: Tensor
     projection_DF: Tensor
@@ -43,7 +45,7 @@ class VectorBasis(nn.Module):
         return int(self.projection_DF.shape[1])
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Returns the features, [B, F] float32."""
+        """Returns the features, [B, F], in the dtype of the buffers."""
         centred_BD = x_BD.to(self.mean_D.dtype) - self.mean_D
         feature_BF = centred_BD @ self.projection_DF
         if self.waves:
@@ -53,9 +55,9 @@ class VectorBasis(nn.Module):
 
 
 class TokenBasis(nn.Module):
-    """The latency token's features: one map per insertion position, centred per (tier, position).
+    """For the latency token: one map per insertion position, centred per (tier, position).
 
-    A token read later in the stack lies in other directions, and its mean depends on where it was read.
+    The directions of a token depend on the depth at which it is read, and its mean on tier and position.
     """
 
     projection_PDF: Tensor
@@ -83,7 +85,7 @@ class TokenBasis(nn.Module):
         return int(self.projection_PDF.shape[2])
 
     def project(self, token_NTMD: Tensor, position: int) -> Tensor:
-        """Returns the features of tokens that were all read at this position index, [N, T, M, F]."""
+        """Returns the features of tokens [N, T, M, D] that were all read at this position index, [N, T, M, F]."""
         feature_NTMF = token_NTMD @ self.projection_PDF[position] - self.offset_TPF[:, position, None, :]
         if self.waves:
             component_NTMC = token_NTMD @ self.direction_PDC[position] - self.centre_TPC[:, position, None, :]
@@ -91,7 +93,7 @@ class TokenBasis(nn.Module):
         return feature_NTMF.clamp(-CLAMP, CLAMP)
 
     def forward(self, token_BD: Tensor, tier_B: Tensor, position_B: Tensor) -> Tensor:
-        """Returns the features of tokens [B, D] that were read at these tier and position indices, [B, F] float32."""
+        """Returns the features, [B, F], of tokens [B, D] read at these tier and position indices."""
         token_BD = token_BD.to(self.offset_TPF.dtype)
         feature_BF = token_BD.new_zeros(len(token_BD), self.features)
         for position in range(len(self.projection_PDF)):
@@ -108,5 +110,5 @@ class TokenBasis(nn.Module):
 
 
 def waves_of(component_BC: Tensor, wave_CW: Tensor, phase_W: Tensor) -> Tensor:
-    """Returns random Fourier features of the components, [..., W]."""
+    """Returns random Fourier features of components [..., C], [..., W]."""
     return torch.cos(component_BC @ wave_CW + phase_W)

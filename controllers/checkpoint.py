@@ -1,19 +1,17 @@
 """The controllers' checkpoint: `controllers.json` and `controllers.safetensors`, and whether it fits a cache or model.
 
-A checkpoint may come from a stranger: sizes are bounded, names and shapes must be exactly those of the controllers that
-the JSON describes, and nothing is unpickled.
+A checkpoint is untrusted: sizes are bounded, names and shapes must be exactly those of the controllers that the JSON
+describes, and nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -23,9 +21,10 @@ from ..data.files.bounded_json import dump_json, read_json
 from ..data.files.json_fields import JsonFields
 from ..data.knobs import KnobSpace
 from ..data.paths import existing_directory
-from .budget_encoder import BudgetEncoder
+from .budget_encoder import BudgetEncoder, encoder_digest
 from .stage1 import Stage1
 from .stage2 import Stage2
+from .weights import load_weights
 
 FORMAT_NAME = "knobctl-controllers"
 FORMAT_VERSION = 1
@@ -36,12 +35,11 @@ MAX_BLOCKS = 1 << 12
 MAX_SETTINGS = 1 << 15
 MAX_WEIGHT_BYTES = 1 << 32
 MAX_BUILT_BYTES = 1 << 30  # of both stages in memory; at d_model 2048 they take 10 MB
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model the controllers steer. `fingerprint` is None where a cache does not say."""
+    """The model that controllers were trained for. `fingerprint` is None where a cache does not record one."""
 
     name: str
     d_model: int
@@ -54,8 +52,8 @@ class ModelIdentity:
 class Controllers:
     """Stage1, Stage2 and the budget encoders they were trained with.
 
-    `budget_encoder` is the one behind the latency tokens; `stage1_budget_encoder` is Stage1's own where it was trained,
-    else the same object.
+    `budget_encoder` made the latency tokens' probes. `stage1_budget_encoder` is Stage1's own copy if it was trained,
+    otherwise the same object.
     """
 
     stage1: Stage1
@@ -73,18 +71,18 @@ class Controllers:
     def untrained(
         cls, space: KnobSpace, model: ModelIdentity, budgets_ms: tuple[float, ...], encoder: BudgetEncoder
     ) -> Controllers:
-        """Returns controllers of the right shape, all of whose weights are 0."""
+        """Returns controllers of the right sizes with all weights 0."""
         stages = Stage1(model.d_model, space), Stage2(model.d_model, space)
         return cls(*stages, encoder, encoder, space, model, budgets_ms)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Returns trainable parameters of each part, and the numbers in frozen buffers, which are not parameters."""
+        """Returns the parameters of each part, and the size of the frozen buffers, which do not count as parameters."""
         counts = {name: _count(module.parameters()) for name, module in self._modules().items()}
         counts["frozen_buffers"] = sum(_count(stage.buffers()) for stage in (self.stage1, self.stage2))
         return counts
 
     def save_pretrained(self, directory: Path | str) -> None:
-        """Writes the checkpoint. The weights come first: the JSON's presence means complete."""
+        """Writes the checkpoint. The JSON comes last: its presence means that the checkpoint is complete."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = save(self._tensors(), metadata={"format": "pt"})
@@ -107,7 +105,11 @@ class Controllers:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: Path | str, *, revision: str | None = None) -> Controllers:
-        """Reads a checkpoint from a directory or the Hugging Face hub. Raises CheckpointError for what is wrong."""
+        """Reads a checkpoint from a directory or the Hugging Face hub.
+
+        Raises:
+            CheckpointError: it is absent, damaged or of another version; the message names the file and the field.
+        """
         directory = _locate(path_or_hub_id, revision)
         config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
         record = read_json(config_path, error=CheckpointError)
@@ -116,7 +118,7 @@ class Controllers:
         made = cls.untrained(space, model, budgets_ms, BudgetEncoder.from_seed(model.d_model, 0))
         if record.get("trained_budget_encoder") is True:
             made.stage1_budget_encoder = BudgetEncoder.from_seed(model.d_model, 0)
-        _load_weights(made._modules(), weights_path, record.get("weights_sha256"))
+        load_weights(made._modules(), weights_path, max_bytes=MAX_WEIGHT_BYTES, digest=record.get("weights_sha256"))
         made.cache_fingerprint = record.get("cache_fingerprint")
         made.settings = dict(record.get("settings") or {})
         made.created_by = record.get("created_by")
@@ -130,10 +132,15 @@ class Controllers:
         model: ModelIdentity,
         encoder: BudgetEncoder | None,
     ) -> None:
-        """Raises CacheMismatch, naming both, unless a cache or model is of the kind that these controllers steer.
+        """Checks that the controllers belong to this knob space, model and budget encoder.
 
-        `what` names it, such as "cache runs/cache". Fingerprints are compared where both have one; another cache of
-        the same kind is no error.
+        Another cache of the same kind is accepted. Fingerprints are compared where both sides have one.
+
+        Args:
+            what: names the cache or model in the message, such as "cache runs/cache".
+
+        Raises:
+            CacheMismatch: naming both sides.
         """
         mine = f"the controllers (made for model {self.model.name})"
         if (space.tiers, space.insertion_positions, space.top_k, space.num_blocks) != (
@@ -142,25 +149,23 @@ class Controllers:
             self.space.top_k,
             self.space.num_blocks,
         ):
-            raise CacheMismatch(
-                f"{mine} choose among {self.space}, but {what} has {space}: train on it, or use its own"
-            )
+            raise CacheMismatch(f"{mine} choose among {self.space}, but {what} has {space}: train controllers on it")
         for name in ("d_model", "n_blocks", "native_top_k"):
             own, other = getattr(self.model, name), getattr(model, name)
             if own != other:
                 raise CacheMismatch(
-                    f"{mine} belong to a model with {name} {own}, but {what} (model {model.name}) has {name} {other}"
+                    f"{mine} need a model with {name} {own}, but {what} (model {model.name}) has {name} {other}"
                 )
         fingerprints = (self.model.fingerprint, model.fingerprint)
         if None not in fingerprints and fingerprints[0] != fingerprints[1]:
             raise CacheMismatch(
-                f"{mine}, fingerprint {str(fingerprints[0])[:12]}, do not belong to {what}, made with model "
-                f"{model.name}, fingerprint {str(fingerprints[1])[:12]}: use controllers trained for that model"
+                f"{mine}, fingerprint {str(fingerprints[0])[:12]}, do not fit {what}, made with model {model.name}, "
+                f"fingerprint {str(fingerprints[1])[:12]}: use controllers trained for that model"
             )
         if encoder is not None and encoder_digest(encoder) != encoder_digest(self.budget_encoder):
             raise CacheMismatch(
                 f"{mine} were trained with budget encoder {encoder_digest(self.budget_encoder)[:12]}, but {what} has "
-                f"{encoder_digest(encoder)[:12]}: its latency tokens mean other budgets; train on it, or use its own"
+                f"{encoder_digest(encoder)[:12]}, so its latency tokens mean other budgets: train controllers on it"
             )
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -181,22 +186,6 @@ class Controllers:
         }
 
 
-def encoder_digest(encoder: BudgetEncoder) -> str:
-    """Returns the sha256 of the encoder's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_budget_encoder(path: Path, d_model: int) -> BudgetEncoder:
-    """Reads a cache's `budget_encoder.safetensors`. Raises CheckpointError when it is not one of this width."""
-    encoder = BudgetEncoder.from_seed(d_model, 0)
-    _load_weights({"": encoder}, Path(path), None)
-    return encoder.requires_grad_(False)
-
-
 def _count(tensors: Any) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
@@ -206,7 +195,9 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
     path = existing_directory(name, "a controllers' checkpoint", error=CheckpointError)
     if path is not None:
         if not (path / CONFIG_NAME).is_file():
-            raise CheckpointError(f"{path} holds no {CONFIG_NAME}: it is no controllers' checkpoint, or half-written")
+            raise CheckpointError(
+                f"{path} holds no {CONFIG_NAME}: it is not a controllers' checkpoint, or half-written"
+            )
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -214,19 +205,21 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
     try:
         found = snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
-        raise CheckpointError(f"{name} is no directory here, and the hub does not give it: {cause}") from cause
+        raise CheckpointError(f"{name} is not a directory here, and cannot be fetched from the hub: {cause}") from cause
     if not (Path(found) / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{name} on the hub holds no {CONFIG_NAME}: it is no controllers' checkpoint")
+        raise CheckpointError(f"{name} on the hub holds no {CONFIG_NAME}: it is not a controllers' checkpoint")
     return Path(found)
 
 
 def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, tuple[float, ...]]:
-    """Returns what sizes the controllers have, after bounding it."""
+    """Returns what determines the controllers' sizes, after checking that it is within bounds."""
     fields = JsonFields(record, where, CheckpointError)
     if fields.value("format", None) != FORMAT_NAME:
-        raise CheckpointError(f"{where} does not say format {FORMAT_NAME!r}: it is no controllers' checkpoint")
+        raise CheckpointError(f"{where} does not have format {FORMAT_NAME!r}: it is not a controllers' checkpoint")
     if fields.value("version", None) != FORMAT_VERSION:
-        raise CheckpointError(f"{where} is of version {record.get('version')!r}, this program reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{where} has version {record.get('version')!r}, and this program reads version {FORMAT_VERSION}"
+        )
     model = fields.fields("model")
     identity = ModelIdentity(
         model.text("name"),
@@ -243,49 +236,13 @@ def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, 
         raise CheckpointError(f"{where} declares {sizes} knob values, more than {MAX_SETTINGS} combinations")
     built = _bytes_built(identity.d_model, space)
     if built > MAX_BUILT_BYTES:
-        raise CheckpointError(f"{where} declares {sizes} knob values, for which controllers would take {built:,} bytes")
+        raise CheckpointError(f"{where} declares {sizes} knob values: the controllers would take {built:,} bytes")
     return space, identity, budgets_ms
 
 
 def _bytes_built(d_model: int, space: KnobSpace) -> int:
-    """Returns what both stages take in memory, without building them."""
+    """Returns the bytes that both stages take in memory, without allocating them."""
     with torch.device("meta"):
         stages = Stage1(d_model, space), Stage2(d_model, space)
     tensors = [tensor for stage in stages for tensor in (*stage.parameters(), *stage.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _load_weights(modules: Mapping[str, nn.Module], path: Path, digest: object) -> None:
-    """Copies a safetensors file into modules whose tensors it must match name by name and shape by shape."""
-    wanted = {
-        f"{part}.{name}" if part else name: tensor
-        for part, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
-    try:
-        if path.stat().st_size > MAX_WEIGHT_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_WEIGHT_BYTES:,} bytes, more than controllers ever need")
-        if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise CheckpointError(f"{path} is not the file that {CONFIG_NAME} was written with (sha256 differs)")
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            if names != set(wanted):
-                odd = sorted(names ^ set(wanted))[:4]
-                raise CheckpointError(
-                    f"{path} does not hold exactly the tensors expected: {odd} are missing or unknown"
-                )
-            for name, target in wanted.items():
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(target.shape):
-                    raise CheckpointError(f"{path}: tensor {name} has shape {shape}, expected {tuple(target.shape)}")
-                source = file.get_tensor(name)
-                if source.dtype not in (target.dtype, *_FLOATS):
-                    raise CheckpointError(f"{path}: tensor {name} holds {source.dtype}, expected {target.dtype}")
-                if source.is_floating_point() != target.is_floating_point() or not bool(torch.isfinite(source).all()):
-                    raise CheckpointError(f"{path}: tensor {name} holds {source.dtype} or numbers that are not finite")
-                with torch.no_grad():
-                    target.copy_(source)
-                if not bool(torch.isfinite(target).all()):
-                    raise CheckpointError(f"{path}: tensor {name} holds numbers beyond {target.dtype}")
-    except (OSError, SafetensorError) as cause:
-        raise CheckpointError(f"{path} cannot be read: {cause}") from cause

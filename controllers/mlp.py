@@ -1,4 +1,4 @@
-"""The controllers' trainable part: a small perceptron, and the log-probabilities of choices that follow from it."""
+"""The controllers' trainable part: a small perceptron, and the log-probabilities of choices that it gives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 def log_probs(network: Callable[[Tensor], Tensor], feature: Tensor, allowed: Tensor | None) -> Tensor:
     """Returns log-probabilities over choices, [..., C]: the masked log-softmax of the network's logits.
 
-    Training, evaluation and the deployed controllers all compute them here.
+    The only place where they are computed: in training, in evaluation and in the deployed controllers.
 
     Args:
+        feature: [..., F].
         allowed: [..., C] bool; a choice that is not allowed gets -inf, probability exactly 0. None allows all.
     """
     logits = network(feature)
@@ -25,7 +26,7 @@ def log_probs(network: Callable[[Tensor], Tensor], feature: Tensor, allowed: Ten
 
 
 class Mlp(nn.Module):
-    """Linear layers with SiLU between. Weights lie as [in, out]."""
+    """Linear layers with SiLU between. Weights have shape [in, out]."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Mlp(nn.Module):
         return x @ last[0] + last[1]
 
     def reset(self, generator: torch.Generator, head_gain: float = 0.1) -> None:
-        """Draws new weights: variance-keeping, with a small head, so that every choice starts about equally likely."""
+        """Draws new weights: variance-preserving, with a small head, so that all choices start about equally likely."""
         with torch.no_grad():
             for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
                 gain = head_gain if index == len(self.weights) - 1 else math.sqrt(2.0)

@@ -1,4 +1,7 @@
-"""Stage1 (`knob1_predictor`): language feature and latency budget -> (tier, insertion position), before vision runs."""
+"""Stage1 (`knob1_predictor`) runs before vision: language feature and encoded budget -> (tier, insertion position).
+
+Shapes: B requests, D d_model, F features, J (tier, position) pairs.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ HIDDEN = (256, 160)
 
 
 class Stage1(nn.Module):
-    """One masked softmax over (tier, position) pairs, tier-major."""
+    """One masked softmax over (tier, position) pairs, in tier-major order."""
 
-    allowed_J: Tensor  # True where some sample of the training cache has a setting with this pair
+    allowed_J: Tensor  # whether any sample of the training cache has a setting with this pair
 
     def __init__(self, d_model: int, space: KnobSpace) -> None:
         super().__init__()
@@ -29,6 +32,6 @@ class Stage1(nn.Module):
         self.register_buffer("allowed_J", torch.ones(self.choices, dtype=torch.bool))
 
     def forward(self, language_feature_BD: Tensor, encoded_budget_BD: Tensor) -> Tensor:
-        """Returns log-probabilities over pairs, [B, J]; a pair that no sample has gets -inf."""
+        """Returns log-probabilities over pairs, [B, J]; a pair that no training sample has gets -inf."""
         feature_BF = torch.cat([self.language_basis(language_feature_BD), self.budget_basis(encoded_budget_BD)], dim=1)
         return log_probs(self.head, feature_BF, self.allowed_J)

@@ -1,4 +1,7 @@
-"""Stage2 (`knob2_knob3_predictor`): latency token, tier and position -> (top-k, num_blocks), within the model's run."""
+"""Stage2 (`knob2_knob3_predictor`) runs after p blocks: latency token, tier and position p -> (top-k, num_blocks).
+
+Shapes: B requests, D d_model, F features, T tiers, P positions, J (tier, position) pairs, A (top-k, num_blocks) pairs.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ HIDDEN = (128, 80)
 
 
 def place_codes(tiers: int, positions: int) -> Tensor:
-    """Returns what tells Stage2 where its token was read, [J, T + P] float32: one-hot tier, one-hot position."""
+    """Returns the code of each (tier, position) pair, [J, T + P] float32: one-hot tier, then one-hot position."""
     tier_TT, position_PP = torch.eye(tiers), torch.eye(positions)
     return torch.cat([tier_TT.repeat_interleave(positions, dim=0), position_PP.repeat(tiers, 1)], dim=1)
 
 
 class Stage2(nn.Module):
-    """One masked softmax over (top-k, num_blocks) pairs, top-k-major, given the pair that Stage1 chose."""
+    """One masked softmax over (top-k, num_blocks) pairs, in top-k-major order, given the pair that Stage1 chose."""
 
     place_JH: Tensor
-    allowed_JA: Tensor  # True where some sample of the training cache has the setting
+    allowed_JA: Tensor  # whether any sample of the training cache has the setting
 
     def __init__(self, d_model: int, space: KnobSpace) -> None:
         super().__init__()
@@ -37,9 +40,10 @@ class Stage2(nn.Module):
         self.register_buffer("allowed_JA", torch.ones(tiers * positions, self.choices, dtype=torch.bool))
 
     def forward(self, token_BD: Tensor, tier_B: Tensor, position_B: Tensor) -> Tensor:
-        """Returns log-probabilities over pairs, [B, A]; a setting that no sample has gets -inf.
+        """Returns log-probabilities over pairs, [B, A]; a setting that no training sample has gets -inf.
 
-        `tier_B` and `position_B` are indices into the knob space.
+        Args:
+            tier_B, position_B: indices into the knob space; the token was read there.
         """
         pair_B = tier_B * self.positions + position_B
         feature_BF = torch.cat([self.token_basis(token_BD, tier_B, position_B), self.place_JH[pair_B]], dim=1)

@@ -1,4 +1,7 @@
-"""The trained controllers as a policy: the two calls that replay and the live model both make."""
+"""The trained controllers as a policy, for replay and for the live model.
+
+Shapes: B requests, D d_model, X settings, J (tier, position) pairs, A (top-k, num_blocks) pairs.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ ROWS_AT_ONCE = 4096
 
 
 class TwoStagePolicy:
-    """Picks the most likely allowed pair at each stage (data.policy.Policy).
+    """Picks the most likely allowed pair at each stage (`data.policy.Policy`).
 
-    It computes in float64, so that a request gets the same choice alone (live) as among thousands (replay): float32
-    products round differently by batch shape, and a near tie would fall either way.
+    Computes in float64, so that a request gets the same choice alone (live) as among thousands (replay): float32
+    products round differently in different batch shapes, which could decide a near tie either way.
     """
 
     def __init__(self, controllers: Controllers, name: str = "controllers") -> None:
@@ -35,7 +38,7 @@ class TwoStagePolicy:
 
     @torch.no_grad()
     def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Stage1's call: (tier index [B], insertion-position index [B])."""
+        """Returns Stage1's choice: (tier index [B], insertion-position index [B])."""
         available_BJA = self._available(requests)
         choice_B = np.empty(len(requests), dtype=np.int64)
         for rows in _slices(len(requests)):
@@ -56,9 +59,9 @@ class TwoStagePolicy:
         position_B: NDArray[np.int64],
         token_BD: NDArray[np.float16] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Stage2's call: (top-k index [B], num_blocks index [B])."""
+        """Returns Stage2's choice: (top-k index [B], num_blocks index [B]). Raises ValueError without a token."""
         if token_BD is None:
-            raise ValueError("Stage2 reads the latency token, and none was given")
+            raise ValueError("Stage2 needs the latency token, and none was given")
         available_BJA = self._available(requests)
         choice_B = np.empty(len(requests), dtype=np.int64)
         for rows in _slices(len(requests)):
@@ -73,15 +76,15 @@ class TwoStagePolicy:
         return np.divmod(choice_B, len(self.space.num_blocks))
 
     def _encode(self, budget_ms: float) -> Tensor:
-        """Returns one encoded budget, [d_model]; each is computed once, alone."""
+        """Returns one encoded budget, [D]. Each is computed once, in a batch of its own."""
         if budget_ms not in self._encoded:
-            if len(self._encoded) >= ROWS_AT_ONCE:  # a live server may see a new budget with every request
+            if len(self._encoded) >= ROWS_AT_ONCE:  # a server may get a new budget with every request
                 self._encoded.clear()
             self._encoded[budget_ms] = self._encoder(torch.tensor([budget_ms]))[0]
         return self._encoded[budget_ms]
 
     def _available(self, requests: Requests) -> Tensor | None:
-        """Returns which pairs of choices each request may take, [B, J, A]: it has them, and training saw them."""
+        """Returns which choices are left to each request, [B, J, A]: its sample has them, and so had training."""
         if requests.available_BX is None:
             return None
         available_BX = torch.from_numpy(np.asarray(requests.available_BX))
@@ -92,7 +95,7 @@ class TwoStagePolicy:
 
 
 def setting_grid(space: KnobSpace) -> Tensor:
-    """Returns where each pair of choices stands in `space.settings`, [J, A] int64; -1 where it cannot run."""
+    """Returns the index in `space.settings` of each pair of choices, [J, A] int64; -1 where it cannot run."""
     index = {
         (space.tiers.index(s.tier), space.insertion_positions.index(s.insertion_position), s.top_k, s.num_blocks): x
         for x, s in enumerate(space.settings)
@@ -114,7 +117,7 @@ def _most_likely(log_prob_BC: Tensor, requests: Requests, rows: slice) -> NDArra
     if not bool(torch.isfinite(best_B).all()):
         row = int((~torch.isfinite(best_B)).nonzero()[0])
         raise UnknownSetting(
-            f"sample {requests.sample_ids[rows][row]!r} has no setting left that the controllers may choose: "
-            "its outcomes are missing, or they were trained on a cache without those settings"
+            f"sample {requests.sample_ids[rows][row]!r} has no setting that the controllers may choose: "
+            "its outcomes are missing, or the controllers were trained on a cache without its settings"
         )
     return choice_B.numpy()

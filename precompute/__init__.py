@@ -1,1 +1,5 @@
-"""The frozen model under every knob setting. Knows the data, and of the controllers only the budget encoder."""
+"""Runs the frozen model under every knob setting and writes the cache.
+
+Imports `data`, `devices` and, of the controllers, the budget encoder. The folders, each of which imports only those
+before it: `models`, `execution`, `latency`, `run`, `scale`. Start with `run/sample.py`, which runs one sample.
+"""

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..controllers.budget_encoder import BudgetEncoder
-from ..controllers.checkpoint import read_budget_encoder
+from ..controllers.budget_encoder import BudgetEncoder, read_budget_encoder
 from ..controllers.two_stage import setting_grid
 from ..data.knobs import KnobSpace
 from .reward import RewardWeights, complexity, reward, reward_terms

@@ -16,6 +16,7 @@ from knobctl.cli_values import HomePath, HomeText
 from knobctl.data.datasets.remote_images import _cached_path
 from knobctl.data.errors import CheckpointError
 from knobctl.data.paths import BUNDLED_ROOT
+from knobctl.data.progress import Progress
 from knobctl.precompute.models.loading import load_model, model_directory
 from knobctl.tests.support.dataset_files import png, write_json_lines
 from knobctl.tests.support.engine_world import write_tiny_model
@@ -110,10 +111,18 @@ def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatc
     assert expected in ran.stderr
 
 
+class Notes(Progress):
+    """Keeps the lines that a user would read."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
 @pytest.mark.usefixtures("home")
-def test_owner_and_name_is_a_directory_if_there_is_one_else_a_hub_id(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_owner_and_name_is_a_directory_if_there_is_one_else_a_hub_id(monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def fetch(name: str, **_: object) -> str:
@@ -125,8 +134,9 @@ def test_owner_and_name_is_a_directory_if_there_is_one_else_a_hub_id(
         model_directory("owner/tiny")
     assert asked == ["owner/tiny"]
     write_tiny_model(Path("owner/tiny"), 6, native_top_k=4)
-    assert model_directory("owner/tiny") == Path("owner/tiny")
-    assert f"the directory {Path('owner/tiny').absolute()}, not the hub repository" in capsys.readouterr().err
+    notes = Notes()
+    assert model_directory("owner/tiny", progress=notes) == Path("owner/tiny")
+    assert f"the directory {Path('owner/tiny').absolute()}, not the hub repository" in notes.texts[0]
     assert asked == ["owner/tiny"]
 
 

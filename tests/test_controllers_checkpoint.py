@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load, save, save_file
 
-from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, read_budget_encoder
-from knobctl.data.errors import CacheMismatch, CheckpointError
+from knobctl.controllers import budget_encoder
+from knobctl.controllers.budget_encoder import BudgetEncoder, read_budget_encoder
+from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
+from knobctl.data.errors import CacheError, CacheMismatch, CheckpointError
 from knobctl.data.knobs import KnobSpace
 
 SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4))
@@ -38,7 +39,7 @@ def test_parameter_counts_at_the_full_models_width():
     assert counts["frozen_buffers"] > 0
 
 
-def test_what_is_saved_is_loaded(controllers, tmp_path):
+def test_loading_returns_what_was_saved(controllers, tmp_path):
     controllers.save_pretrained(tmp_path)
     loaded = Controllers.from_pretrained(tmp_path)
     for name, tensor in controllers._tensors().items():
@@ -66,7 +67,7 @@ def fits(controllers, **changes):
     controllers.check_fits("cache X", **{**kind, **changes})
 
 
-def test_they_fit_caches_of_their_kind(controllers):
+def test_controllers_fit_other_caches_of_the_same_kind(controllers):
     fits(controllers)
     fits(controllers, model=replace(MODEL, fingerprint=None))
     fits(controllers, encoder=None)
@@ -83,13 +84,13 @@ def test_they_fit_caches_of_their_kind(controllers):
         ({"encoder": BudgetEncoder.from_seed(8, 2)}, "budget encoder .*cache X"),
     ],
 )
-def test_what_does_not_fit_is_refused_naming_both(controllers, change, named):
+def test_a_mismatch_is_refused_and_names_both_sides(controllers, change, named):
     with pytest.raises(CacheMismatch, match=named):
         fits(controllers, **change)
 
 
 def rewrite(directory, change):
-    """Changes the JSON, as a stranger might."""
+    """Changes the JSON."""
     path = directory / CONFIG_NAME
     record = json.loads(path.read_text())
     change(record)
@@ -97,7 +98,7 @@ def rewrite(directory, change):
 
 
 def replace_weights(directory, tensors):
-    """Writes other weights and the digest that goes with them."""
+    """Writes other weights and their digest."""
     (directory / WEIGHTS_NAME).write_bytes(save(tensors))
     digest = hashlib.sha256((directory / WEIGHTS_NAME).read_bytes()).hexdigest()
     rewrite(directory, lambda record: record.update(weights_sha256=digest))
@@ -106,7 +107,7 @@ def replace_weights(directory, tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(format="pickle"), "no controllers' checkpoint"),
+        (lambda r: r.update(format="pickle"), "not a controllers' checkpoint"),
         (lambda r: r.update(version=2), "version 2"),
         (lambda r: r["model"].update(d_model=10**9), "d_model"),
         (lambda r: r["model"].update(d_model=True), "d_model"),
@@ -119,14 +120,14 @@ def replace_weights(directory, tensors):
         (lambda r: r.update(weights_sha256="0" * 64), "sha256"),
     ],
 )
-def test_a_strangers_json_is_refused(controllers, tmp_path, change, message):
+def test_untrusted_json_is_refused(controllers, tmp_path, change, message):
     controllers.save_pretrained(tmp_path)
     rewrite(tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
         Controllers.from_pretrained(tmp_path)
 
 
-def test_strangers_weights_are_refused(controllers, tmp_path):
+def test_untrusted_weights_are_refused(controllers, tmp_path):
     controllers.save_pretrained(tmp_path)
     good = load((tmp_path / WEIGHTS_NAME).read_bytes())
     name = "stage1.head.weights.0"
@@ -146,7 +147,7 @@ def test_strangers_weights_are_refused(controllers, tmp_path):
         Controllers.from_pretrained(tmp_path)
 
 
-def test_a_half_written_checkpoint_and_no_checkpoint_are_refused(controllers, tmp_path):
+def test_a_half_written_or_absent_checkpoint_is_refused(controllers, tmp_path):
     controllers.save_pretrained(tmp_path / "whole")
     (tmp_path / "whole" / CONFIG_NAME).unlink()
     with pytest.raises(CheckpointError, match="half-written"):
@@ -155,17 +156,22 @@ def test_a_half_written_checkpoint_and_no_checkpoint_are_refused(controllers, tm
         Controllers.from_pretrained(tmp_path / "absent")
 
 
-def test_a_caches_encoder_is_read_or_refused(tmp_path):
+def test_a_caches_budget_encoder_is_read_or_refused(tmp_path, monkeypatch):
     path = tmp_path / "budget_encoder.safetensors"
     save_file(BudgetEncoder.from_seed(8, 3).state_dict(), path)
     budget = torch.tensor([15.0])
     assert torch.equal(read_budget_encoder(path, 8)(budget), BudgetEncoder.from_seed(8, 3)(budget))
-    with pytest.raises(CheckpointError, match="shape"):
+    with pytest.raises(CheckpointError, match=r"budget_encoder.safetensors: .*shape.* width 9 .*make the cache again"):
         read_budget_encoder(path, 9)
+    with pytest.raises(CacheError, match="shape"):
+        read_budget_encoder(path, 9, error=CacheError)
+    monkeypatch.setattr(budget_encoder, "MAX_FILE_BYTES", path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="larger than"):
+        read_budget_encoder(path, 8)
 
 
 @pytest.mark.parametrize("knobs", [{"insertion_positions": 5}, {"insertion_positions": None}, {"tier_crops": 5}])
-def test_a_strangers_knobs_are_refused_in_words(controllers, tmp_path, knobs):
+def test_untrusted_knobs_are_refused_naming_the_knob(controllers, tmp_path, knobs):
     controllers.save_pretrained(tmp_path)
     record = json.loads((tmp_path / CONFIG_NAME).read_text())
     record["knobs"] |= knobs
@@ -174,7 +180,7 @@ def test_a_strangers_knobs_are_refused_in_words(controllers, tmp_path, knobs):
         Controllers.from_pretrained(tmp_path)
 
 
-def test_one_knob_of_very_many_values_is_refused_before_it_is_built(controllers, tmp_path):
+def test_a_knob_with_very_many_values_is_refused_before_anything_is_built(controllers, tmp_path):
     controllers.save_pretrained(tmp_path)
     record = json.loads((tmp_path / CONFIG_NAME).read_text())
     record["knobs"] |= {"insertion_positions": list(range(1, 16001)), "top_k": [2], "num_blocks": [20000]}
@@ -190,7 +196,7 @@ def test_one_knob_of_very_many_values_is_refused_before_it_is_built(controllers,
         (torch.zeros(8, 2048).to(torch.float8_e4m3fn), "float8"),
     ],
 )
-def test_numbers_of_other_kinds_are_refused(tmp_path, tensor, message):
+def test_weights_of_other_number_types_are_refused(tmp_path, tensor, message):
     weights = BudgetEncoder.from_seed(8, 0).state_dict()
     save_file({**weights, "layers.1.weight": tensor}, tmp_path / "encoder.safetensors")
     with pytest.raises(CheckpointError, match=message):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from knobctl.controllers.budget_encoder import read_budget_encoder
 from knobctl.data.cache.executor import CacheExecutor
 from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import save_importance
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel
-from knobctl.precompute.models.encoder_file import read_encoder
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.live_from_cache import live_factory
@@ -78,7 +78,7 @@ def knobs(cache: Cache, model_dir: Path) -> CountingModel:
         tiny.loaded,
         space=tiny.space,
         importance=tiny.importance,
-        encoder=read_encoder(cache.budget_encoder_path, cache.d_model),
+        encoder=read_budget_encoder(cache.budget_encoder_path, cache.d_model),
         tasks=tiny.tasks,
         budgets_ms=[float(ms) for ms in cache.budgets_ms],
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from knobctl.controllers.budget_encoder import read_budget_encoder
 from knobctl.data.cache.executor import CacheExecutor
 from knobctl.data.cache.merge import merge_caches
 from knobctl.data.cache.reader import open_cache
@@ -29,7 +30,6 @@ from knobctl.data.errors import (
 from knobctl.data.importer import load_importance, save_importance
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.precompute.models.encoder_file import read_encoder
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.forecast import forecast
 from knobctl.precompute.run.importance import measure_importance
@@ -102,7 +102,7 @@ def test_replay_answers_as_the_live_model_does(cache, model_dir):
     """All settings and all budgets: answers, accuracies, and tokens to the last bit."""
     live = LiveExecutor(tiny_knobs(model_dir, space=cache.space, importance=cache.manifest.importance))
     live.knobs.budgets_ms = tuple(float(ms) for ms in cache.budgets_ms)
-    live.knobs.encoder = read_encoder(cache.budget_encoder_path, cache.d_model)
+    live.knobs.encoder = read_budget_encoder(cache.budget_encoder_path, cache.d_model)
     replay = CacheExecutor(cache)
     by_id = {sample.sample_id: sample for sample in easy_samples(12)}
     for sample_id in cache.sample_ids[:3]:

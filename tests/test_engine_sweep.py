@@ -16,9 +16,9 @@ from knobctl.precompute.execution.batch_limit import BatchLimit
 from knobctl.precompute.execution.plan_tree import PlanTree
 from knobctl.precompute.execution.token_pass import PromptState, make_probes, probe_mask, token_pass
 from knobctl.precompute.models import router_ties
-from knobctl.precompute.models.molmoe.generate import ModelInputs, generate
 from knobctl.precompute.models.molmoe.model import Molmoe
 from knobctl.tests.support.engine_world import published_order, tiny_config
+from knobctl.tests.support.reference_decoding import ModelInputs, generate
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_one_plan_alone_answers_as_the_plain_model_does(model, plans):
         expected = generate(
             model,
             ModelInputs(input_ids),
-            [top_k or None for top_k in plan],
+            plan,
             max_new_tokens=5,
             end_id=None,
             pad_id=1,

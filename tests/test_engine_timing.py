@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from knobctl.data.errors import KnobctlError
+from knobctl.precompute.execution.request_decoder import STEP
 from knobctl.precompute.latency import clocks as timing
 from knobctl.precompute.latency.block_times import (
     FORCED_STEPS,
@@ -20,7 +21,7 @@ from knobctl.precompute.latency.block_times import (
     measure_whole,
 )
 from knobctl.precompute.latency.clocks import request_times, stopwatch, timed
-from knobctl.precompute.latency.timed_request import HEAD, READ, START, STEP, VISION, run_request
+from knobctl.precompute.latency.timed_request import HEAD, READ, START, VISION, decoder_for, run_request
 from knobctl.precompute.run.journal import Journal, check_summary
 from knobctl.precompute.run.pilot import Pilot, parse_budgets
 from knobctl.precompute.run.work_counts import Ledger
@@ -87,13 +88,20 @@ def test_marks_are_taken_in_order(monkeypatch):
 
 def test_a_timed_request_runs_the_plan_that_it_is_asked_for(knobs, prepared):
     """Its marks name the blocks that ran, and its tokens are those of the plan answered alone."""
-    sample = easy_samples(1)[0]
+    sample, decoder = easy_samples(1)[0], decoder_for(knobs, prepared, num_tokens=3)
     for setting, plan in knobs.plans.items():
         if setting.tier != "low":
             continue
         marks: list[str | int] = []
         tokens = run_request(
-            knobs, prepared, plan, setting.insertion_position, knobs.probe_MD[0], num_tokens=3, mark=marks.append
+            knobs,
+            prepared,
+            plan,
+            setting.insertion_position,
+            knobs.probe_MD[0],
+            num_tokens=3,
+            decoder=decoder,
+            mark=marks.append,
         )
         running = [block for block, top_k in enumerate(plan) if top_k]
         before = [block for block in running if block < setting.insertion_position]

@@ -121,7 +121,7 @@ def test_an_unexpected_tensor_is_named(copy, tensors):
 def test_a_misshapen_tensor_is_named(copy, tensors, name):
     tensors[name] = tensors[name][:-1].contiguous()
     save_over(copy, tensors)
-    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} has shape \[.*\], and the config makes it \["):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} has shape \[.*\], but its config requires \["):
         load_molmoe(copy)
 
 
@@ -139,7 +139,7 @@ def test_an_index_that_reaches_elsewhere_is_refused(tmp_path, tensors, file):
     weight_map[NORM] = file
     (tmp_path / "sharded" / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / SINGLE_FILE).write_bytes((TINY / SINGLE_FILE).read_bytes())
-    with pytest.raises(CheckpointError, match=f"{re.escape(NORM)} lies in .*not a safetensors file name"):
+    with pytest.raises(CheckpointError, match=f"{re.escape(NORM)} is in .*not a safetensors file name"):
         load_molmoe(tmp_path / "sharded")
 
 
@@ -177,7 +177,7 @@ def test_a_truncated_file_is_refused(copy, keep):
 def test_pickles_are_not_read(copy):
     (copy / SINGLE_FILE).unlink()
     torch.save({}, copy / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match="has no weights"):
         load_molmoe(copy)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import DynamicCache
 
+from knobctl.precompute.execution.request_decoder import RequestDecoder
 from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.models.molmoe.generate import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
 from knobctl.precompute.models.molmoe.model import Molmoe
-from knobctl.precompute.models.molmoe.step_decoder import StepDecoder
 from knobctl.tests.support.molmoe_fixtures import CASES, TINY, case_inputs, plan_of, tiny_model
+from knobctl.tests.support.reference_decoding import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
 
 CONFIG = MolmoeConfig.from_json(TINY / "config.json")
 
@@ -153,7 +154,9 @@ def test_half_precision_runs_and_sees_the_same_image(dtype):
     assert tokens.shape == (1, 3)
 
 
-def prefilled(case: str, variant: str, model: Molmoe, capacity: int = 120) -> tuple[StepDecoder, int, int]:
+def prefilled(
+    case: str, variant: str, model: Molmoe, capacity: int = 120, kind: type[RequestDecoder] = RequestDecoder
+) -> tuple[RequestDecoder, int, int]:
     """A decoder that holds a case's prompt, the prompt's length, and the answer's first token."""
     inputs, cache = case_inputs(case), DynamicCache()
     device = model.device
@@ -164,8 +167,8 @@ def prefilled(case: str, variant: str, model: Molmoe, capacity: int = 120) -> tu
     hidden, length = embed_inputs(model, inputs), inputs.input_ids.shape[1]
     plan, place = plan_of(case, variant), torch.arange(length, device=device)[None]
     hidden = run_blocks(model, hidden, plan, position_ids=place, attention_mask=None, cache=cache)
-    decoder = StepDecoder(model, capacity)
-    kept = [block for block, top_k in enumerate(plan) if top_k is not None]
+    decoder = kind(model, capacity)
+    kept = [block for block, top_k in enumerate(plan) if top_k]
     decoder.load_prompt(
         {block: cache.layers[block].keys for block in kept}, {block: cache.layers[block].values for block in kept}
     )
@@ -177,18 +180,41 @@ def prefilled(case: str, variant: str, model: Molmoe, capacity: int = 120) -> tu
     [("text_only", "base"), ("text_only", "kmix"), ("text_only", "skip0"), ("multi_crop", "k2_skip1")],
 )
 @torch.inference_mode()
-def test_step_decoder_gives_the_reference_tokens(case, variant):
+def test_the_request_decoder_gives_the_reference_tokens(case, variant):
     decoder, length, first = prefilled(case, variant, tiny_model())
     tokens = decoder.decode(plan_of(case, variant), length=length, first_token=first, max_new_tokens=8, end_id=None)
-    assert [tokens] == CASES[case]["variants"][variant]["gen_tokens"]
+    assert [list(tokens)] == CASES[case]["variants"][variant]["gen_tokens"]
+
+
+class ReplayedDecoder(RequestDecoder):
+    """Replays calls instead of CUDA graphs, so that the CPU runs the steps that a graph would record."""
+
+    def __init__(self, model: Molmoe, capacity: int) -> None:
+        super().__init__(model, capacity, use_graphs=True)
+
+    def _capture(self, function):
+        return SimpleNamespace(replay=function)
+
+
+@pytest.mark.parametrize("variant", ["base", "kmix", "skip2", "k2"])
+@torch.inference_mode()
+def test_a_step_that_graphs_record_keeps_its_addresses_and_gives_the_reference_tokens(variant):
+    decoder, length, first = prefilled("text_only", variant, tiny_model(), kind=ReplayedDecoder)
+    plan, state = plan_of("text_only", variant), (decoder._hidden_11D, decoder._token_11, *decoder._rotary)
+    addresses = [tensor.data_ptr() for tensor in state]
+    for _ in range(2):
+        tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
+        assert [list(tokens)] == CASES["text_only"]["variants"][variant]["gen_tokens"]
+    assert [t.data_ptr() for t in (decoder._hidden_11D, decoder._token_11, *decoder._rotary)] == addresses
+    assert decoder.num_graphs == 2 + sum(top_k > 0 for top_k in plan)
 
 
 @torch.inference_mode()
-def test_step_decoder_stops_and_refuses_what_does_not_fit():
+def test_the_request_decoder_stops_at_the_end_token_and_refuses_what_does_not_fit():
     run_, plan = CASES["text_only"]["eos_override"], plan_of("text_only", "base")
     decoder, length, first = prefilled("text_only", "base", tiny_model(), capacity=20)
     options = {"length": length, "first_token": first, "end_id": run_["eos_token_id"]}
-    assert [decoder.decode(plan, max_new_tokens=8, **options)] == run_["expected"]
+    assert [list(decoder.decode(plan, max_new_tokens=8, **options))] == run_["expected"]
     with pytest.raises(ValueError, match="do not fit"):
         decoder.decode(plan, max_new_tokens=10, **options)
 
@@ -199,10 +225,10 @@ def test_one_decoder_serves_plan_after_plan():
     decoder, length, first = prefilled("text_only", "base", model)
     for variant in ("base", "k2", "base"):
         other, _, first = prefilled("text_only", variant, model)
-        decoder.load_prompt(dict(enumerate(other._cache.keys)), dict(enumerate(other._cache.values)))
+        decoder.load_prompt(other.prompt_cache().keys, other.prompt_cache().values)
         plan = plan_of("text_only", variant)
         tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
-        assert [tokens] == CASES["text_only"]["variants"][variant]["gen_tokens"]
+        assert [list(tokens)] == CASES["text_only"]["variants"][variant]["gen_tokens"]
 
 
 @pytest.mark.gpu
@@ -216,8 +242,8 @@ def test_graphs_replay_what_the_blocks_compute(variant):
     plan = plan_of("text_only", variant)
     for _ in range(2):  # captured, then replayed
         tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
-        assert [tokens] == CASES["text_only"]["variants"][variant]["gen_tokens"]
-    assert decoder.num_graphs == 2 + sum(top_k is not None for top_k in plan)
+        assert [list(tokens)] == CASES["text_only"]["variants"][variant]["gen_tokens"]
+    assert decoder.num_graphs == 2 + sum(top_k > 0 for top_k in plan)
 
 
 @pytest.mark.gpu

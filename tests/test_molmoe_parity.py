@@ -8,14 +8,6 @@ import pytest
 import torch
 
 from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
-from knobctl.precompute.models.molmoe.generate import (
-    causal_mask,
-    embed_inputs,
-    forward_logits,
-    generate,
-    position_ids_of,
-    real_positions,
-)
 from knobctl.tests.support.molmoe_fixtures import (
     CASES,
     VARIANTS,
@@ -25,6 +17,14 @@ from knobctl.tests.support.molmoe_fixtures import (
     padded,
     plan_of,
     tiny_model,
+)
+from knobctl.tests.support.reference_decoding import (
+    causal_mask,
+    embed_inputs,
+    forward_logits,
+    generate,
+    position_ids_of,
+    real_positions,
 )
 
 IMAGE_CASES = [case for case, entry in CASES.items() if entry["source"] is not None]
@@ -77,7 +77,7 @@ def test_hidden_state_after_every_block(case, variant):
     mask, position_ids = causal_mask(is_real, is_real.shape[1], hidden.dtype), position_ids_of(is_real)
     compared = 0
     for block, top_k in enumerate(plan_of(case, variant)):
-        if top_k is not None:
+        if top_k:
             hidden = model.run_block(block, hidden, top_k=top_k, position_ids=position_ids, attention_mask=mask)
         if (name := f"out.{variant}.block_out.{block}") in wanted:
             assert_close(hidden[is_real], wanted[name][is_real])

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
-from knobctl.precompute.models.molmoe.generate import ModelInputs, generate
 from knobctl.precompute.models.molmoe.preprocess import preprocess_image
 from knobctl.precompute.models.molmoe.prompt import PromptTokenizer
+from knobctl.tests.support.reference_decoding import ModelInputs, generate
 from knobctl.tools.nano.bundle import SCHEMA
 from knobctl.tools.nano.small_print import SMALL_PRINT_SEED, small_print_rows
 
@@ -75,6 +75,6 @@ def test_nano_answers_held_out_questions(dataset, at_least):
         prompt = torch.tensor([*tokenizer.encode_prompt(row["question"])])
         ids = torch.cat([torch.tensor([special.begin]), image.token_ids, prompt])
         inputs = ModelInputs(ids[None], image.crops[None], image.masks[None], image.image_input_idx[None])
-        answer = generate(model, inputs, [8] * 16, max_new_tokens=5, end_id=special.end, pad_id=special.pad)
+        answer = generate(model, inputs, (8,) * 16, max_new_tokens=5, end_id=special.end, pad_id=special.pad)
         right += tokenizer.decode(answer[0].tolist()) in row["answers"]
     assert right / len(rows) >= at_least

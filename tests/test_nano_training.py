@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from knobctl.precompute.models.molmoe.generate import ModelInputs, forward_logits
 from knobctl.precompute.models.molmoe.preprocess import preprocess_image
+from knobctl.tests.support.reference_decoding import ModelInputs, forward_logits
 from knobctl.tools.nano.batches import IGNORED, packed_mask
 from knobctl.tools.nano.bundle import training_rng
 from knobctl.tools.nano.forward import FIRST_DROPPABLE, answer_logits, draw_plan, encode, full_plan

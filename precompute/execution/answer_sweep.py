@@ -22,7 +22,7 @@ from ..models.molmoe.model import Molmoe, Rotary
 from ..models.router_ties import TieWatch
 from .batch_limit import BatchLimit
 from .decoding import Branch, Decoded, decode_greedy
-from .kv_cache import PromptCache, StepCache, with_room
+from .kv_cache import KeyValueCache, with_room
 from .plan_tree import PlanTree, Stream, native_blocks
 from .token_pass import PromptState
 
@@ -47,7 +47,7 @@ def answer_alone(
 def run_prompt(model: Molmoe, state: PromptState, plan: BlockPlan) -> Branch:
     """Goes on from the token pass through the rest of `plan`, at batch 1."""
     start = min(native_blocks(plan, model.config.native_top_k), state.num_shared)
-    cache = PromptCache()
+    cache = KeyValueCache()
     cache.keys.update(enumerate(state.keys_1HSW[:start]))
     cache.values.update(enumerate(state.values_1HSW[:start]))
     hidden_1SD = state.hidden_1SD[start]
@@ -137,7 +137,7 @@ class _TreePrefill:
     def _run_whole(self, block: int, places: Sequence[int], top_k: int, after: _Streams) -> None:
         """Runs the block at every position of the streams at `places`."""
         hidden_RSD = torch.stack([after.hidden_SD[place] for place in places])
-        cache, watch = PromptCache(), TieWatch()
+        cache, watch = KeyValueCache(), TieWatch()
         hidden_RSD = self._model.run_block(
             block, hidden_RSD, top_k=top_k, position_embeddings=self._rotary, cache=cache, watch=watch
         )
@@ -150,7 +150,7 @@ class _TreePrefill:
         cosine, sine = self._rotary
         front = self._model.keys_values(block, hidden_RSD[:, :-1], (cosine[:, :-1], sine[:, :-1]))
         keys, values = (with_room(prompt_RHSW, room=1) for prompt_RHSW in front)
-        cache, watch = StepCache({block: keys}, {block: values}, self._state.length - 1), TieWatch()
+        cache, watch = KeyValueCache({block: keys}, {block: values}, self._state.length - 1), TieWatch()
         hidden_R1D = self._model.run_block(
             block,
             hidden_RSD[:, -1:],
@@ -166,7 +166,7 @@ class _TreePrefill:
         block: int,
         places: Sequence[int],
         hidden: Tensor,
-        cache: PromptCache | StepCache,
+        cache: KeyValueCache,
         watch: TieWatch,
         after: _Streams,
     ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...data.plans import BlockPlan
 from ..models.molmoe.model import Molmoe
 from ..models.router_ties import TieWatch
-from .kv_cache import StepCache, with_room
+from .kv_cache import KeyValueCache, with_room
 
 # The two best logits may change places from one batch shape to another when they lie closer than this.
 NEAR_TIE = 1e-3
@@ -91,13 +91,13 @@ class _PlanRows:
         self._model = model
         self._device = branches[0].last_D.device
         self._plan_RB = torch.tensor([branch.plan for branch in branches])
-        self._caches: dict[int, StepCache] = {}
+        self._caches: dict[int, KeyValueCache] = {}
         for block in range(self._plan_RB.shape[1]):
             running = [branch for branch in branches if branch.plan[block]]
             if running:
                 keys = with_room(torch.stack([branch.keys_HSW[block] for branch in running]), room)
                 values = with_room(torch.stack([branch.values_HSW[block] for branch in running]), room)
-                self._caches[block] = StepCache({block: keys}, {block: values}, running[0].length)
+                self._caches[block] = KeyValueCache({block: keys}, {block: values}, running[0].length)
 
     def keep(self, places: list[int], keep_R: Tensor) -> None:
         """Drops every row but those at `places`."""

@@ -24,7 +24,7 @@ from ...controllers.budget_encoder import BudgetEncoder
 from ...data.errors import CheckpointError
 from ...devices import single_thread
 from ..models.molmoe.model import Molmoe
-from .kv_cache import PromptCache
+from .kv_cache import KeyValueCache
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def token_pass(
     length, num_probes = prompt_1SD.shape[1], probe_MD.shape[0]
     place = torch.arange(length + num_probes, device=prompt_1SD.device).clamp(max=length)
     mask = probe_mask(length, num_probes, prompt_1SD.device)
-    cache = PromptCache()
+    cache = KeyValueCache()
     with single_thread():
         rotary = model.position_embeddings(place[None])
         hidden = torch.cat([prompt_1SD, probe_MD[None]], dim=1)

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from ...data.plans import BlockPlan
 from ..execution.knob_model import KnobModel, PreparedPrompt
+from ..execution.request_decoder import RequestDecoder
 from .clocks import RequestTimes, quiet, timed
-from .timed_request import run_request
+from .timed_request import decoder_for, run_request
 
 FORCED_STEPS = 4  # decoding steps that a pass times, whatever the answer's length
 
@@ -115,13 +116,14 @@ def measure_blocks(
     passes = [_whole_model(knobs, top_k) for top_k in top_ks]
     requests = [*passes, *end_to_end]
     times: list[list[RequestTimes]] = [[] for _ in requests]  # [request][run]
+    decoder = decoder_for(knobs, prepared, max(request.output_tokens for request in requests))
     with quiet():
-        _run(knobs, prepared, passes[top_ks.index(native)], blocks=True)  # warm-up
+        _run(knobs, prepared, passes[top_ks.index(native)], decoder, blocks=True)  # warm-up
         for _ in range(runs):
             order = list(range(len(requests)))
             draw.shuffle(order)
             for index in order:
-                times[index].append(_run(knobs, prepared, requests[index], blocks=index < len(passes)))
+                times[index].append(_run(knobs, prepared, requests[index], decoder, blocks=index < len(passes)))
     block_times = _block_times(top_ks, times[: len(passes)], native, knobs.model.config.num_blocks)
     checks = [
         _check(block_times.latency(whole.plan, whole.output_tokens), runs_of)
@@ -135,13 +137,14 @@ def measure_whole(
 ) -> list[PlanLatency]:
     """Times every plan end to end, `runs` times, interleaved."""
     times: list[list[RequestTimes]] = [[] for _ in plans]
+    decoder = decoder_for(knobs, prepared, max(plan.output_tokens for plan in plans))
     with quiet():
-        _run(knobs, prepared, plans[0], blocks=False)  # warm-up
+        _run(knobs, prepared, plans[0], decoder, blocks=False)  # warm-up
         for _ in range(runs):
             order = list(range(len(plans)))
             draw.shuffle(order)
             for index in order:
-                times[index].append(_run(knobs, prepared, plans[index], blocks=False))
+                times[index].append(_run(knobs, prepared, plans[index], decoder, blocks=False))
     return [
         summarise(
             np.array([one.vision_ms for one in runs_of]),
@@ -162,6 +165,7 @@ def _run(
     knobs: KnobModel,
     prepared: PreparedPrompt,
     request: TimedPlan,
+    decoder: RequestDecoder,
     *,
     blocks: bool,
 ) -> RequestTimes:
@@ -174,6 +178,7 @@ def _run(
             request.position,
             knobs.probe_MD[0],
             num_tokens=request.output_tokens,
+            decoder=decoder,
             mark=mark,
         ),
         blocks=blocks,

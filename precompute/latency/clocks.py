@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ...devices import single_thread
-from .timed_request import HEAD, READ, START, STEP, VISION
+from ..execution.request_decoder import STEP, Mark
+from .timed_request import HEAD, READ, START, VISION
 
 Span = tuple[str | int, float]  # what ended, and the ms since the mark before
 
@@ -132,7 +133,7 @@ def request_times(spans: list[Span]) -> RequestTimes:
     return times
 
 
-def timed(device: torch.device, run: Callable[[Callable[[str | int], None]], object], *, blocks: bool) -> RequestTimes:
+def timed(device: torch.device, run: Callable[[Mark], object], *, blocks: bool) -> RequestTimes:
     """Runs `run(mark)` once and returns what it took; `blocks` also marks between blocks."""
     watch = stopwatch(device)
     run(watch.mark if blocks else watch.mark_stages)

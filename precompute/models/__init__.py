@@ -1,1 +1,4 @@
-"""Frozen models: loading, devices, and each family's own code. Independent of knobs. Start with `loading.py`."""
+"""Frozen models: how they are loaded, and one folder for each family.
+
+Imports `data` and `devices`; independent of knobs, budgets and caches. Start with `loading.py`, then `molmoe/model.py`.
+"""

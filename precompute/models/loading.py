@@ -1,4 +1,4 @@
-"""From a model's name to weights, tokenizer and fingerprint, on a device. Knows nothing of knobs."""
+"""From a model's name to weights, tokenizer and fingerprint, on a device."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from ...data.errors import CheckpointError
 from ...data.paths import BUNDLED_ROOT, is_hub_id
+from ...data.progress import SILENT, Progress
 from ...devices import find_device, find_dtype
 from .molmoe.checkpoint import checkpoint_directory, load_molmoe
 from .molmoe.fingerprint import model_fingerprint
 from .molmoe.model import Molmoe
 from .molmoe.prompt import PromptTokenizer
-from .progress import say
 
 BUNDLED_MODELS = ("nano",)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint, ready to run."""
+    """A checkpoint that is ready to run."""
 
     name: str
     directory: Path
@@ -33,38 +33,49 @@ class LoadedModel:
         return self.name in BUNDLED_MODELS
 
 
-def load_model(name: str, *, revision: str | None = None, device: str = "cuda", dtype: str = "auto") -> LoadedModel:
-    """Loads a bundled model by name, a checkpoint directory, or a hub id, in this order: `model_directory`.
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "cuda",
+    dtype: str = "auto",
+    progress: Progress = SILENT,
+) -> LoadedModel:
+    """Loads a model by name; `model_directory` says what a name means.
 
     Args:
+        revision: branch, tag or commit on the hub.
         dtype: float32, bfloat16 or float16; auto is float32 on the CPU and bfloat16 on a GPU.
 
     Raises:
-        CheckpointError: there is no such model, or it cannot be read.
-        KnobctlError: there is no such device or dtype.
+        CheckpointError: the model does not exist or cannot be read.
+        KnobctlError: the device or dtype does not exist.
     """
     where = find_device(device)
-    directory = model_directory(name, revision)
+    directory = model_directory(name, revision, progress=progress)
     model = load_molmoe(directory, dtype=find_dtype(dtype, where), device=where)
     tokenizer = PromptTokenizer.from_directory(directory)
     return LoadedModel(name, directory, model, tokenizer, fingerprint(model, directory))
 
 
-def model_directory(name: str, revision: str | None = None) -> Path:
-    """Returns the checkpoint directory of a bundled name, a path or a hub id.
+def model_directory(name: str, revision: str | None = None, *, progress: Progress = SILENT) -> Path:
+    """Returns the checkpoint directory of a bundled model, a path or a hub id, tried in this order.
 
-    A bundled name is the bundled model, whatever directories there are: one that is called so is `./nano`. A directory
-    that exists goes before the hub repository of the same name, which is said on stderr.
+    A bundled name always means the bundled model: a directory of that name is written `./nano`. An existing directory
+    takes precedence over the hub repository of the same name, and `progress` notes that.
+
+    Raises:
+        CheckpointError: none of them exists.
     """
     if name in BUNDLED_MODELS:
         directory = BUNDLED_ROOT / name
         if not (directory / "config.json").is_file():
             raise CheckpointError(
-                f"the bundled model {name} is not in this installation ({directory}): install knobctl anew."
+                f"the bundled model {name} is missing from this installation ({directory}): reinstall knobctl."
             )
         return directory
     if is_hub_id(name) and Path(name).is_dir():
-        say(f"model {name}: the directory {Path(name).absolute()}, not the hub repository of that name")
+        progress.note(f"model {name}: the directory {Path(name).absolute()}, not the hub repository of that name")
     try:
         return checkpoint_directory(name, revision=revision)
     except CheckpointError as error:

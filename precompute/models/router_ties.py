@@ -1,25 +1,26 @@
-"""Ties of a router: the rows whose choice of experts another batch shape may change."""
+"""Router ties: rows whose choice of experts might differ in another batch shape."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-# Two experts whose probabilities at the cut differ by less than this may swap places in a batch of another shape.
+# The last expert kept and the first left out may swap in a batch of another shape when their probabilities differ by
+# less than this.
 ROUTER_TIE = 1e-7
 
 
 class TieWatch:
-    """Collects, over the calls of one pass, which rows met a tie. Shapes: R rows, S positions."""
+    """Collects which rows met a tie in any call of one pass. Shapes: R rows, S positions."""
 
     def __init__(self) -> None:
         self.tied_R: Tensor | None = None
 
     def see(self, probability_RSk: Tensor, top_k: int | Tensor) -> None:
-        """Compares the last expert taken with the first one left out.
+        """Compares the last expert kept with the first one left out.
 
         Args:
-            probability_RSk: the largest ones in descending order, at least one more than the largest k.
-            top_k: of all rows, or [R].
+            probability_RSk: the largest probabilities in descending order, at least one more than the largest k.
+            top_k: for all rows, or [R], one for each.
         """
         gap_RSk = probability_RSk[..., :-1] - probability_RSk[..., 1:]
         if isinstance(top_k, int):

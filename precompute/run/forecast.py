@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ...controllers.budget_encoder import encoder_bytes
 from ...data.budgets import DEFAULT_BUDGETS
 from ...data.plans import ImportanceScores
 from ...data.samples import Sample
 from ..execution.batch_limit import BatchLimit
-from ..models.encoder_file import encoder_bytes
 from ..models.progress import progress_bar
 from .config import PrecomputeConfig
 from .importance import DEFAULT_RUNS, choose_importance_samples, measure_importance, scores_path

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...controllers.budget_encoder import read_budget_encoder
 from ...data.cache.reader import Cache, open_cache
 from ...data.datasets.registry import DATASETS
 from ...data.datasets.sources import ImageRoots, image_from_ref
@@ -13,7 +14,6 @@ from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetEr
 from ...data.executor import LEAST_RUNS
 from ...data.samples import Sample
 from ..execution.knob_model import KnobModel, Task
-from ..models.encoder_file import read_encoder
 from ..models.loading import LoadedModel, load_model
 from .live import LiveExecutor
 
@@ -77,7 +77,7 @@ def knob_model_of(cache: Cache, loaded: LoadedModel) -> KnobModel:
         loaded,
         space=manifest.space,
         importance=manifest.importance,
-        encoder=read_encoder(cache.budget_encoder_path, manifest.d_model),
+        encoder=read_budget_encoder(cache.budget_encoder_path, manifest.d_model, error=CacheError),
         tasks=tasks_of(cache),
         budgets_ms=manifest.budgets_ms,
     )

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from ... import __version__
+from ...controllers.budget_encoder import encoder_bytes
 from ...data.cache.manifest import Manifest
 from ...data.cache.writer import CacheWriter
 from ...data.errors import KnobctlError
@@ -19,7 +20,7 @@ from ...devices import device_record
 from ..execution.knob_model import KnobModel
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
-from ..models.encoder_file import encoder_bytes
+from ..models.molmoe.prompt import PROMPT_TEMPLATE
 from ..models.progress import progress_bar
 from .config import PrecomputeConfig
 from .inputs import Fixed, Inputs, dtype_name, encoder_of, knob_model, request_record
@@ -27,8 +28,6 @@ from .journal import Journal, check_summary
 from .rows import part_tables
 from .sample import Known, MeasureConfig, SampleRunner
 from .work_counts import Ledger
-
-PROMPT_TEMPLATE = " User: {style: }{question} Assistant:"
 
 
 class Interrupted(KnobctlError):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...controllers.checkpoint import Controllers, ModelIdentity, read_budget_encoder
+from ...controllers.budget_encoder import read_budget_encoder
+from ...controllers.checkpoint import Controllers, ModelIdentity
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache.reader import Cache
 from ...data.errors import CheckpointError

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ...controllers.budget_encoder import BudgetEncoder
-from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity, encoder_digest
+from ...controllers.budget_encoder import BudgetEncoder, encoder_digest
+from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import open_cache
 from ...data.errors import CheckpointError

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from knobctl.data.plans import BlockPlan
 from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
-from knobctl.precompute.models.molmoe.generate import ModelInputs
 from knobctl.precompute.models.molmoe.model import Molmoe
 from knobctl.precompute.models.molmoe.preprocess import preprocess_image
 from knobctl.precompute.models.molmoe.prompt import SpecialTokens
 from knobctl.precompute.models.molmoe.tiling import choose_tiling
+from knobctl.tests.support.reference_decoding import ModelInputs
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "molmoe"
 TINY = FIXTURES / "tiny"
@@ -35,9 +36,9 @@ def case_tensors(case: str) -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / CASES[case]["file"])
 
 
-def plan_of(case: str, variant: str) -> list[int | None]:
+def plan_of(case: str, variant: str) -> BlockPlan:
     entry = CASES[case]["variants"][variant]
-    return [None if block in entry["skip"] else top_k for block, top_k in enumerate(entry["top_k"])]
+    return tuple(0 if block in entry["skip"] else top_k for block, top_k in enumerate(entry["top_k"]))
 
 
 def read_rgb(name: str) -> np.ndarray:

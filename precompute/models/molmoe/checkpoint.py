@@ -1,7 +1,7 @@
 """Reads and writes checkpoints in the published layout: `config.json` and safetensors, in one file or indexed shards.
 
-Nothing is unpickled and no code of a checkpoint is run. Weights go shard by shard and tensor by tensor into modules
-that were made without memory, in the wanted dtype on the wanted device.
+Nothing is unpickled, and no code from a checkpoint is run. Weights are copied tensor by tensor into modules built on
+the meta device, so that memory is allocated once, in the requested dtype on the requested device.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def checkpoint_directory(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
-    """Returns the directory of a checkpoint, fetched from the hub if it is not a local one.
+    """Returns the directory of a checkpoint, fetched from the hub if it is not local.
 
     Raises:
-        CheckpointError: no such directory, and no such repository or no hub within reach.
+        CheckpointError: the directory does not exist, and the hub has no such repository or cannot be reached.
     """
     name = str(path_or_hub_id)
     path = existing_directory(name, f"config.json and {SINGLE_FILE}", error=CheckpointError)
     if path is not None:
         if revision is not None:
-            raise CheckpointError(f"{path} is a directory, which has no revisions: leave out --revision {revision}.")
+            raise CheckpointError(f"{path} is a directory, which has no revisions: omit --revision {revision}.")
         return path
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{name} is not a directory, and the hub could not be reached nor is it in its cache: "
+            f"{name} is not a directory, and the hub could not be reached, nor is the repository in its cache: "
             f"check the connection, or give a directory with config.json and {SINGLE_FILE}."
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -71,7 +71,7 @@ def load_molmoe(
 
     Args:
         revision: branch, tag or commit on the hub.
-        dtype: of all weights, whatever the file has.
+        dtype: of all weights, whatever the dtype in the file.
 
     Raises:
         CheckpointError: names the file, field or tensor that is missing, unexpected, misshapen or not supported.
@@ -94,10 +94,10 @@ def load_molmoe(
 
 
 def save_molmoe(model: Molmoe, directory: Path | str, *, dtype: torch.dtype | None = None) -> None:
-    """Writes `config.json` and one safetensors file with the published names, made for small models.
+    """Writes `config.json` and one safetensors file with the published names. For small models.
 
     Args:
-        dtype: of the file; None keeps the model's.
+        dtype: of the weights in the file; None keeps the model's.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -110,10 +110,10 @@ def save_molmoe(model: Molmoe, directory: Path | str, *, dtype: torch.dtype | No
 
 
 def check_processor(directory: Path, config: MolmoeConfig) -> None:
-    """Compares `preprocessor_config.json`, where there is one, with what the preprocessing does.
+    """Compares `preprocessor_config.json`, if present, with what the preprocessing does.
 
     Raises:
-        CheckpointError: names the field by which images would be prepared otherwise.
+        CheckpointError: names the field with which images would be preprocessed differently.
     """
     path = directory / "preprocessor_config.json"
     if not path.exists():
@@ -133,41 +133,41 @@ def check_processor(directory: Path, config: MolmoeConfig) -> None:
     theirs = read_json_object(path, CheckpointError)
     for name, value in ours.items():
         if name in theirs and theirs[name] != value:
-            raise CheckpointError(f"{path}: field {name!r} is {theirs[name]!r}, and only {value!r} is supported here.")
+            raise CheckpointError(f"{path}: field {name!r} is {theirs[name]!r}, and only {value!r} is supported.")
 
 
 def _shard_tensors(directory: Path) -> dict[Path, list[str]]:
-    """Returns the tensor names of each weight file, as the files themselves say."""
+    """Returns the tensor names of each weight file, as listed in the files themselves."""
     shards: dict[Path, set[str] | None]
     if (directory / SINGLE_FILE).is_file():
         shards = {directory / SINGLE_FILE: None}
     elif (directory / INDEX_FILE).is_file():
         shards = _indexed_shards(directory / INDEX_FILE)
     else:
-        raise CheckpointError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: it holds no weights.")
+        raise CheckpointError(f"{directory} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there.")
     found: dict[Path, list[str]] = {}
     for shard, indexed in shards.items():
         with _opened(shard) as tensors:
             found[shard] = sorted(tensors.keys())
         if indexed is not None and set(found[shard]) != indexed:
             odd = sorted(set(found[shard]) ^ indexed)
-            where = "only the index has" if odd[0] in indexed else "the index does not have"
+            where = "only the index names" if odd[0] in indexed else "the index does not name"
             raise CheckpointError(f"{shard} and {INDEX_FILE} disagree: {where} {_some(odd)}.")
     return found
 
 
 def _indexed_shards(index_path: Path) -> dict[Path, set[str] | None]:
-    """Reads the index. File names are checked: an index must not reach outside its directory."""
+    """Reads the index. File names are checked: an index must not point outside its directory."""
     weight_map = read_json_object(index_path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path}: field 'weight_map' is not an object of tensor names and files.")
+        raise CheckpointError(f"{index_path}: field 'weight_map' is not an object that maps tensor names to files.")
     shards: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
-            raise CheckpointError(f"{index_path}: {name} lies in {file!r}, which is not a safetensors file name.")
+            raise CheckpointError(f"{index_path}: {name} is in {file!r}, which is not a safetensors file name.")
         path = index_path.parent / file
         if path not in shards and not path.is_file():
-            raise CheckpointError(f"{path} does not exist, and {INDEX_FILE} names it: the checkpoint is incomplete.")
+            raise CheckpointError(f"{path} does not exist, but {INDEX_FILE} names it: the checkpoint is incomplete.")
         names = shards.setdefault(path, set())
         assert names is not None
         names.add(name)
@@ -184,7 +184,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 
 def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], directory: Path) -> None:
-    """Compares names, shapes and types with what the config makes necessary, before any weight is read."""
+    """Compares names, shapes and types with what the config requires, before any weight is read."""
     home: dict[str, Path] = {}
     for shard, names in shards.items():
         for name in names:
@@ -192,7 +192,7 @@ def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], di
                 raise CheckpointError(f"{name} is in {home[name]} and in {shard}: keep one of them.")
             home[name] = shard
     if missing := sorted(set(targets) - set(home)):
-        raise CheckpointError(f"{directory} lacks {len(missing)} tensors that its config needs: {_some(missing)}.")
+        raise CheckpointError(f"{directory} lacks {len(missing)} tensors that its config requires: {_some(missing)}.")
     if unexpected := sorted(set(home) - set(targets)):
         raise CheckpointError(f"{directory} has {len(unexpected)} tensors unknown to its config: {_some(unexpected)}.")
     for shard, names in shards.items():
@@ -202,14 +202,14 @@ def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], di
                 shape, wanted = tuple(part.get_shape()), tuple(targets[name].view.shape)
                 if shape != wanted:
                     raise CheckpointError(
-                        f"{shard}: {name} has shape {list(shape)}, and the config makes it {list(wanted)}."
+                        f"{shard}: {name} has shape {list(shape)}, but its config requires {list(wanted)}."
                     )
                 if part.get_dtype() not in _FLOAT_DTYPES:
-                    raise CheckpointError(f"{shard}: {name} has type {part.get_dtype()}, not a float type.")
+                    raise CheckpointError(f"{shard}: {name} has type {part.get_dtype()}, which is not a float type.")
 
 
 def materialise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives every parameter of a model on the meta device its memory, without values."""
+    """Allocates memory, without values, for every parameter of a model on the meta device."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             empty = torch.empty(parameter.shape, dtype=dtype, device=device)

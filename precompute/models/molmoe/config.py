@@ -1,7 +1,7 @@
-"""What a MolmoE checkpoint's `config.json` says, checked field by field.
+"""A MolmoE checkpoint's `config.json`, checked field by field.
 
-All geometry of the model and of its image preprocessing comes from here. A field that changes the result and has a
-value that the project does not implement is refused by name, and so is a field that it has never heard of.
+All geometry of the model and of its image preprocessing comes from here. A field that changes the result is refused by
+name when its value is not implemented; so is an unknown field.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ....data.files.json_fields import REQUIRED, JsonFields
 
 _MAX_BYTES = 1 << 20
 
-# Fields that change the result and of which only these values are implemented.
+# Fields that change the result, with the only values that are implemented.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "activation_type": ("swiglu",),
     "alibi": (False,),
@@ -51,7 +51,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "use_position_ids": (True,),
     "weight_tying": (False,),
 }
-# The value that a field has when a config leaves it out. The others must be there.
+# Values of fields that a config may omit. The other fields are required.
 _FIXED_DEFAULTS: dict[str, Any] = {
     "attention_layer_norm_with_affine": True,
     "attn_logit_softcapping": None,
@@ -73,7 +73,7 @@ _FIXED_VISION: dict[str, tuple[Any, ...]] = {
     "image_model_type": ("openai",),
     "resize_mode": ("default",),
 }
-# Training, bookkeeping, or fields without effect on inference.
+# Fields of training and bookkeeping, without effect on inference.
 # fmt: off
 _IGNORED = frozenset([
     "alibi_bias_max", "always_start_with_space", "architectures", "attention_dropout", "attention_type", "auto_map",
@@ -95,10 +95,10 @@ _IGNORED_VISION = frozenset([
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. Sizes in pixels where the name says so, else in entries."""
+    """The vision tower. Widths are numbers of entries."""
 
-    image_height: int  # of a crop, pixels
-    image_width: int
+    image_height: int  # of a crop, in pixels
+    image_width: int  # of a crop, in pixels
     patch_size: int  # pixels
     width: int
     num_heads: int
@@ -123,7 +123,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class MolmoeConfig:
-    """Geometry and constants of one MolmoE checkpoint; field names are the project's, `to_dict` gives the published."""
+    """Geometry and constants of one MolmoE checkpoint. `to_dict` gives the published field names."""
 
     d_model: int
     num_blocks: int
@@ -131,7 +131,7 @@ class MolmoeConfig:
     num_kv_heads: int
     num_experts: int
     native_top_k: int
-    feed_forward_width: int  # the published f: an expert and the image projector are both f // 2 wide
+    feed_forward_width: int  # twice the width of an expert and of the image projector
     vocab_size: int
     embedding_size: int  # rows of the first input table and of the head
     additional_vocab_size: int  # rows of the second input table
@@ -153,7 +153,7 @@ class MolmoeConfig:
         """Reads `config.json`.
 
         Raises:
-            CheckpointError: the file is absent, not JSON, or has a field that is not supported.
+            CheckpointError: the file is absent or not JSON, or has a field that is not supported.
         """
         path = Path(path)
         return cls.from_dict(read_json_object(path, CheckpointError, max_bytes=_MAX_BYTES), source=str(path))
@@ -203,7 +203,7 @@ class MolmoeConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the published field names and values, ready for `config.json`."""
+        """Returns the published field names and values, as in `config.json`."""
         vision = self.vision
         return {
             "model_type": "molmo",
@@ -268,13 +268,13 @@ class MolmoeConfig:
 
     @property
     def window_patches(self) -> tuple[int, int]:
-        """Rows and columns of patches from one crop's start to the next one's."""
+        """Rows and columns of patches from one crop's start to the next crop's."""
         rows, columns = self.vision.patch_grid
         return rows - sum(self.overlap_margins), columns - sum(self.overlap_margins)
 
     @property
     def vit_layer_indices(self) -> tuple[int, ...]:
-        """`vit_layers` counted from the front, in the published order."""
+        """`vit_layers` counted from the first layer, in the published order."""
         return tuple(index % self.vision.num_layers for index in self.vit_layers)
 
 
@@ -326,13 +326,16 @@ def _check_geometry(config: MolmoeConfig, reader: JsonFields) -> None:
         raise reader.fail(name, problem)
 
     if config.d_model % (2 * config.num_heads):
-        refuse("n_heads", f"is {config.num_heads}: heads of an even width must divide d_model {config.d_model}.")
+        refuse(
+            "n_heads",
+            f"is {config.num_heads}, which does not divide d_model {config.d_model} into heads of an even width.",
+        )
     if config.num_heads % config.num_kv_heads:
         refuse("n_kv_heads", f"is {config.num_kv_heads}, which does not divide n_heads {config.num_heads}.")
     if config.native_top_k > config.num_experts:
         refuse("moe_top_k", f"is {config.native_top_k}, more than the {config.num_experts} experts.")
     if config.feed_forward_width % 2:
-        refuse("mlp_hidden_size", f"is {config.feed_forward_width}, which is odd; an expert has half of it.")
+        refuse("mlp_hidden_size", f"is {config.feed_forward_width}, which is odd: an expert has half that width.")
     if config.embedding_size < config.vocab_size:
         refuse("embedding_size", f"is {config.embedding_size}, less than vocab_size {config.vocab_size}.")
     rows, columns = config.vision.patch_grid
@@ -343,9 +346,9 @@ def _check_geometry(config: MolmoeConfig, reader: JsonFields) -> None:
         if patches % pooling:
             refuse(name, f"is {pooling}, which does not divide the {patches} patches of a crop.")
         if any(margin % pooling for margin in config.overlap_margins):
-            refuse("overlap_margins", f"is {config.overlap_margins}, which {name} {pooling} does not divide.")
+            refuse("overlap_margins", f"is {config.overlap_margins}, not divisible by {name} {pooling}.")
     if min(config.window_patches) < 1:
-        refuse("overlap_margins", f"is {config.overlap_margins}, which leaves nothing of {rows} x {columns} patches.")
+        refuse("overlap_margins", f"is {config.overlap_margins}, which leaves none of the {rows} x {columns} patches.")
     for index in config.vit_layers:
         if not -config.vision.num_layers <= index < config.vision.num_layers:
-            refuse("vit_layers", f"names layer {index} of {config.vision.num_layers}.")
+            refuse("vit_layers", f"names layer {index}, and there are {config.vision.num_layers}.")

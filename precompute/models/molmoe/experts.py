@@ -1,7 +1,7 @@
-"""The mixture of experts of one block: the router, and one more way to compute the experts.
+"""The mixture of experts of one block: the router, and further ways to compute the experts.
 
-The weights live in transformers' `OlmoeExperts`, which dispatches to its `eager`, `grouped_mm`, ... functions; this
-module registers two more with it. All give the same result up to rounding.
+The weights are in transformers' `OlmoeExperts`, which dispatches to a function by name (`eager`, `grouped_mm`, ...).
+This module registers `dense`, `gathered`, `segmented` and `auto`. All give the same result up to rounding.
 
 Shapes: R rows, S positions, N tokens (R * S), D d_model, E experts, k experts used per token, W expert width.
 """
@@ -19,14 +19,14 @@ from ..router_ties import TieWatch
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered", "segmented")
 
-# Entries of one expert's matrix up to which copying it costs less than launching its products: 256 KiB in float32.
+# An expert's matrix with up to this many entries (256 KiB in float32) costs less to copy than its products to launch.
 _SMALL_EXPERT = 1 << 16
 
 
 def dense_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
-    """Runs every expert on every token as one wide MLP and weighs those not chosen with zero.
+    """Runs every expert on every token as one wide MLP, with weight zero for those not chosen.
 
-    Costs the same for every k, so it is for training and tests: small models train several times faster with it.
+    The cost does not depend on k, so this is for training and tests: small models train several times faster with it.
     """
     num_experts, double_width, d_model = experts.gate_up_proj.shape
     weight_NE = hidden_ND.new_zeros(hidden_ND.shape[0], num_experts).scatter(1, index_Nk, weight_Nk)
@@ -38,10 +38,10 @@ def dense_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, we
 
 
 def gathered_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
-    """Copies out the chosen experts' weights and multiplies each token with its own.
+    """Copies the chosen experts' weights and multiplies each token with its own copies.
 
-    Few operations, but a copy per token and expert: for a token or two of a small model, where launching operations
-    costs more than they do.
+    Few operations, but a copy for each token and expert: for one or two tokens of a small model, where launching an
+    operation costs more than running it.
     """
     num_tokens, top_k = index_Nk.shape
     d_model, width = experts.down_proj.shape[1:]
@@ -56,8 +56,8 @@ def gathered_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor,
 def segmented_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
     """Sorts the (token, expert) pairs by expert and runs each chosen expert on its own rows.
 
-    What `grouped_mm` does, without gradients and with fewer and cheaper operations on the CPU, where reading the counts
-    waits for nothing: rows are copied whole, and routing weights go on the narrow side of the experts.
+    As `grouped_mm` does, but without gradients and with fewer and cheaper operations on the CPU, where the counts are
+    read without synchronisation: rows are copied whole, and routing weights multiply the narrow side of the experts.
     """
     width = experts.down_proj.shape[2]
     expert_of_pair = index_Nk.flatten()
@@ -68,7 +68,7 @@ def segmented_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor
     gate_up = rows.new_empty(len(order), 2 * width)
     down = torch.empty_like(rows)
     _multiply_segments(rows, experts.gate_up_proj, counts, gate_up)
-    # SiLU of the whole: twice the numbers and a third of the time, because only whole rows are vectorised.
+    # SiLU of both halves: twice the numbers in a third of the time, because only contiguous rows are vectorised.
     inner = functional.silu(gate_up)[:, :width] * gate_up[:, width:]
     inner *= weight_Nk.flatten().index_select(0, order).unsqueeze(-1)
     _multiply_segments(inner, experts.down_proj, counts, down)
@@ -84,7 +84,7 @@ def _multiply_segments(rows: Tensor, weights: Tensor, counts: list[int], out: Te
 
 
 def automatic_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
-    """The quickest whose cost rises with k: grouped products on a GPU or for gradients, else by size."""
+    """The fastest one whose cost rises with k: grouped products on a GPU or for gradients, otherwise by size."""
     if hidden_ND.is_cuda or torch.is_grad_enabled():
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_ND, index_Nk, weight_Nk)
     if hidden_ND.shape[0] == 1 and experts.down_proj[0].numel() <= _SMALL_EXPERT:
@@ -99,7 +99,7 @@ ALL_EXPERTS_FUNCTIONS.register("auto", automatic_experts)
 
 
 class MixtureOfExperts(nn.Module):
-    """Router and experts. k comes with every call, so that nothing of one call is left for the next."""
+    """Router and experts. k is an argument of every call, so that no state outlives a call."""
 
     def __init__(self, config: OlmoeConfig) -> None:
         super().__init__()
@@ -112,19 +112,21 @@ class MixtureOfExperts(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns router logits [R, S, E], the k largest probabilities [R, S, k] and their experts, largest first.
 
-        The softmax is over all experts and in float32; what is kept of it is not renormalised. Where rows have their
-        own k [R], k is the largest of them, and what lies beyond a row's own has weight 0: its sum is then exactly
-        what the row alone would give.
+        The softmax is over all experts, in float32; the probabilities kept are not renormalised. If each row has its
+        own k [R], k is the largest of them, and experts beyond a row's own k get weight 0, which leaves the row's sum
+        exactly as if it were run alone.
         """
         logits_RSE = self.router(hidden_RSD)
         probability_RSE = torch.softmax(logits_RSE, dim=-1, dtype=torch.float32)
-        largest = top_k if isinstance(top_k, int) else int(top_k.max())  # on the CPU: nothing waits for the device
+        largest = (
+            top_k if isinstance(top_k, int) else int(top_k.max())
+        )  # on the CPU, so there is nothing to synchronise
         taken = largest if watch is None else min(largest + 1, logits_RSE.shape[-1])
         weight_RSk, index_RSk = probability_RSE.topk(taken, dim=-1)
         if not isinstance(top_k, int):
             top_k = top_k.to(hidden_RSD.device)
         if watch is not None:
-            # With every expert taken, none is left out that the last one could tie with.
+            # When every expert is taken, the last one has no rival to tie with.
             watch.see(weight_RSk if taken > largest else functional.pad(weight_RSk, (0, 1), value=-1.0), top_k)
             weight_RSk, index_RSk = weight_RSk[..., :largest], index_RSk[..., :largest]
         if not isinstance(top_k, int):
@@ -133,7 +135,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, hidden_RSD: Tensor, top_k: int | Tensor, watch: TieWatch | None = None) -> Tensor:
         _, weight_RSk, index_RSk = self.route(hidden_RSD, top_k, watch)
-        # "eager" is the class's own method; the others are functions, called past its dispatcher to save time.
+        # "eager" is the class's own method; the others are functions, called without its dispatcher to save time.
         run = ALL_EXPERTS_FUNCTIONS.get(self.implementation, OlmoeExperts.forward)
         mixed_ND = run(
             self.experts,

@@ -1,4 +1,4 @@
-"""What tells two models apart: a digest of config and weights as they are loaded."""
+"""A digest of a model's config and weights as loaded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from .model import Molmoe
 from .tensor_names import published_tensors
 
-# A tensor with more entries is sampled at this many evenly spaced ones, first and last among them.
+# A larger tensor is sampled at this many evenly spaced entries, first and last included.
 _MAX_ENTRIES_READ = 1 << 16
 
 
 def model_fingerprint(model: Molmoe) -> str:
     """Returns the sha256, in hex, of config, dtype, and every published tensor's name, shape and values.
 
-    Tensors of up to 65,536 entries are read in full, which is every tensor of the bundled model. Of larger ones 65,536
-    evenly spaced entries are, so that 7 billion parameters take seconds: a training step, another seed or another dtype
-    changes them all, while a few entries changed by hand in a large tensor may go unseen. The device plays no part.
+    Tensors of up to 65,536 entries are read in full, which includes every tensor of the bundled model; of larger ones,
+    65,536 evenly spaced entries, so that 7 billion parameters take seconds. A training step, another seed or another
+    dtype changes them all; a few entries edited in a large tensor may go unnoticed. Independent of the device.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, target in sorted(published_tensors(model).items()):

@@ -1,7 +1,7 @@
 """MolmoE: embeddings, decoder blocks one by one, head. The caller decides which blocks run, and with how many experts.
 
-Nothing here holds state between calls: k, positions, mask and cache come with each call, so a plan may change from
-request to request and an error leaves nothing behind.
+The model keeps no state between calls: k, positions, mask and cache are arguments of each call, so every request may
+have its own plan, and an error leaves nothing behind.
 
 Shapes: B batch, T text positions, S positions of this call, N crops, P patches a crop, Q features a crop, D d_model,
 V rows of the head, KV cached and new positions.
@@ -26,18 +26,23 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines of `Molmoe.position_embeddin
 
 
 class Molmoe(nn.Module):
-    """The model of one checkpoint. `Molmoe(config)` has arbitrary weights: load them, or call `init_weights`."""
+    """The model of one checkpoint. `Molmoe(config)` has arbitrary weights: load some, or call `init_weights`."""
 
     def __init__(self, config: MolmoeConfig, *, experts_implementation: str = "auto") -> None:
-        """Args: experts_implementation: one of `experts.EXPERTS_IMPLEMENTATIONS`; "dense" is for training."""
+        """
+        Args:
+            experts_implementation: one of `experts.EXPERTS_IMPLEMENTATIONS`; "dense" is for training.
+        """
         super().__init__()
         if experts_implementation not in EXPERTS_IMPLEMENTATIONS:
-            raise ValueError(f"experts_implementation is {experts_implementation!r}, not of {EXPERTS_IMPLEMENTATIONS}")
+            raise ValueError(
+                f"experts_implementation is {experts_implementation!r}, not one of {EXPERTS_IMPLEMENTATIONS}"
+            )
         self.config = config
         self.experts_implementation = experts_implementation
         olmoe = olmoe_config(config, experts_implementation)
         num_embeddings = config.embedding_size + config.additional_vocab_size
-        self.embedding = nn.Embedding(num_embeddings, config.d_model)  # the two published tables, one below the other
+        self.embedding = nn.Embedding(num_embeddings, config.d_model)  # the two published tables, stacked
         self.vision_backbone = VisionBackbone(config)
         self.blocks = nn.ModuleList([TextBlock(olmoe, index) for index in range(config.num_blocks)])
         self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps)
@@ -53,7 +58,7 @@ class Molmoe(nn.Module):
         return self.lm_head.weight.dtype
 
     def init_weights(self, seed: int, std: float = 0.02) -> Molmoe:
-        """Draws every weight anew from a normal distribution, on the CPU; norms get 1, biases 0. Returns the model."""
+        """Draws all weights from a normal distribution, on the CPU; norms get 1, biases 0. Returns the model."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for module in self.modules():
@@ -75,15 +80,15 @@ class Molmoe(nn.Module):
         return self.embedding(ids.clamp(min=0))
 
     def embed(self, input_ids: Tensor, features: Tensor | None = None, image_input_idx: Tensor | None = None) -> Tensor:
-        """Returns the first block's input [B, T, D]: word embeddings with the image features added at their places.
+        """Returns the first block's input [B, T, D]: word embeddings plus the image features at their positions.
 
         Args:
             input_ids: [B, T], -1 where padded.
             features: [B, N, Q, D] from `encode_images`, or None without an image.
-            image_input_idx: [B, N, Q], for each feature its position in its own row; negative ones are dropped.
+            image_input_idx: [B, N, Q], each feature's position in its row; features at negative positions are dropped.
 
         Raises:
-            IndexError: a position lies beyond the row.
+            IndexError: a position is beyond the end of its row.
         """
         hidden_BTD = self.word_embeddings(input_ids)
         if features is None or image_input_idx is None:
@@ -92,17 +97,17 @@ class Molmoe(nn.Module):
         position = image_input_idx.reshape(batch, -1).long()
         is_used = position >= 0
         row_start = torch.arange(batch, device=position.device).unsqueeze(1) * length
-        # A dropped feature adds zero to its row's first position. One beyond its row is sent beyond the whole batch, so
-        # that the addition itself fails: no look at the values, hence no wait for the device.
+        # A dropped feature adds zero to its row's first position. A position beyond its row is moved beyond the whole
+        # batch, so that index_add itself fails: checking the values here would wait for the device.
         flat = torch.where(position < length, row_start + position.clamp(min=0), batch * length)
         addend = features.reshape(batch, -1, d_model).to(hidden_BTD.dtype) * is_used.unsqueeze(-1)
         summed = hidden_BTD.flatten(0, 1).index_add(0, flat.flatten(), addend.flatten(0, 1))
         return summed.view(batch, length, d_model)
 
     def position_embeddings(self, position_ids: Tensor) -> Rotary:
-        """Returns what `run_block` rotates queries and keys with, for positions [B, S]: once per pass, for all blocks.
+        """Returns what `run_block` rotates queries and keys with at positions [B, S]; one call serves all blocks.
 
-        float32 where the config asks for full precision, else in the model's dtype. Opaque to the caller.
+        In float32 if the config asks for full precision, otherwise in the model's dtype. Opaque to the caller.
         """
         device = position_ids.device
         if device not in self._inverse_frequencies:
@@ -129,16 +134,20 @@ class Molmoe(nn.Module):
 
         Args:
             top_k: experts per token in this block, 1 to the number of experts: for all rows, or [B] int64 on the CPU,
-                one for each, so that plans that differ in top-k alone run side by side. k does not persist.
-            position_ids: [B, S]. May be left out when `position_embeddings` is given.
-            attention_mask: [B or 1, 1, S, KV], bool (True = may look) or additive. None means causal over S positions
-                without a past, or, for S = 1, a look at everything cached.
-            cache: extended by this call's keys and values at place `index`; blocks that are skipped leave no trace.
-            position_embeddings: what `position_embeddings(position_ids)` returned, to compute it once per pass.
-            watch: sees the router's probabilities. Watching does not change the result.
+                one for each, so that plans that differ in top-k alone run in one batch. Applies to this call only.
+            position_ids: [B, S]. May be omitted when `position_embeddings` is given.
+            attention_mask: [B or 1, 1, S, KV], bool (True = attend) or additive. None means causal attention over S
+                positions without a past, or, for S = 1, attention to everything cached.
+            cache: extended by this call's keys and values under `index`; a skipped block adds nothing.
+            position_embeddings: the result of `position_embeddings(position_ids)`, to compute it once per pass.
+            watch: records the router's ties, without changing the result.
+
+        Raises:
+            ValueError: top_k is out of range, positions are missing, or several positions follow a cached past without
+                a mask.
         """
         if isinstance(top_k, int) and not 1 <= top_k <= self.config.num_experts:
-            raise ValueError(f"top_k is {top_k}, not of 1 to {self.config.num_experts}")
+            raise ValueError(f"top_k is {top_k}, not from 1 to {self.config.num_experts}")
         if position_embeddings is None:
             if position_ids is None:
                 raise ValueError("run_block needs position_ids or position_embeddings")
@@ -150,7 +159,7 @@ class Molmoe(nn.Module):
     def keys_values(self, index: int, hidden: Tensor, position_embeddings: Rotary) -> tuple[Tensor, Tensor]:
         """Returns a block's keys and values [B, K, S, W] for hidden [B, S, D], without running the block.
 
-        A plan's last block needs them at every position, and everything else at the last position only.
+        In a plan's last block, positions before the last one need nothing else.
         """
         block = cast(TextBlock, self.blocks[index])
         return block.attn.keys_values(block.attn_norm(hidden), position_embeddings)

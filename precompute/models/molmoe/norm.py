@@ -1,4 +1,4 @@
-"""RMS norm with the fewest operations that a device needs for it."""
+"""RMS norm with as few operations as each device allows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     """Returns x / sqrt(mean(x^2) + eps) over the last axis, computed in float32, in the dtype of x."""
     if x.dtype != torch.float32 or x.is_cuda or torch.is_grad_enabled():
         return functional.rms_norm(x, x.shape[-1:], None, eps)
-    # On the CPU PyTorch composes it of operations that take 12 us for one token; these take half of that, and a small
-    # model's decoding is little else than such overhead.
+    # On the CPU PyTorch composes rms_norm of operations that take 12 us for one token; these take half of that. Such
+    # overhead dominates the decoding of a small model.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class RMSNorm(OlmoeRMSNorm):
-    """transformers' norm and its parameter: normalise, cast back, then multiply by the weight."""
+    """transformers' OLMoE norm: normalise, cast back, then multiply by the weight."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Maps [..., width] to [..., width] of the same dtype."""

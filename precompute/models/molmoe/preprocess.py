@@ -1,6 +1,6 @@
-"""An image as the model takes it: overlapping crops, masks, image tokens, and where each feature goes.
+"""Converts an image to the model's input: overlapping crops, masks, image tokens, and the position of each feature.
 
-Bit-compatible with the released processor, its off-by-one of the masks included, because the weights were trained with
+Bit-compatible with the released processor, including its off-by-one in the masks, because the weights were trained with
 it. Sizes come from the config.
 
 Shapes: N = 1 + rows * columns crops (the global one first), P patches a crop, X = 3 * patch * patch, Q features a crop.
@@ -24,32 +24,32 @@ from .tiling import Tiling
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-DROPPED_FEATURE = -100  # image_input_idx of a feature that lies in an overlap margin
+DROPPED_FEATURE = -100  # image_input_idx of a feature in an overlap margin
 
 
 class ImageInputs(NamedTuple):
-    """One image for the model."""
+    """One preprocessed image."""
 
     crops: Tensor  # [N, P, X] float32, normalised
-    masks: Tensor  # [N, P] float32: share of a patch that is image; the last crop's row is -1
-    token_ids: Tensor  # [image tokens] int64, to stand between the begin token and the prompt
-    image_input_idx: Tensor  # [N, Q] int64: position counted from the begin token, negative where dropped
+    masks: Tensor  # [N, P] float32: share of a patch that is covered by the image; the last crop's row is -1
+    token_ids: Tensor  # [image tokens] int64, between the begin token and the prompt
+    image_input_idx: Tensor  # [N, Q] int64: position counted from the begin token; negative if dropped
 
 
 def preprocess_image(
     rgb: NDArray[np.uint8], tiling: Tiling, config: MolmoeConfig, special: SpecialTokens
 ) -> ImageInputs:
-    """Cuts an image into the global crop and `tiling` overlapping ones.
+    """Cuts an image into the global crop and rows x columns overlapping crops.
 
     Args:
-        rgb: [height, width, 3], 8 bits. The released processor ignores EXIF rotation, so do not apply it.
+        rgb: uint8 [height, width, 3], without EXIF rotation, which the released processor ignores.
         tiling: rows and columns, from `choose_tiling`.
 
     Raises:
-        ValueError: `rgb` has another shape or type.
+        ValueError: `rgb` has another shape or dtype.
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise ValueError(f"an image is uint8 [height, width, 3], not {rgb.dtype} {list(rgb.shape)}")
+        raise ValueError(f"an image must be uint8 [height, width, 3], not {rgb.dtype} {list(rgb.shape)}")
     crop_size = (config.vision.image_height, config.vision.image_width)
     window_rows, window_columns = config.window_patches
     step = (window_rows * config.vision.patch_size, window_columns * config.vision.patch_size)
@@ -64,7 +64,7 @@ def preprocess_image(
     token_ids, image_input_idx = image_tokens(tiling, config, special)
     return ImageInputs(
         crops=_patches(torch.cat([global_crop.unsqueeze(0), tiles]), patch),
-        # One row late: the global crop has the first tile's mask and the last tile has -1, as in training.
+        # Shifted by one row, as in training: the global crop has the first tile's mask, and the last tile has -1.
         masks=torch.cat([tile_masks, tile_masks.new_full((1, config.vision.num_patches), -1.0)]),
         token_ids=token_ids,
         image_input_idx=image_input_idx,
@@ -72,10 +72,10 @@ def preprocess_image(
 
 
 def scaled_size(height: int, width: int, canvas_size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the height and width that an image takes on the canvas, in pixels.
+    """Returns an image's height and width on the canvas, in pixels.
 
-    Both divisions and products are in float32 and truncate, as released. A side that would have 0 pixels, where the
-    released processor fails, gets 1.
+    Computed in float32 and truncated, as released. A side that would get 0 pixels, with which the released processor
+    fails, gets 1.
     """
     sides = np.array([height, width], dtype=np.float32)
     scale = (np.array(canvas_size, dtype=np.float32) / sides).min()
@@ -84,11 +84,11 @@ def scaled_size(height: int, width: int, canvas_size: tuple[int, int]) -> tuple[
 
 
 def resize_and_pad(pixels: Tensor, canvas_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Fits pixels [3, height, width] in [0, 1] into the middle of a canvas.
+    """Resizes pixels [3, height, width] in [0, 1] to fit a canvas and centres them on it.
 
     Returns:
-        The normalised canvas [3, *canvas_size], black (before normalising) around the image, and the content mask
-        [*canvas_size], 1 where the image is.
+        The normalised canvas [3, *canvas_size], black (before normalisation) around the image, and the content mask
+        [*canvas_size], 1 inside the image.
     """
     height, width = scaled_size(pixels.shape[1], pixels.shape[2], canvas_size)
     resized = functional.interpolate(
@@ -107,7 +107,7 @@ def resize_and_pad(pixels: Tensor, canvas_size: tuple[int, int]) -> tuple[Tensor
 def image_tokens(tiling: Tiling, config: MolmoeConfig, special: SpecialTokens) -> tuple[Tensor, Tensor]:
     """Returns the image's token ids and `image_input_idx` [N, Q]: the global part, then the tiled one.
 
-    Of overlapping crops each feature is kept once: a crop drops its margins, but not where the image ends.
+    Each feature of overlapping crops is kept once: a crop drops its margins, except at the image's edges.
     """
     pooling = (config.pooling_height, config.pooling_width)
     step = _feature_step(config)
@@ -115,7 +115,7 @@ def image_tokens(tiling: Tiling, config: MolmoeConfig, special: SpecialTokens) -
     token_ids: list[int] = []
     indices: list[Tensor] = []
     for rows, columns in (crop_grid, tiled_grid):
-        first_patch = 1 + len(token_ids) + 1  # after the begin token, the parts before, and this part's start token
+        first_patch = 1 + len(token_ids) + 1  # after the begin token, the previous part, and this part's start token
         row = [special.image_patch] * columns + [special.image_column]
         token_ids += [special.image_start, *row * rows, special.image_end]
         grid = first_patch + torch.arange(rows).unsqueeze(1) * (columns + 1) + torch.arange(columns)
@@ -136,7 +136,7 @@ def image_tokens(tiling: Tiling, config: MolmoeConfig, special: SpecialTokens) -
 
 
 def image_length(tiling: Tiling, config: MolmoeConfig) -> int:
-    """Returns how many token ids `image_tokens` gives."""
+    """Returns the number of token ids that `image_tokens` gives."""
     return sum(2 + rows * (columns + 1) for rows, columns in _feature_grids(tiling, config))
 
 
@@ -147,13 +147,13 @@ def _feature_step(config: MolmoeConfig) -> tuple[int, int]:
 
 
 def _feature_grids(tiling: Tiling, config: MolmoeConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of features of the global crop, and of all the others together."""
+    """Rows and columns of features of the global crop, and of all other crops together."""
     (rows, columns), (row_step, column_step) = config.pooled_grid, _feature_step(config)
     return (rows, columns), (row_step * (tiling[0] - 1) + rows, column_step * (tiling[1] - 1) + columns)
 
 
 def _kept(tile: int, num_tiles: int, features: int, margins: tuple[int, int], pooling: int) -> slice:
-    """Which of a crop's rows (or columns) of features are its own, by its place among the tiles."""
+    """Returns which of a crop's rows (or columns) of features are kept, by its index among the tiles."""
     start = 0 if tile == 0 else margins[0] // pooling
     stop = features if tile == num_tiles - 1 else features - margins[1] // pooling
     return slice(start, stop)

@@ -1,7 +1,7 @@
-"""Text in and out: special tokens, the prompt with its style prefix, the answer.
+"""Encodes prompts and decodes answers: the prompt template, special tokens, the tokenizer.
 
-The tokenizer is the checkpoint's own `tokenizer.json`; a directory without one (a model for tests) may name its special
-tokens in `token_ids.json`, and then has no text.
+The tokenizer is the checkpoint's own `tokenizer.json`. A directory without one (a model for tests) may give its special
+tokens in `token_ids.json`; it cannot encode text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from tokenizers import Tokenizer
 from ....data.errors import CheckpointError, DatasetError
 from ....data.files.bounded_json import read_json_object
 
+PROMPT_TEMPLATE = " User: {style: }{question} Assistant:"  # `{style: }` is empty without a style
+_BEFORE, _AFTER = PROMPT_TEMPLATE.split("{style: }{question}")
+
 _MAX_TOKENIZER_BYTES = 64 << 20
 
 _TOKEN_NAMES = {
-    "begin": "<|endoftext|>",  # the tokenizer declares no begin token: the end token opens every sequence
+    "begin": "<|endoftext|>",  # the tokenizer declares no begin token; every sequence starts with the end token
     "end": "<|endoftext|>",
     "pad": "<|padding|>",
     "image_start": "<im_start>",
@@ -40,7 +43,7 @@ _TOKEN_ID_FIELDS = {
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that are not text."""
+    """Ids of the tokens that do not stand for text."""
 
     begin: int
     end: int
@@ -52,10 +55,10 @@ class SpecialTokens:
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> SpecialTokens:
-        """Reads them from `tokenizer.json`, else from `token_ids.json`.
+        """Reads them from `tokenizer.json`, or from `token_ids.json` if there is no tokenizer.
 
         Raises:
-            CheckpointError: neither file is there, or a token is missing.
+            CheckpointError: neither file exists, or a token is missing.
         """
         directory = Path(directory)
         if (directory / "tokenizer.json").exists():
@@ -72,7 +75,7 @@ class SpecialTokens:
 
 
 class PromptTokenizer:
-    """Turns a question into prompt ids and answer ids into text."""
+    """Encodes questions as prompt ids and decodes answer ids to text."""
 
     def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer") -> None:
         self._tokenizer = tokenizer
@@ -103,24 +106,25 @@ class PromptTokenizer:
             raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text` and nothing else. A special token spelled out in it becomes that token.
+        """Returns the ids of `text` without added special tokens. A special token spelled out in it becomes that token.
 
-        Raises DatasetError for a text that the tokenizer does not take.
+        Raises:
+            DatasetError: the tokenizer cannot encode the text.
         """
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # tokenizers raises no narrower class, for instance for a word outside a vocabulary
+        except Exception as error:  # tokenizers raises no narrower class, for example for a word outside the vocabulary
             raise DatasetError(f"the tokenizer cannot encode {text[:40]!r}: {error}.") from error
 
     def encode_prompt(self, question: str, style: str | None = None) -> list[int]:
-        """Returns the ids of `" User: [style: ]question Assistant:"`, without the begin token.
+        """Returns the ids of the question in `PROMPT_TEMPLATE`, without the begin token.
 
         Args:
-            style: the dataset's, from `data/datasets/registry.py`. Short answers depend on it.
+            style: the dataset's prefix, from `data/datasets/registry.py`. Short answers depend on it.
         """
         text = question if style is None else f"{style}: {question}"
-        return self.encode(f" User: {text} Assistant:")
+        return self.encode(f"{_BEFORE}{text}{_AFTER}")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the answer's text, special tokens left out, stripped, its inner spaces as they come."""
+        """Returns the answer's text without special tokens, stripped; inner whitespace is unchanged."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()

@@ -1,7 +1,7 @@
-"""Where each tensor of the published layout belongs in the model.
+"""The place in the model of each tensor of the published layout.
 
-Experts, published one by one, are stacked here; the two embedding tables lie in one, and so do the weights of q_norm
-and k_norm. Everything else is one to one.
+Experts, published one by one, are stacked here; the two embedding tables are one parameter, and so are the weights of
+q_norm and k_norm. All other tensors correspond one to one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Target:
 
     @property
     def view(self) -> Tensor:
-        """The place itself: writing to it writes to the parameter (which may be on the meta device)."""
+        """A view of the parameter, which may be on the meta device: writing to it writes to the parameter."""
         return self.parameter.detach()[self.part] if self.part else self.parameter.detach()
 
 
 def published_tensors(model: Molmoe) -> dict[str, Target]:
-    """Returns every published tensor name with its place in `model`; together they cover each weight once."""
+    """Returns the place in `model` of every published tensor, by name; together they cover each weight once."""
     return dict(_targets(model))
 
 

@@ -1,8 +1,8 @@
-"""One block of the text decoder: attention with normed queries and keys, then the mixture of experts.
+"""One block of the text decoder: attention with normalised queries and keys, then the mixture of experts.
 
-Built of transformers' OLMoE parts and cache. The attention is its `OlmoeAttention` rewritten for the checkpoint's fused
-projection (one product instead of three), for rotary arithmetic in float32 whatever the model's dtype, and for few
-operations: a small model's decoding on the CPU costs what its operations cost to launch.
+Built from transformers' OLMoE parts and cache. The attention is its `OlmoeAttention`, rewritten for the checkpoint's
+fused projection (one product instead of three), for rotary arithmetic in float32 in any dtype of the model, and for few
+operations: launching them is most of the cost of decoding with a small model on the CPU.
 
 Shapes: B batch, S positions of this call, H query heads, K key heads, W head width, D d_model.
 """
@@ -21,7 +21,7 @@ from .norm import RMSNorm, normalise
 
 
 def olmoe_config(config: MolmoeConfig, experts_implementation: str) -> OlmoeConfig:
-    """The same decoder in transformers' words."""
+    """Returns the config of the same decoder in transformers."""
     olmoe = OlmoeConfig(
         vocab_size=config.embedding_size,
         hidden_size=config.d_model,
@@ -45,7 +45,7 @@ def olmoe_config(config: MolmoeConfig, experts_implementation: str) -> OlmoeConf
 def rotary_embeddings(position_ids: Tensor, inverse_frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Returns float32 cosines and signed sines [B, S, 1, W] for `rotate`.
 
-    Entries i and i + W/2 of a head form a pair. The sines of the first half are negated, so that rotating is
+    Entries i and i + W/2 of a head form a pair. The sines of the first half are negated, so that the rotation is
     x * cos + (x with its halves swapped) * sin.
     """
     angle = (position_ids.unsqueeze(-1).float() * inverse_frequencies).unsqueeze(2)
@@ -54,14 +54,14 @@ def rotary_embeddings(position_ids: Tensor, inverse_frequencies: Tensor) -> tupl
 
 
 def rotate(heads_BSHW: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each head by its position, in the dtype of the embeddings, and casts back."""
+    """Rotates each head by its position in the dtype of the embeddings, then casts back."""
     cos, sin = position_embeddings
     heads = heads_BSHW.to(cos.dtype)
     return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin).to(heads_BSHW.dtype)
 
 
 class TextAttention(nn.Module):
-    """Causal self-attention; q and k are normed over all their entries before they are split into heads."""
+    """Causal self-attention; q and k are each normalised over all their entries before the split into heads."""
 
     def __init__(self, config: OlmoeConfig, block_index: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class TextAttention(nn.Module):
         query_width, key_width = (heads * self.head_width for heads in self.heads)
         self.widths = [query_width, key_width, key_width]
         self.att_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=False)
-        self.qk_norm_weight = nn.Parameter(torch.ones(query_width + key_width))  # of q_norm, then of k_norm
+        self.qk_norm_weight = nn.Parameter(torch.ones(query_width + key_width))  # q_norm's, then k_norm's
         self.eps = config.rms_norm_eps
         self.attn_out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
@@ -100,7 +100,7 @@ class TextAttention(nn.Module):
         return self.attn_out(mixed_BHSW.transpose(1, 2).reshape(batch, length, -1))
 
     def keys_values(self, hidden_BSD: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the keys and values [B, K, S, W] of normed hidden states, without queries and without attention."""
+        """Returns the keys and values [B, K, S, W] of normalised hidden states, without queries and attention."""
         query_width, *key_value_widths = self.widths
         projected = functional.linear(hidden_BSD, self.att_proj.weight[query_width:])
         key, value = projected.split(key_value_widths, dim=-1)
@@ -109,7 +109,7 @@ class TextAttention(nn.Module):
         return rotate(key.view(heads), position_embeddings).transpose(1, 2), value.view(heads).transpose(1, 2)
 
     def norm_queries_and_keys(self, projected: Tensor) -> Tensor:
-        """Takes [B, S, q | k | v] and returns the normed q | k, [B, S, (H + K) * W]."""
+        """Maps projected [B, S, q | k | v] to the normalised q | k, [B, S, (H + K) * W]."""
         query_width, key_width, _ = self.widths
         both = projected[..., : query_width + key_width]
         if query_width == key_width:
@@ -120,7 +120,7 @@ class TextAttention(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """A pre-norm decoder block. Called with k, because k may differ from block to block and call to call."""
+    """A pre-norm decoder block. k is an argument, because it may differ between blocks and calls."""
 
     def __init__(self, config: OlmoeConfig, block_index: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From image crops to the features that are added to the text: CLIP's encoder, 2x2 attention pooling, a projector.
+"""Maps image crops to the features that are added to the text: CLIP's encoder, attention pooling, a projector.
 
 Shapes: B batch, N crops, P patches a crop, C width of the vision tower, Q pooled features a crop, D d_model.
 """
@@ -18,7 +18,7 @@ from .config import MolmoeConfig
 def _attend_in_float32(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
 ) -> tuple[Tensor, None]:
-    """SDPA on float32 copies, cast back: what `float32_attention` of the config asks of the vision tower."""
+    """Runs SDPA on float32 copies and casts back, as the config's `float32_attention` requires."""
     mixed, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
         module, query.float(), key.float(), value.float(), attention_mask, **options
     )
@@ -46,7 +46,7 @@ def _clip_config(config: MolmoeConfig) -> CLIPVisionConfig:
 
 
 class VisionTower(nn.Module):
-    """The ViT. Layers above the last one that `vit_layers` names keep their weights and are not run."""
+    """The ViT. Layers after the last one in `vit_layers` are loaded but not run."""
 
     def __init__(self, config: MolmoeConfig) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class VisionTower(nn.Module):
         self.layers = nn.ModuleList([CLIPEncoderLayer(clip) for _ in range(vision.num_layers)])
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Maps crops [crops, P, 3 * patch * patch] to the chosen layers' outputs, concatenated: [crops, P, layers * C].
+        """Maps crops [crops, P, 3 * patch * patch] to the chosen layers' concatenated outputs [crops, P, layers * C].
 
-        A patch is flattened row, column, channel, channel fastest.
+        A patch is flattened as (row, column, channel), channel fastest.
         """
         hidden = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
         class_token = self.class_embedding.expand(hidden.shape[0], 1, -1)
@@ -76,7 +76,7 @@ class VisionTower(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Each window's mean attends to the window's vectors."""
+    """Attention pooling: the mean of each window attends to the window's vectors."""
 
     is_causal = False  # read by transformers' attention functions
 
@@ -105,7 +105,7 @@ class AttentionPooling(nn.Module):
 
 
 class ImageProjector(nn.Module):
-    """Gated MLP from the tower's width to the text's."""
+    """Gated MLP from the tower's width to the text decoder's."""
 
     def __init__(self, config: MolmoeConfig) -> None:
         super().__init__()
@@ -129,10 +129,10 @@ class VisionBackbone(nn.Module):
         self.image_projector = ImageProjector(config)
 
     def features(self, crops_BNPX: Tensor, masks_BNP: Tensor) -> Tensor:
-        """Returns the tower's features with the padding vectors added: [B, N, P, layers * C].
+        """Returns the tower's features plus the padding vectors, [B, N, P, layers * C].
 
-        A crop that is -1 everywhere is batch padding: its features are zeroed first. Patches of mask 0 get the first
-        padding vector; other patches of mask below 1, negative ones too, get the second.
+        A crop that is -1 everywhere is batch padding: its features are zeroed first. Patches with mask 0 get the first
+        padding vector, all others with a mask below 1 (including negative ones) the second.
         """
         features = self.image_vit(crops_BNPX.flatten(0, 1)).unflatten(0, crops_BNPX.shape[:2])
         is_padding_BN11 = (crops_BNPX == -1).flatten(2).all(dim=-1)[..., None, None]
@@ -143,7 +143,7 @@ class VisionBackbone(nn.Module):
         return (features.float() + empty * is_empty_BNP1 + partial * is_partial_BNP1).to(features.dtype)
 
     def pool(self, features_BNPC: Tensor) -> Tensor:
-        """Returns one vector per window of patches, windows and the vectors in them row-major: [B, N, Q, C]."""
+        """Returns one vector per window of patches, [B, N, Q, C]; windows and their vectors are in row-major order."""
         rows, columns = self.config.pooled_grid
         height, width = self.config.pooling_height, self.config.pooling_width
         windows = features_BNPC.unflatten(2, (rows, height, columns, width)).transpose(3, 4)

@@ -1,22 +1,20 @@
-"""Whole passes over a batch: positions and masks, the blocks of a plan, greedy decoding.
+"""Plain greedy decoding of a padded batch under one plan: the reference for the product's decoders.
 
 Shapes: B batch, T text positions, S positions of one pass, KV cached and new positions, D d_model, V logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from .model import Molmoe
+from knobctl.data.plans import BlockPlan
+from knobctl.precompute.models.molmoe.model import Molmoe
 
 PADDING_ID = -1
-
-BlockTopK = Sequence[int | None]  # per block: experts per token, or None to skip it
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def embed_inputs(model: Molmoe, inputs: ModelInputs) -> Tensor:
 def run_blocks(
     model: Molmoe,
     hidden: Tensor,
-    plan: BlockTopK,
+    plan: BlockPlan,
     *,
     position_ids: Tensor,
     attention_mask: Tensor | None,
@@ -74,7 +72,7 @@ def run_blocks(
         raise ValueError(f"the plan names {len(plan)} blocks and the model has {model.config.num_blocks}")
     position_embeddings = model.position_embeddings(position_ids)
     for index, top_k in enumerate(plan):
-        if top_k is not None:
+        if top_k:
             hidden = model.run_block(
                 index,
                 hidden,
@@ -86,7 +84,7 @@ def run_blocks(
     return hidden
 
 
-def forward_logits(model: Molmoe, inputs: ModelInputs, plan: BlockTopK) -> Tensor:
+def forward_logits(model: Molmoe, inputs: ModelInputs, plan: BlockPlan) -> Tensor:
     """Returns the logits [B, T, V] of one pass without a cache."""
     is_real = real_positions(inputs.input_ids)
     hidden = embed_inputs(model, inputs)
@@ -97,7 +95,7 @@ def forward_logits(model: Molmoe, inputs: ModelInputs, plan: BlockTopK) -> Tenso
 
 @torch.inference_mode()
 def generate(
-    model: Molmoe, inputs: ModelInputs, plan: BlockTopK, *, max_new_tokens: int, end_id: int | None, pad_id: int
+    model: Molmoe, inputs: ModelInputs, plan: BlockPlan, *, max_new_tokens: int, end_id: int | None, pad_id: int
 ) -> Tensor:
     """Greedy decoding of a batch under one plan.
 
