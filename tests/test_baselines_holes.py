@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from knobctl.data.cache import open_cache
 from knobctl.data.generated.population import GeneratedCache
 from knobctl.replay.evaluation.build_report import table_and_oracle
 from knobctl.replay.evaluation.validate import validate_controllers
-from knobctl.replay.policies.expected import completed, expected_accuracy, expected_latency_ms, mean_over_samples
+from knobctl.replay.expected_outcomes import completed, expected_accuracy, expected_latency_ms, mean_over_samples
 from knobctl.replay.policies.registry import build_baselines
-from knobctl.replay.policies.reward_table import FilledRewards, RewardTable
 from knobctl.replay.recipes import recipe
-from knobctl.replay.reward import RewardWeights
+from knobctl.replay.tables import FilledRewards, ReplayTables
 from knobctl.replay.training.train import train_controllers
 from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
 from knobctl.tests.support.replay_cases import small_generated, tables_of
@@ -30,17 +27,20 @@ def made() -> GeneratedCache:
     return small_generated(train=1000, val=4, test=1000, d_model=8, n_budgets=4, seed=3)
 
 
-def table_with(made: GeneratedCache, hole_SX: np.ndarray) -> RewardTable:
+def table_with(made: GeneratedCache, hole_SX: np.ndarray) -> ReplayTables:
     """The generated outcomes, less the holes in the training split."""
-    tables = tables_of(made, dataset_S=(made.dataset_S == "generated_hard").astype(np.int64))
-    hole = torch.from_numpy(hole_SX & (made.split_S == "train")[:, None])
-    outcomes = {name: getattr(tables, name).masked_fill(hole, NAN) for name in ("accuracy_SX", "latency_ms_SX")}
-    return RewardTable.from_tables(replace(tables, **outcomes), RewardWeights())
+    hole_SX = hole_SX & (made.split_S == "train")[:, None]
+    return tables_of(
+        made,
+        datasets=tuple(made.dataset_S.tolist()),
+        accuracy_SX=np.where(hole_SX, np.float32(NAN), made.accuracy_SX),
+        latency_ms_SX=np.where(hole_SX, np.float32(NAN), made.latency_ms_SX),
+    )
 
 
-def reward_of_plain_means(table: RewardTable) -> float:
+def reward_of_plain_means(table: ReplayTables) -> float:
     """Test reward of the settings with the highest mean over the samples that have them."""
-    train, test = table.train_rows(), table.indices("test")
+    train, test = table.train_samples(), table.measured("test")
     rewards = []
     for budget_ms in table.budgets_ms_M:
         best = np.nanmean(table.reward_BX(train, np.full(len(train), budget_ms)), axis=0, dtype=np.float64).argmax()
@@ -76,7 +76,7 @@ def kinds_of_holes(made: GeneratedCache) -> dict[str, tuple[np.ndarray, np.ndarr
 
 def test_no_setting_is_flattered_by_the_samples_that_have_it(made: GeneratedCache):
     complete = table_with(made, np.zeros(made.accuracy_SX.shape, dtype=bool))
-    rows, reward_MX = complete.train_rows(), complete.train_reward_MX
+    rows, reward_MX = complete.train_samples(), complete.train_rewards.mean_MX
     for name, (sample_S, setting_X) in kinds_of_holes(made).items():
         most_SX = np.random.default_rng(0).random(made.accuracy_SX.shape) < 0.95
         holed = table_with(made, sample_S[:, None] & setting_X & most_SX)
@@ -84,7 +84,8 @@ def test_no_setting_is_flattered_by_the_samples_that_have_it(made: GeneratedCach
             competing_X = setting_X & (reward_MX[budget] > reward_MX[budget].max() - 0.5)
             if competing_X.any():
                 plain_X = np.nanmean(holed.reward_BX(rows, np.full(len(rows), budget_ms)), axis=0)
-                off_X, plain_off_X = holed.train_reward_MX[budget] - reward_MX[budget], plain_X - reward_MX[budget]
+                off_X = holed.train_rewards.mean_MX[budget] - reward_MX[budget]
+                plain_off_X = plain_X - reward_MX[budget]
                 off, plain_off = (np.abs(value_X[competing_X]).mean() for value_X in (off_X, plain_off_X))
                 assert off < min(0.05, 0.7 * plain_off), (name, budget, off, plain_off)
 
@@ -104,9 +105,9 @@ def test_the_cheapest_setting_is_so_over_all_samples(tmp_path: Path):
     latency = np.outer([1.0, 2.0, 10.0, 30.0, 1.0], [10.0, 12.0, 40.0, 50.0])
     latency[2:4, 1] = NAN
     splits = ["train"] * 4 + ["test"]
-    table = RewardTable.from_cache(open_cache(write_array_cache(tmp_path / "c", latency * 0, latency, splits=splits)))
+    table = ReplayTables.from_cache(open_cache(write_array_cache(tmp_path / "c", latency * 0, latency, splits=splits)))
     (cheapest,) = build_baselines(["cheapest"], table)
-    assert cheapest.best(table.requests(table.indices("test"), 0)).tolist() == [0]
+    assert cheapest.best(table.requests(table.measured("test"), 0)).tolist() == [0]
 
 
 def test_a_sample_that_is_always_wrong_loses_nothing_under_a_cheap_setting():
@@ -127,7 +128,7 @@ def test_what_is_measured_stays_and_a_setting_that_nobody_has_stays_missing():
 def test_neighbours_average_what_each_sample_should_have(made: GeneratedCache):
     sample_S, setting_X = kinds_of_holes(made)["slow lack some"]
     holed = table_with(made, sample_S[:, None] & setting_X)
-    rows = holed.train_rows()
+    rows = holed.train_samples()
     budget_ms = float(holed.budgets_ms_M[1])
     filled_NX = FilledRewards(holed, rows).at_NX(budget_ms)
     truth_NX = table_with(made, np.zeros(made.accuracy_SX.shape, dtype=bool)).reward_BX(

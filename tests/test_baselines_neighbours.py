@@ -13,14 +13,14 @@ from knobctl.data.errors import KnobctlError
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.neighbours import LanguageNeighbours, NeighbourIndex
 from knobctl.replay.policies.registry import build_baselines
-from knobctl.replay.policies.reward_table import RewardTable
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
 SPLITS = ["train"] * 120 + ["val"] * 40 + ["test"] * 40
 
 
-def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[RewardTable, np.ndarray]:
+def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[ReplayTables, np.ndarray]:
     """Half the samples need the high tier; features and tokens show which, or nothing. Returns the kind of each."""
     rng = np.random.default_rng(0)
     kind_S = rng.integers(0, 2, 200)
@@ -39,7 +39,7 @@ def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[Rewar
         feature_SD=np.zeros((200, 6)) if tokens else feature_SD,
         token_STPMD=token,
     )
-    return RewardTable.from_cache(open_cache(path)), kind_S
+    return ReplayTables.from_cache(open_cache(path)), kind_S
 
 
 @pytest.mark.parametrize("metric", ["cosine", "standardised"])
@@ -65,7 +65,7 @@ def test_a_column_that_never_varies_in_training_is_ignored():
 def test_neighbours_find_what_the_language_feature_reveals(tmp_path: Path):
     table, kind_S = two_kinds(tmp_path / "c", reveals=True)
     (policy,) = build_baselines(["neighbours"], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
     wanted_N = np.where(kind_S[rows] == 1, 2, 0)  # the cheapest setting that answers
     assert (setting_N == wanted_N).mean() > 0.9
@@ -74,7 +74,7 @@ def test_neighbours_find_what_the_language_feature_reveals(tmp_path: Path):
 def test_with_nothing_to_find_neighbours_are_the_table(tmp_path: Path):
     table, _ = two_kinds(tmp_path / "c", reveals=False)
     neighbours, lookup = build_baselines(["table", "neighbours"], table)[::-1]
-    rows = table.indices("test")
+    rows = table.measured("test")
     agree = (decide(neighbours, table, rows, (0,)) == decide(lookup, table, rows, (0,))).mean()
     assert agree > 0.8
 
@@ -82,19 +82,19 @@ def test_with_nothing_to_find_neighbours_are_the_table(tmp_path: Path):
 def test_hyperparameters_come_from_val_and_not_from_test(tmp_path: Path):
     table, _ = two_kinds(tmp_path / "c", reveals=True)
     before = LanguageNeighbours(table)
-    table.tables.accuracy_SX[table.indices("test")] = 0.5
+    table.accuracy_SX[table.measured("test")] = 0.5
     after = LanguageNeighbours(table)
     assert (before.k, before.metric, before.tuning) == (after.k, after.metric, after.tuning)
-    table.tables.accuracy_SX[table.indices("val")] = 0.5
+    table.accuracy_SX[table.measured("val")] = 0.5
     assert LanguageNeighbours(table).tuning != before.tuning
 
 
 def test_neighbours_with_all_training_samples_score_as_the_table_does(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c", holes=0.2))
+    table = ReplayTables.from_cache(generated_cache(tmp_path / "c", holes=0.2))
     policy = LanguageNeighbours(table)
-    policy.k = len(table.train_rows())
+    policy.k = len(table.train_samples())
     (lookup,) = build_baselines(["table"], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     assert (decide(policy, table, rows, (0, 1, 2)) == decide(lookup, table, rows, (0, 1, 2))).all()
 
 
@@ -118,10 +118,10 @@ def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str, t
         feature_SD=rng.standard_normal((200, 6)),
         token_STPMD=token,
     )
-    table = RewardTable.from_cache(open_cache(path))
-    table.tables.token_present_STPM[table.indices("val")] = tuned
+    table = ReplayTables.from_cache(open_cache(path))
+    table.token_present_STPM[table.measured("val")] = tuned
     (policy,) = build_baselines([name], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
     assert (setting_N == np.where(kind_S[rows] == 1, 1, 0)).mean() > (0.85 if tuned else 0.75)
     if name == "neighbours_token":
@@ -131,21 +131,22 @@ def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str, t
 def test_the_language_regression_finds_what_the_feature_reveals(tmp_path: Path):
     table, kind_S = two_kinds(tmp_path / "c", reveals=True)
     (policy,) = build_baselines(["mlp_language"], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
-    high_N = table.axes.axis_KX[0, setting_N] == 1
+    high_N = table.space.value_index_KX[0, setting_N] == 1
     assert (high_N == (kind_S[rows] == 1)).mean() > 0.85
 
 
 def test_missing_tokens_are_left_out_and_none_at_all_is_an_error(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c"))
-    rows = table.indices("test")
-    table.tables.token_present_STPM[table.train_rows()[::2]] = False
-    table.tables.token_present_STPM[rows, 0] = False
+    table = ReplayTables.from_cache(generated_cache(tmp_path / "c"))
+    rows = table.measured("test")
+    table.token_present_STPM[table.train_samples()[::2]] = False
+    table.token_present_STPM[rows, 0] = False
     (policy,) = build_baselines(["neighbours_token"], table)
     setting_NM = decide(policy, table, rows, (0, 1))
-    assert (table.axes.axis_KX[0, setting_NM] > 0).all()  # the low tier's tokens are missing: it cannot be chosen
-    table.tables.token_present_STPM[table.train_rows(), 1] = False  # one tier is enough: a request may lead there
+    tier_NM = table.space.value_index_KX[0, setting_NM]
+    assert (tier_NM > 0).all()  # the low tier has no tokens, so it cannot be chosen
+    table.token_present_STPM[table.train_samples(), 1] = False  # one tier is enough: a request may lead there
     with pytest.raises(KnobctlError, match="no training sample has a latency token at tier medium"):
         build_baselines(["neighbours_token"], table)
     skipped: list[str] = []
@@ -154,8 +155,8 @@ def test_missing_tokens_are_left_out_and_none_at_all_is_an_error(tmp_path: Path)
 
 
 def test_the_same_seed_gives_the_same_choices(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c", train=80, val=30, test=30))
-    rows = table.indices("test")
+    table = ReplayTables.from_cache(generated_cache(tmp_path / "c", train=80, val=30, test=30))
+    rows = table.measured("test")
     names = ["neighbours", "neighbours_token", "mlp_language", "mlp_token"]
     first, second = (
         [decide(policy, table, rows, (0, 2)) for policy in build_baselines(names, table, seed=3)] for _ in range(2)

@@ -10,25 +10,25 @@ import pytest
 from knobctl.data.cache import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
+from knobctl.replay.expected_outcomes import mean_over_samples
 from knobctl.replay.policies.ablations import ABLATIONS, Ablation, ablations
-from knobctl.replay.policies.axes import SettingAxes
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.registry import BASELINES, build_baselines
-from knobctl.replay.policies.reward_table import RewardTable, mean_over_samples
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
 
 # Latency of low/12, low/16, high/12, high/16; under 100 ms the last is over budget.
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
 
 
-def table_of(path: Path, accuracy_SX: list[list[float]], **options: object) -> RewardTable:
+def table_of(path: Path, accuracy_SX: list[list[float]], **options: object) -> ReplayTables:
     latency = options.pop("latency_ms_SX", np.tile(LATENCY_MS, (len(accuracy_SX), 1)))
-    return RewardTable.from_cache(open_cache(write_array_cache(path, np.array(accuracy_SX), latency, **options)))
+    return ReplayTables.from_cache(open_cache(write_array_cache(path, np.array(accuracy_SX), latency, **options)))
 
 
-def chosen(table: RewardTable, name: str, split: str = "test", budgets: tuple[int, ...] = (0,)) -> list[list[int]]:
+def chosen(table: ReplayTables, name: str, split: str = "test", budgets: tuple[int, ...] = (0,)) -> list[list[int]]:
     (policy,) = build_baselines([name], table)
-    return decide(policy, table, table.indices(split), budgets).tolist()
+    return decide(policy, table, table.measured(split), budgets).tolist()
 
 
 SPLITS = ["train", "train", "test", "test"]
@@ -64,7 +64,7 @@ def test_full_means_the_native_top_k_even_where_more_can_be_had(tmp_path: Path):
     path = write_array_cache(tmp_path / "c", accuracy, latency, space=space, splits=["train", "test"])
     cache = open_cache(path)
     object.__setattr__(cache.manifest, "native_top_k", 8)
-    table = RewardTable.from_cache(cache)
+    table = ReplayTables.from_cache(cache)
     (full,) = chosen(table, "full")
     assert str(space.settings[full[0]]) == "high/p1/k8/n16"
 
@@ -75,7 +75,7 @@ def test_best_fixed_is_one_setting_for_all_budgets(tmp_path: Path):
     assert chosen(table, "table", budgets=(0, 1)) == [[0, 1], [0, 1]]
     fixed = chosen(table, "best_fixed", budgets=(0, 1))
     assert fixed[0][0] == fixed[0][1]
-    mean_X = table.train_reward_MX.mean(axis=0)
+    mean_X = table.train_rewards.mean_MX.mean(axis=0)
     assert fixed[0][0] == int(mean_X.argmax())
 
 
@@ -97,7 +97,7 @@ def test_a_missing_row_is_never_chosen(tmp_path: Path, name: str):
     accuracy[:, 1] = np.nan_to_num(accuracy[:, 1], nan=0.0)
     options = {"splits": ["train"] * 20 + ["val"] * 10 + ["test"] * 10, "latency_ms_SX": latency}
     table = table_of(tmp_path / "c", accuracy.tolist(), feature_SD=rng.standard_normal((40, 4)), **options)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = np.array(chosen(table, name))[:, 0]
     assert table.available_SX[rows, setting_N].all()
 
@@ -119,23 +119,23 @@ def test_means_do_not_favour_a_setting_that_only_easy_samples_have():
 
 def test_chance_depends_on_seed_sample_and_budget_and_not_on_the_order_of_requests(tmp_path: Path):
     cache = generated_cache(tmp_path / "c")
-    table = RewardTable.from_cache(cache)
-    rows = table.indices("test")
+    table = ReplayTables.from_cache(cache)
+    rows = table.measured("test")
     (one,), (other,) = build_baselines(["random"], table, seed=1), build_baselines(["random"], table, seed=2)
     straight = decide(one, table, rows, (0, 1))
     backward = decide(one, table, rows[::-1], (1, 0))[::-1, ::-1]
     assert (straight == backward).all()
     assert (straight[:, 0] != straight[:, 1]).mean() > 0.9
     assert (straight != decide(other, table, rows, (0, 1))).mean() > 0.9
-    tier_share = np.bincount(table.axes.axis_KX[0, straight.ravel()], minlength=3) / straight.size
+    tier_share = np.bincount(table.space.value_index_KX[0, straight.ravel()], minlength=3) / straight.size
     np.testing.assert_allclose(tier_share, 1 / 3, atol=0.12)
 
 
 def test_ablations_keep_the_knobs_they_name(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c"))
-    rows = table.indices("test")
+    table = ReplayTables.from_cache(generated_cache(tmp_path / "c"))
+    rows = table.measured("test")
     lookup, oracle = build_baselines(["oracle", "table"], table)
-    knobs = table.axes.axis_KX
+    knobs = table.space.value_index_KX
     whole, fallback = (decide(policy, table, rows, (2,))[:, 0] for policy in (oracle, lookup))
     for policy in ablations(oracle, lookup):
         setting_N = decide(policy, table, rows, (2,))[:, 0]
@@ -158,20 +158,7 @@ def test_an_ablation_falls_back_where_a_sample_lacks_the_wished_knob(tmp_path: P
     table = table_of(tmp_path / "c", [[0, 0, 1, 1], [0, 0, 1, 1], [nan, nan, 1, 1], [1, 1, 1, 1]], splits=SPLITS)
     cheapest, lookup = build_baselines(["cheapest", "table"], table)
     low = Ablation("tier of the cheapest", cheapest, lookup, ["tier"])
-    assert decide(low, table, table.indices("test"), (0,)).tolist() == [[2], [0]]
-
-
-def test_axes_and_settings_agree():
-    space = KnobSpace(("low", "medium", "high"), (1, 13), (4, 8), (12, 16))  # p13 with n12 cannot run
-    axes = SettingAxes.of(space)
-    for index, setting in enumerate(space.settings):
-        t, p, k, n = axes.axis_KX[:, index]
-        assert axes.index_TPKN[t, p, k, n] == index
-        assert (space.tiers[t], space.insertion_positions[p]) == (setting.tier, setting.insertion_position)
-        assert (space.top_k[k], space.num_blocks[n]) == (setting.top_k, setting.num_blocks)
-    one = np.array([0])
-    with pytest.raises(KnobctlError, match="low/p13/k4/n12, which cannot run"):
-        axes.setting_index(one, one + 1, one, one)
+    assert decide(low, table, table.measured("test"), (0,)).tolist() == [[2], [0]]
 
 
 def test_a_policy_that_ignores_what_is_on_record_is_refused(tmp_path: Path):
@@ -188,7 +175,7 @@ def test_a_policy_that_ignores_what_is_on_record_is_refused(tmp_path: Path):
             return np.zeros(len(requests), int), np.ones(len(requests), int)
 
     with pytest.raises(CacheError, match="`stubborn` chose high/p1/k8/n16 for sample s001"):
-        decide(Stubborn(), table, table.indices("test"), (0,))
+        decide(Stubborn(), table, table.measured("test"), (0,))
 
 
 def test_baselines_that_cannot_be_had_say_why(tmp_path: Path):
@@ -196,7 +183,7 @@ def test_baselines_that_cannot_be_had_say_why(tmp_path: Path):
     with pytest.raises(KnobctlError, match=r"unknown baselines \['lookup'\]: choose from full, "):
         build_baselines(["lookup"], table)
     with pytest.raises(
-        KnobctlError, match=r"baseline `table` cannot be had, because .*split `train`: leave out --baseline table$"
+        KnobctlError, match=r"baseline `table` is not possible, because .*split `train`: leave out --baseline table$"
     ):
         build_baselines(["table"], table)
     skipped: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from rich.console import Console
 from knobctl.data.cache import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
-from knobctl.replay.evaluation.build_report import evaluate
+from knobctl.replay.evaluation.build_report import build_report
 from knobctl.replay.evaluation.report import BETTER, NOT_SHOWN, EvaluationReport
 from knobctl.replay.policies.registry import DEFAULT_BASELINES, build_baselines
-from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.report.tables import render_report
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
@@ -31,11 +32,11 @@ def report_of(path: Path, accuracy_SX: object, names: tuple[str, ...], **options
     accuracy = np.asarray(accuracy_SX, float)
     latency = options.pop("latency_ms_SX", np.tile(LATENCY_MS, (len(accuracy), 1)))
     cache = open_cache(write_array_cache(path, accuracy, latency, **{"budgets_ms": BUDGETS_MS, **options}))
-    table = RewardTable.from_cache(cache)
-    return evaluate(
+    table = ReplayTables.from_cache(cache)
+    return build_report(
         cache,
         build_baselines(names, table),
-        table=table,
+        tables=table,
         split=asked.get("split", "test"),
         budgets_ms=asked.get("budgets"),
         subjects=asked.get("subjects", ()),
@@ -181,11 +182,11 @@ def test_the_histogram_counts_what_was_chosen(tmp_path: Path):
 
 def test_the_report_is_json_and_the_same_again(tmp_path: Path):
     cache = generated_cache(tmp_path / "c", holes=0.1)
-    table = RewardTable.from_cache(cache)
+    table = ReplayTables.from_cache(cache)
 
     def run(seed: int) -> str:
         policies = build_baselines(DEFAULT_BASELINES, table)
-        return evaluate(cache, policies, table=table, subjects=("neighbours",), resamples=50, seed=seed).to_json()
+        return build_report(cache, policies, tables=table, subjects=("neighbours",), resamples=50, seed=seed).to_json()
 
     first = run(0)
     assert run(0) == first
@@ -206,12 +207,12 @@ def test_what_cannot_be_evaluated_is_one_clear_error(tmp_path: Path):
     ):
         report_of(tmp_path / "b", ACCURACY, ("full",), splits=SPLITS, budgets=(42.0,))
     cache = generated_cache(tmp_path / "c")
-    table = RewardTable.from_cache(cache)
-    object.__setattr__(table.tables, "token_STPMD", None)
+    table = ReplayTables.from_cache(cache)
+    table = replace(table, token_STPMD=None)
     neighbours = build_baselines(["table"], table)[0]
     neighbours.uses_latency_token = True
     with pytest.raises(CacheError, match="`table` reads latency tokens, and the cache has none"):
-        evaluate(cache, [neighbours], table=table)
+        build_report(cache, [neighbours], tables=table)
 
 
 def test_imported_results_without_positions_or_features_are_evaluated_at_once(tmp_path: Path):
@@ -229,10 +230,10 @@ def test_imported_results_without_positions_or_features_are_evaluated_at_once(tm
         latency_mode="imported",
     )
     cache = open_cache(path)
-    table = RewardTable.from_cache(cache)
+    table = ReplayTables.from_cache(cache)
     skipped: list[str] = []
     policies = build_baselines(DEFAULT_BASELINES, table, skipped=skipped)
-    report = evaluate(cache, policies, table=table)
+    report = build_report(cache, policies, tables=table)
     assert skipped == [
         "baseline `neighbours` left out: the cache has no language features (imported results have none)"
     ]

@@ -17,10 +17,10 @@ from knobctl.controllers.checkpoint import Controllers
 from knobctl.data.cache import Cache, open_cache
 from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSetting
-from knobctl.replay.evaluation.build_report import few_warnings
 from knobctl.replay.evaluation.choices import CHOICES_SCHEMA
 from knobctl.replay.evaluation.compare import compare, short_names
 from knobctl.replay.evaluation.validate import validate_controllers
+from knobctl.replay.evaluation.warnings import few_warnings
 from knobctl.replay.policies.ablations import ABLATIONS
 from knobctl.replay.policies.registry import DEFAULT_BASELINES
 from knobctl.replay.report.tables import render_report
@@ -77,7 +77,7 @@ def test_the_guard_stands_beside_the_plain_policy(cache: Cache, tmp_path: Path):
     assert guarded[missed].value < plain[missed].value
     assert report.compared("controllers+guard", "controllers") is not None
     assert report.guard["stage2"] > 0
-    assert any("nothing should fit" in line for line in text_of(report).splitlines())
+    assert any("nothing was expected to fit" in line for line in text_of(report).splitlines())
     chosen = report.decisions.chosen
     settings = [str(cache.space.settings[index]) for index in chosen["controllers+guard"].ravel()]
     written = [f"{t}/p{p}/k{k}/n{n}" for _, _, t, p, k, n in pl.read_parquet(out).rows()]

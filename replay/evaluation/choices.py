@@ -1,4 +1,4 @@
-"""Writes every decision of a policy as Parquet, so that others can score it."""
+"""Writes every choice of a policy as Parquet, so that other programs can evaluate them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ..policies.reward_table import RewardTable
+from ..tables import ReplayTables
 
 CHOICES_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("budget_ms", pa.float32()),
         ("tier", pa.string()),
-        ("insertion_position", pa.int8()),  # null in imported results, which know no position
+        ("insertion_position", pa.int8()),  # null in imported results, which record no position
         ("top_k", pa.int8()),
         ("num_blocks", pa.int8()),
     ]
@@ -27,14 +27,14 @@ CHOICES_SCHEMA = pa.schema(
 
 
 def choices_table(
-    table: RewardTable, sample_N: NDArray[np.int64], budget_M: tuple[int, ...], setting_NM: NDArray[np.int64]
+    tables: ReplayTables, sample_N: NDArray[np.int64], budget_M: tuple[int, ...], setting_NM: NDArray[np.int64]
 ) -> pa.Table:
-    """Returns one row per sample and budget, samples in the cache's order, budgets ascending."""
-    settings = [table.tables.space.settings[index] for index in setting_NM.ravel()]
-    budgets_ms = table.budgets_ms_M[list(budget_M)]
+    """Returns one row per sample and budget: samples in the cache's order, budgets ascending."""
+    settings = [tables.space.settings[index] for index in setting_NM.ravel()]
+    budgets_ms = tables.budgets_ms_M[list(budget_M)]
     return pa.table(
         [
-            np.repeat(np.array([table.tables.sample_ids[index] for index in sample_N], dtype=object), len(budget_M)),
+            np.repeat(np.array([tables.sample_ids[index] for index in sample_N], dtype=object), len(budget_M)),
             np.tile(budgets_ms, len(sample_N)),
             [setting.tier for setting in settings],
             [setting.insertion_position for setting in settings],
@@ -47,20 +47,20 @@ def choices_table(
 
 def write_choices(
     path: Path,
-    table: RewardTable,
+    tables: ReplayTables,
     sample_N: NDArray[np.int64],
     budget_M: tuple[int, ...],
     setting_NM: NDArray[np.int64],
 ) -> None:
-    """Writes `CHOICES_SCHEMA` to `path`; an existing file is replaced whole or not at all."""
+    """Writes `CHOICES_SCHEMA` to `path`; an existing file is replaced atomically. Raises KnobctlError if it cannot."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(choices_table(table, sample_N, budget_M, setting_NM), temporary)
+        pq.write_table(choices_table(tables, sample_N, budget_M, setting_NM), temporary)
         temporary.replace(path)
     except OSError as error:
         raise KnobctlError(f"cannot write the choices to {path}: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # the error that is on its way says more
+        with suppress(OSError):  # the error being raised is more informative
             temporary.unlink(missing_ok=True)
