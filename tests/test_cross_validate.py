@@ -118,11 +118,11 @@ def test_the_report_pools_what_each_fold_chose(tmp_path: Path):
     assert [fold["samples"] for fold in folds] == [{"train": 125, "val": 25, "test": 50}] * 4
     assert record["controllers"]["seed-1"]["settings"]["fold_seed"] == 0
     # The oracle has each sample's best, whatever the fold; the table a setting per budget and fold.
-    table = report.decisions.table
+    table = report.decisions.tables
     best = [table.reward_BX(np.arange(200), np.full(200, budget)).max(axis=1).mean() for budget in table.budgets_ms_M]
     assert report.policies["oracle"].overall.metrics["reward"].value == pytest.approx(float(np.mean(best)), abs=1e-6)
     assert all(len(np.unique(column)) <= 4 for column in report.decisions.chosen["table"].T)
-    assert "cross-validated in 4 folds, each tested by what was fitted on others: 200 samples" in str(
+    assert "cross-validated in 4 folds, each tested with policies fitted on the others: 200 samples" in str(
         render_report(report).renderables[0]
     )
     again = cross_validate(tmp_path / "cache", QUICK, folds=4, baselines=BASELINES, resamples=50)

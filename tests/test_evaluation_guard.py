@@ -1,4 +1,4 @@
-"""The guard: what it knows, what it replaces, and that it keeps its promise."""
+"""The guard: its inputs, the choices it replaces, and the miss rate it guarantees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = 300
 
 @pytest.fixture
 def table(tmp_path: Path) -> tuple[ReplayTables, TokenCounts]:
-    """Latency is 10 ms + 0.1 ms a vision token + 1 ms a text token, twice that with 16 blocks, 3 % noise."""
+    """Latency: 10 ms + 0.1 ms per vision token + 1 ms per text token, doubled with 16 blocks, with 3 % noise."""
     rng = np.random.default_rng(0)
     vision_ST = np.stack([rng.integers(50, 150, COUNT), rng.integers(400, 900, COUNT)], axis=1)
     text_S = rng.integers(5, 40, COUNT)
@@ -48,7 +48,7 @@ def missed(table: ReplayTables, policy: object) -> float:
     return float(stats[STATS.index("violation_of_feasible")] / stats[STATS.index("feasible")])
 
 
-def test_the_estimate_finds_the_law_behind_the_latencies(table: tuple[ReplayTables, TokenCounts]):
+def test_the_estimate_recovers_a_linear_latency_law(table: tuple[ReplayTables, TokenCounts]):
     table, counts = table
     estimate = LatencyEstimate(table, counts)
     rows = table.measured("test")
@@ -71,7 +71,7 @@ def test_the_estimate_never_reads_the_request_s_own_outcome(table: tuple[ReplayT
 
 
 @pytest.mark.parametrize("name", ["full", "random", "table"])
-def test_under_five_percent_of_feasible_budgets_are_missed(table: tuple[ReplayTables, TokenCounts], name: str):
+def test_fewer_than_five_percent_of_feasible_budgets_are_missed(table: tuple[ReplayTables, TokenCounts], name: str):
     table, counts = table
     lookup, policy = build_baselines(["table"], table)[0], build_baselines([name], table)[0]
     guarded = GuardedPolicy(policy, LatencyEstimate(table, counts), lookup)
@@ -80,7 +80,7 @@ def test_under_five_percent_of_feasible_budgets_are_missed(table: tuple[ReplayTa
     assert kept <= plain
 
 
-def test_a_choice_that_should_fit_stands_and_one_that_should_not_is_replaced(table: tuple[ReplayTables, TokenCounts]):
+def test_a_choice_expected_to_fit_is_kept_and_any_other_is_replaced(table: tuple[ReplayTables, TokenCounts]):
     table, counts = table
     lookup, full = build_baselines(["full", "table"], table)[::-1]
     estimate = LatencyEstimate(table, counts)
@@ -93,14 +93,14 @@ def test_a_choice_that_should_fit_stands_and_one_that_should_not_is_replaced(tab
         stands_N = chosen_NM[:, column] == 3
         assert (stands_N == fits_NX[:, 3]).all()
         assert fits_NX[np.arange(len(rows)), chosen_NM[:, column]][fits_NX.any(axis=1)].all()
-    # Stage1's tier stands wherever some depth of it should fit; only then does Stage2 give way.
+    # Stage1's tier is kept where some depth is expected to fit with it; then Stage2's choice is replaced.
     some_high_N = (upper_NX[:, 2:] <= 80.0).any(axis=1)
     assert ((table.space.value_index_KX[0, chosen_NM[:, 0]] == 1) == some_high_N).all()
     assert guarded.to_dict()["requests"] == 200
     assert guarded.to_dict()["stage1"] > 0
 
 
-def test_where_nothing_should_fit_the_fastest_runs(table: tuple[ReplayTables, TokenCounts]):
+def test_if_nothing_is_expected_to_fit_the_fastest_setting_is_chosen(table: tuple[ReplayTables, TokenCounts]):
     table, counts = table
     lookup, full = build_baselines(["full", "table"], table)[::-1]
     estimate = LatencyEstimate(table, counts)
@@ -112,7 +112,7 @@ def test_where_nothing_should_fit_the_fastest_runs(table: tuple[ReplayTables, To
     assert (chosen_N[nothing_N] == upper_NX.argmin(axis=1)[nothing_N]).all()
 
 
-def test_without_token_counts_the_guard_still_works(tmp_path: Path):
+def test_the_guard_works_without_token_counts(tmp_path: Path):
     rng = np.random.default_rng(0)
     latency = np.array([20.0, 40.0, 60.0, 130.0]) * np.exp(0.05 * rng.standard_normal((60, 4)))
     splits = ["train"] * 30 + ["test"] * 30
@@ -122,4 +122,4 @@ def test_without_token_counts_the_guard_still_works(tmp_path: Path):
     assert estimate.inputs_used == []
     (full,), (lookup,) = build_baselines(["full"], table), build_baselines(["table"], table)
     chosen_NM = decide(GuardedPolicy(full, estimate, lookup), table, table.measured("test"), (0,))
-    assert (chosen_NM == 2).all()  # 60 ms is the slowest of the high tier under 100 ms
+    assert (chosen_NM == 2).all()  # 60 ms is the slowest setting of the high tier under 100 ms
