@@ -10,6 +10,7 @@ import click
 from . import __version__
 from .cli_options import (
     SEEDS_NOTE,
+    Bars,
     KnobctlGroup,
     dataset_options,
     emit,
@@ -302,19 +303,18 @@ def validate(controllers: str, cache: Path, as_json: bool, live: bool, **options
         find_device(options["device"])  # before anything long is done
         names = ("model", "revision", "device", "dtype", "images", "sources", "runs")
         factory = live_factory(cache, **{name: options[name] for name in names})
-    with progress("live") as advance:
-        report = validate_controllers(
-            controllers,
-            cache,
-            split=options["split"],
-            guard=options["guard"],
-            choices_out=options["choices"],
-            **report_arguments(options),
-            executor_factory=factory,
-            live_samples=options["live_samples"],
-            live_budgets_ms=numbers("--live-budgets", options["live_budgets"]),
-            progress=advance,
-        )
+    report = validate_controllers(
+        controllers,
+        cache,
+        split=options["split"],
+        guard=options["guard"],
+        choices_out=options["choices"],
+        **report_arguments(options),
+        executor_factory=factory,
+        live_samples=options["live_samples"],
+        live_budgets_ms=numbers("--live-budgets", options["live_budgets"]),
+        progress=Bars(),
+    )
     emit(report.to_dict(), as_json, render_report)
 
 
@@ -382,8 +382,7 @@ def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
     from .demo import run_demo
     from .replay.report.tables import render_report
 
-    with progress("live") as advance:
-        record = run_demo(out, samples=samples, seed=seed, log=log, progress=advance)
+    record = run_demo(out, samples=samples, seed=seed, log=log, progress=Bars())
     emit(record, as_json, render_report)
     if not as_json:
         emit(record, False, lambda found: render_record("files", {**found["files"], "report": out / "report.json"}))

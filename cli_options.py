@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ import click
 from .cli_values import PATH, PATH_OR_NAME, SampleCounts, numbers, pairs
 from .data.errors import KnobctlError
 from .data.executor import LEAST_RUNS
+from .data.progress import Progress
 
 if TYPE_CHECKING:
     from .replay.recipes import TrainConfig
@@ -96,13 +98,24 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar with the time left on stderr, silent when that is no terminal; the body reports (done, total)."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(title, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+class Bars(Progress):
+    """Shows a bar for each series of steps."""
+
+    @contextmanager
+    def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        with progress(title) as advance:
+            counted = itertools.count(done + 1)
+            yield lambda: advance(next(counted), total)
 
 
 def log(text: str) -> None:

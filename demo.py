@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .data.errors import KnobctlError
+from .data.progress import Progress
 
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
@@ -23,7 +24,7 @@ BUDGETS = ("0.7x", "0.8x", "0.9x", "1.0x", "1.2x")
 Log = Callable[[str], None]
 
 
-def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def run_demo(out: Path, *, samples: int, seed: int, log: Log, progress: Progress) -> dict[str, Any]:
     """Runs precompute, train and validate --live, and returns the report with the time of each step.
 
     Args:

@@ -2,7 +2,7 @@
 
 Outcomes of the training split are left out, baselines are fitted on what remains, and their mean reward is measured on
 a complete test split. Three ways to fill holes are compared: the additive model (reward = setting + sample), the
-setting's mean over the samples that have it, and `knobctl.replay.policies.expected`, which knobctl uses.
+setting's mean over the samples that have it, and `knobctl.replay.expected_outcomes`, which knobctl uses.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from knobctl.data.generated.population import STRUCTURES, GeneratedCache, GeneratedConfig, generate
 from knobctl.data.policy import Policy
-from knobctl.replay.evaluation.stats import STATS, Problem, request_stats
+from knobctl.replay.evaluation.request_stats import STATS, RequestSet, request_stats
 from knobctl.replay.policies import fixed
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.registry import build_baselines
-from knobctl.replay.policies.reward_table import FilledRewards, RewardTable
-from knobctl.replay.reward import RewardWeights
-from knobctl.replay.tables import ReplayTables
+from knobctl.replay.tables import FilledRewards, ReplayTables
 
 Array = NDArray[np.floating]
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -48,19 +46,19 @@ def filling(expected: Callable[[Array], Array]) -> Callable[[FilledRewards, floa
     """Returns a way of filling holes that looks at rewards alone."""
 
     def measured_and_expected(rewards: FilledRewards, budget_ms: float) -> tuple[Array, Array]:
-        reward_NX = rewards.table.reward_BX(rewards.sample_N, np.full(len(rewards.sample_N), budget_ms, np.float32))
+        reward_NX = rewards.tables.reward_BX(rewards.sample_N, np.full(len(rewards.sample_N), budget_ms, np.float32))
         return reward_NX, expected(reward_NX)
 
     return measured_and_expected
 
 
-def build(name: str, table: RewardTable, expected: Callable[[Array], Array] | None) -> Policy:
+def build(name: str, table: ReplayTables, expected: Callable[[Array], Array] | None) -> Policy:
     """Returns a baseline, its holes filled by `expected`; None: as knobctl does."""
     table = replace(table)  # without the means that it keeps
     if expected is None:
         return build_baselines([name], table)[0]
     with (
-        patch.object(FilledRewards, "_measured_and_expected", filling(expected)),
+        patch.object(FilledRewards, "_recorded_and_expected", filling(expected)),
         patch.object(fixed, "expected_latency_ms", lambda latency_ms_NX, _tier_X: expected(latency_ms_NX)),
     ):
         return build_baselines([name], table)[0]
@@ -69,29 +67,28 @@ def build(name: str, table: RewardTable, expected: Callable[[Array], Array] | No
 WAYS: dict[str, Callable[[Array], Array] | None] = {"additive": additive, "plain mean": np.zeros_like, "knobctl": None}
 
 
-def tables_of(made: GeneratedCache, hole_SX: NDArray[np.bool_]) -> RewardTable:
-    hole = torch.from_numpy(hole_SX & (made.split_S == "train")[:, None])
-    tables = ReplayTables(
+def tables_of(made: GeneratedCache, hole_SX: NDArray[np.bool_]) -> ReplayTables:
+    hole_SX = hole_SX & (made.split_S == "train")[:, None]
+    return ReplayTables(
         space=made.config.space,
         n_blocks=16,
         native_top_k=8,
         sample_ids=made.sample_ids,
         cluster_S=np.arange(len(made.sample_ids)),
-        dataset_S=(made.dataset_S == "generated_hard").astype(np.int64),
+        datasets=tuple(made.dataset_S.tolist()),
         split_indices={split: np.flatnonzero(made.split_S == split) for split in ("train", "val", "test")},
-        budgets_ms_M=torch.from_numpy(made.budgets_ms_M),
-        accuracy_SX=torch.from_numpy(made.accuracy_SX).masked_fill(hole, torch.nan),
-        latency_ms_SX=torch.from_numpy(made.latency_ms_SX).masked_fill(hole, torch.nan),
-        language_feature_SD=torch.from_numpy(made.language_feature_SD),
+        budgets_ms_M=made.budgets_ms_M,
+        accuracy_SX=np.where(hole_SX, np.float32("nan"), made.accuracy_SX),
+        latency_ms_SX=np.where(hole_SX, np.float32("nan"), made.latency_ms_SX),
+        language_feature_SD=made.language_feature_SD,
         token_STPMD=None,
         token_present_STPM=None,
     )
-    return RewardTable.from_tables(tables, RewardWeights())
 
 
-def test_reward(policy: Policy, table: RewardTable) -> float:
+def test_reward(policy: Policy, table: ReplayTables) -> float:
     budget_M = tuple(range(len(table.budgets_ms_M)))
-    problem = Problem.of(table, table.indices("test"), budget_M)
+    problem = RequestSet.of(table, table.measured("test"), budget_M)
     stats_NMF = request_stats(problem, decide(policy, table, problem.sample_N, budget_M))
     return float(stats_NMF[:, :, STATS.index("reward")].mean())
 

@@ -21,7 +21,6 @@ import torch
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.generated.population import GeneratedConfig, generate
 from knobctl.replay.evaluation.build_report import table_and_oracle
-from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.recipes import TUNED, TrainConfig
 from knobctl.replay.tables import ReplayTables
 from knobctl.replay.training.data import TrainingBundle, make_bundle
@@ -44,12 +43,12 @@ def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> Trainin
         native_top_k=8,
         sample_ids=generated.sample_ids,
         cluster_S=np.arange(len(generated.sample_ids)),
-        dataset_S=np.zeros(len(generated.sample_ids), dtype=np.int64),
+        datasets=("generated",) * len(generated.sample_ids),
         split_indices={split: np.flatnonzero(generated.split_S == split) for split in ("train", "val")},
-        budgets_ms_M=torch.from_numpy(generated.budgets_ms_M),
-        accuracy_SX=torch.from_numpy(generated.accuracy_SX),
-        latency_ms_SX=torch.from_numpy(generated.latency_ms_SX),
-        language_feature_SD=torch.from_numpy(generated.language_feature_SD),
+        budgets_ms_M=generated.budgets_ms_M,
+        accuracy_SX=generated.accuracy_SX,
+        latency_ms_SX=generated.latency_ms_SX,
+        language_feature_SD=generated.language_feature_SD,
         token_STPMD=generated.token_STPMD,
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
     )
@@ -131,7 +130,7 @@ def main(samples: int, d_model: int, scratch: Path | None, budgets: int, threads
     seconds, cpu_s, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
     report(f"one epoch of {samples:,}, exact, batch {TUNED.batch_size}", seconds)
     if full:
-        table, oracle = table_and_oracle(RewardTable.from_tables(bundle.tables, TUNED.reward_weights), "val")
+        table, oracle = table_and_oracle(bundle.tables, "val")
         click.echo(f"reward on val: budget-only table {table:.4f}, oracle {oracle:.4f}")
         seconds, goal, epochs = train_for(bundle, SMALL)
         report(f"batch 8, {epochs} epochs", seconds, f"reward on val {goal:.4f}")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.errors import UnknownSetting
-from ..data.knobs import KnobSpace
 from ..data.policy import Requests
 from .checkpoint import Controllers
 
@@ -29,12 +28,12 @@ class TwoStagePolicy:
 
     def __init__(self, controllers: Controllers, name: str = "controllers") -> None:
         self.name = name
+        self.uses_latency_token = True
         self.space = controllers.space
         self._stage1 = copy.deepcopy(controllers.stage1).double().eval()
         self._stage2 = copy.deepcopy(controllers.stage2).double().eval()
         self._encoder = copy.deepcopy(controllers.stage1_budget_encoder).double().eval()
         self._encoded: dict[float, Tensor] = {}
-        self._setting_JA = setting_grid(controllers.space)
 
     @torch.no_grad()
     def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -87,25 +86,8 @@ class TwoStagePolicy:
         """Returns which choices are left to each request, [B, J, A]: its sample has them, and so had training."""
         if requests.available_BX is None:
             return None
-        available_BX = torch.from_numpy(np.asarray(requests.available_BX))
-        exists_JA = self._setting_JA >= 0
-        spread_BJA = available_BX[:, self._setting_JA.clamp(min=0).flatten()].unflatten(1, self._setting_JA.shape)
         trained_JA = self._stage2.allowed_JA & self._stage1.allowed_J[:, None]
-        return spread_BJA & exists_JA & trained_JA
-
-
-def setting_grid(space: KnobSpace) -> Tensor:
-    """Returns the index in `space.settings` of each pair of choices, [J, A] int64; -1 where it cannot run."""
-    index = {
-        (space.tiers.index(s.tier), space.insertion_positions.index(s.insertion_position), s.top_k, s.num_blocks): x
-        for x, s in enumerate(space.settings)
-    }
-    rows = [
-        [index.get((tier, position, top_k, num_blocks), -1) for top_k in space.top_k for num_blocks in space.num_blocks]
-        for tier in range(len(space.tiers))
-        for position in range(len(space.insertion_positions))
-    ]
-    return torch.tensor(rows, dtype=torch.int64)
+        return torch.from_numpy(self.space.by_choice(np.asarray(requests.available_BX), False)) & trained_JA
 
 
 def _slices(total: int) -> list[slice]:

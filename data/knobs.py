@@ -1,4 +1,8 @@
-"""The knobs and the values they may take: the one home of knob values, from which everything else takes them."""
+"""The knobs, the values they may take, and the map from the controllers' choices to settings.
+
+Shapes: X settings; T tiers, P insertion positions, K values of top-k, N of num_blocks; J = T*P choices of Stage1,
+A = K*N choices of Stage2.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import UnknownSetting
 from .files.json_fields import JsonFields
 
+KNOBS = ("tier", "insertion_position", "top_k", "num_blocks")
 DEFAULT_TIER_CROPS = {"low": (1, 3), "medium": (4, 8), "high": (9, 15)}
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class KnobSetting:
-    """One point of the grid: how one sample is run."""
+    """One value for each knob: how a sample is run."""
 
     tier: str
-    insertion_position: int | None  # the latency token is read after this many blocks; None in imported results
+    insertion_position: int | None  # number of blocks before the latency token is read; None in imported results
     top_k: int  # experts per token, in the blocks after the insertion position
-    num_blocks: int  # blocks run in all, those before the insertion position among them
+    num_blocks: int  # total number of blocks run, including those before the insertion position
 
     def __str__(self) -> str:
         position = "-" if self.insertion_position is None else self.insertion_position
@@ -30,11 +40,14 @@ class KnobSetting:
 
 @dataclass(frozen=True)
 class KnobSpace:
-    """The values each knob may take. The cache's manifest stores it; nothing else repeats it.
+    """The values each knob may take. Stored in the cache's manifest; nothing else repeats them.
 
-    `insertion_positions` is `(None,)` in caches of imported results, which know no position.
-    `tier_crops` are the inclusive crop ranges beside the global view, one per tier; None when a foreign cache of
-    unusual tiers does not say.
+    Stage1 chooses a pair (tier, insertion position), numbered tier-major; Stage2 chooses a pair (top-k, num_blocks),
+    numbered top-k-major. `setting_JA` maps both choices to a setting.
+
+    `insertion_positions` is `(None,)` in caches of imported results, which record no position.
+    `tier_crops` holds one inclusive range of crops per tier, not counting the global view; None when another
+    program's cache has custom tiers and does not state their crops.
     """
 
     tiers: tuple[str, ...] = ("low", "medium", "high")
@@ -47,7 +60,7 @@ class KnobSpace:
         for name in ("tiers", "insertion_positions", "top_k", "num_blocks"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise UnknownSetting(f"knob `{name}` needs distinct values, at least one, and has {list(values)}")
+                raise UnknownSetting(f"knob `{name}` needs at least one value and no duplicates, not {list(values)}")
         if any(value < 1 for value in (*self.top_k, *self.num_blocks)):
             raise UnknownSetting(f"top_k and num_blocks start at 1: {list(self.top_k)}, {list(self.num_blocks)}")
         if any(value is not None and value < 1 for value in self.insertion_positions):
@@ -57,15 +70,20 @@ class KnobSpace:
         if self.tier_crops is not None and len(self.tier_crops) != len(self.tiers):
             raise UnknownSetting(f"{len(self.tiers)} tiers, but tier_crops has {len(self.tier_crops)} ranges")
         if self.tier_crops is not None and any(not 1 <= low <= high for low, high in self.tier_crops):
-            raise UnknownSetting(f"tier_crops holds a range that is empty or starts below 1: {self.tier_crops}")
+            raise UnknownSetting(f"a range in tier_crops is empty or starts below 1: {self.tier_crops}")
+
+    @property
+    def values(self) -> tuple[tuple[str, ...], tuple[int | None, ...], tuple[int, ...], tuple[int, ...]]:
+        """The values of each knob, in the order of `KNOBS`."""
+        return self.tiers, self.insertion_positions, self.top_k, self.num_blocks
 
     @cached_property
     def settings(self) -> tuple[KnobSetting, ...]:
-        """Every combination that can run, in the order of the cache's setting axis.
+        """All combinations that can run, in the order of the cache's setting axis.
 
-        The first p blocks always run, so a setting with fewer than p blocks in all cannot.
+        The first p blocks always run, so a setting with insertion position p needs at least p blocks.
         """
-        grid = product(self.tiers, self.insertion_positions, self.top_k, self.num_blocks)
+        grid = product(*self.values)
         return tuple(KnobSetting(t, p, k, n) for t, p, k, n in grid if p is None or n >= p)
 
     @cached_property
@@ -73,7 +91,7 @@ class KnobSpace:
         return {setting: index for index, setting in enumerate(self.settings)}
 
     def index(self, setting: KnobSetting) -> int:
-        """Where `setting` stands in `settings`. Outside the space is an error, never the nearest value."""
+        """Returns the position of `setting` in `settings`. Raises UnknownSetting; never the nearest value."""
         if setting not in self._index:
             raise UnknownSetting(f"setting {setting} is not in the knob space: {self}")
         return self._index[setting]
@@ -82,8 +100,73 @@ class KnobSpace:
         return setting in self._index
 
     @cached_property
+    def value_index_KX(self) -> NDArray[np.int64]:
+        """For each knob of `KNOBS` and each setting, the index of the setting's value, [4, X]."""
+        index = [{value: place for place, value in enumerate(values)} for values in self.values]
+        rows = [[index[knob][getattr(s, name)] for s in self.settings] for knob, name in enumerate(KNOBS)]
+        return np.array(rows, dtype=np.int64)
+
+    @cached_property
+    def setting_TPKN(self) -> NDArray[np.int64]:
+        """The setting of each combination of value indices; -1 for a combination that cannot run."""
+        setting_TPKN = np.full([len(values) for values in self.values], -1, dtype=np.int64)
+        setting_TPKN[tuple(self.value_index_KX)] = np.arange(len(self.settings))
+        return setting_TPKN
+
+    @property
+    def setting_JA(self) -> NDArray[np.int64]:
+        """The setting of each Stage1 choice and Stage2 choice; -1 for a pair of choices that cannot run."""
+        return self.setting_TPKN.reshape(self.num_stage1_choices, self.num_stage2_choices)
+
+    @property
+    def num_stage1_choices(self) -> int:
+        """J."""
+        return len(self.tiers) * len(self.insertion_positions)
+
+    @property
+    def num_stage2_choices(self) -> int:
+        """A."""
+        return len(self.top_k) * len(self.num_blocks)
+
+    @cached_property
+    def stage1_choice_X(self) -> NDArray[np.int64]:
+        """The Stage1 choice that each setting belongs to."""
+        return self.stage1_choice(self.value_index_KX[0], self.value_index_KX[1])
+
+    def stage1_choice(self, tier_B: NDArray[np.int64], position_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the Stage1 choices made of tier and insertion-position indices."""
+        return tier_B * len(self.insertion_positions) + position_B
+
+    def setting_index(
+        self,
+        tier_B: NDArray[np.int64],
+        position_B: NDArray[np.int64],
+        top_k_B: NDArray[np.int64],
+        num_blocks_B: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Returns the setting of each combination of value indices. Raises UnknownSetting for one that cannot run."""
+        index_B = self.setting_TPKN[tier_B, position_B, top_k_B, num_blocks_B]
+        if (index_B < 0).any():
+            row = int(np.flatnonzero(index_B < 0)[0])
+            raise UnknownSetting(
+                f"a policy chose {self.tiers[tier_B[row]]}/p{self.insertion_positions[position_B[row]]}"
+                f"/k{self.top_k[top_k_B[row]]}/n{self.num_blocks[num_blocks_B[row]]}, which cannot run: "
+                "the blocks before the insertion position always run"
+            )
+        return index_B
+
+    def by_choice(self, value_BX: NDArray[_Scalar], fill: float | bool) -> NDArray[_Scalar]:
+        """Returns values per setting, [..., X], as values per pair of choices, [..., J, A].
+
+        `fill` is the value of pairs that cannot run.
+        """
+        value_BJA = np.take(value_BX, self.setting_JA, axis=-1)
+        value_BJA[..., self.setting_JA < 0] = fill
+        return value_BJA
+
+    @cached_property
     def mean_crops(self) -> tuple[float, ...]:
-        """Each tier's mean number of crops; where the cache names no ranges, the tier's rank from 1 stands in."""
+        """Each tier's mean number of crops, or the tier's rank (from 1) if the cache states no ranges."""
         if self.tier_crops is None:
             return tuple(float(rank) for rank in range(1, len(self.tiers) + 1))
         return tuple((low + high) / 2 for low, high in self.tier_crops)
@@ -96,7 +179,7 @@ class KnobSpace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest's `knobs`. No insertion position (imports) is written as an empty list."""
+        """Returns the manifest's `knobs`. Imported results, which have no insertion position, get an empty list."""
         record: dict[str, Any] = {
             "tiers": list(self.tiers),
             "insertion_positions": [p for p in self.insertion_positions if p is not None],
@@ -111,9 +194,10 @@ class KnobSpace:
     def from_options(
         cls, tiers: str = "", insertion_positions: str = "", top_k: str = "", num_blocks: str = ""
     ) -> KnobSpace:
-        """Returns the space that options name, comma-separated; an empty option keeps the default's values.
+        """Returns the space given by comma-separated options; an empty option keeps the default values.
 
-        A tier is `low`, `medium`, `high`, or `NAME=MIN-MAX` with its crops beside the global view.
+        A tier is `low`, `medium`, `high`, or `NAME=MIN-MAX` with its range of crops, not counting the global view.
+        Raises UnknownSetting for a tier or value that cannot be parsed.
         """
         default = cls()
         crops: dict[str, tuple[int, int]] = {}
@@ -129,7 +213,7 @@ class KnobSpace:
             else:
                 crops[name] = DEFAULT_TIER_CROPS[name]
         if len(crops) != len(_items(tiers)):
-            raise UnknownSetting(f"a tier is named twice in {tiers!r}")
+            raise UnknownSetting(f"{tiers!r} names a tier twice")
         return cls(
             tuple(crops) or default.tiers,
             _whole_numbers("insertion position", insertion_positions) or default.insertion_positions,

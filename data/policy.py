@@ -29,6 +29,7 @@ class Policy(Protocol):
     """Indices are into the knob space: `space.tiers[i]`, `space.insertion_positions[i]`, `space.top_k[i]`, ..."""
 
     name: str
+    uses_latency_token: bool  # whether `choose_compute` reads `token_BD`; if not, no token need be computed
 
     def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Stage1's call, before the vision encoder: (tier index [B], insertion-position index [B])."""

@@ -1,20 +1,29 @@
-"""The reward of one choice: accuracy won, latency spent, complexity used. The one home of the formula."""
+"""The reward of one choice: accuracy gained, latency spent, complexity used. The formula is written only here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.knobs import KnobSpace
 
-SIGMOID_SLOPE = 10.0  # how sharply the soft penalty rises where latency meets the budget
+SIGMOID_SLOPE = 10.0  # steepness of the soft penalty where latency meets the budget
+TERMS = ("accuracy", "latency", "violation", "saving", "complexity")
+
+_Values = TypeVar("_Values", Tensor, NDArray[np.float32])
 
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Weights of the reward's terms, named as in the formula (see `reward_terms`)."""
+    """Weights of the reward's terms, one for each of `TERMS`, named as in the formula (see `reward_terms`)."""
 
     alpha: float = 1.0
     beta: float = 0.5
@@ -29,7 +38,8 @@ class RewardWeights:
 def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
     """Returns how much of the model each setting uses, [X] float32, X = len(space.settings).
 
-    The mean of three shares: the tier's mean crops of the highest tier's, top-k of the native top-k, blocks run of all.
+    The mean of three shares: the tier's mean crops over those of the largest tier, top-k over the native top-k, and
+    blocks run over all blocks.
     """
     crops = dict(zip(space.tiers, space.mean_crops, strict=True))
     most = max(space.mean_crops)
@@ -40,24 +50,31 @@ def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
 def reward_terms(
     accuracy: Tensor, latency_ms: Tensor, budget_ms: Tensor, complexity: Tensor, weights: RewardWeights
 ) -> dict[str, Tensor]:
-    """Returns the five signed terms, which add up to the reward; all inputs broadcast against each other.
+    """Returns the signed terms by name, in the order of `TERMS`; they add up to the reward. All inputs broadcast.
 
     reward = alpha*accuracy - beta*sigmoid(10*(latency/budget - 1)) - gamma*max(0, latency/budget - 1)^2
              + delta*max(0, 1 - latency/budget) - epsilon*complexity
+
+    NaN accuracy or latency (a missing outcome) gives NaN terms.
     """
     over = latency_ms / budget_ms - 1.0
-    return {
-        "accuracy": weights.alpha * accuracy,
-        "latency": -weights.beta * torch.sigmoid(SIGMOID_SLOPE * over),
-        "violation": -weights.gamma * over.clamp(min=0.0).square(),
-        "saving": weights.delta * (-over).clamp(min=0.0),
-        "complexity": -weights.epsilon * complexity,
-    }
+    values = (
+        weights.alpha * accuracy,
+        -weights.beta * torch.sigmoid(SIGMOID_SLOPE * over),
+        -weights.gamma * over.clamp(min=0.0).square(),
+        weights.delta * (-over).clamp(min=0.0),
+        -weights.epsilon * complexity,
+    )
+    return dict(zip(TERMS, values, strict=True))
 
 
 def reward(
     accuracy: Tensor, latency_ms: Tensor, budget_ms: Tensor, complexity: Tensor, weights: RewardWeights
 ) -> Tensor:
-    """Returns the reward; all inputs broadcast. NaN accuracy or latency (a hole of the cache) gives NaN."""
-    terms = reward_terms(accuracy, latency_ms, budget_ms, complexity, weights)
-    return terms["accuracy"] + terms["latency"] + terms["violation"] + terms["saving"] + terms["complexity"]
+    """Returns the reward, the sum of `reward_terms`; all inputs broadcast. A missing outcome (NaN) gives NaN."""
+    return total(reward_terms(accuracy, latency_ms, budget_ms, complexity, weights))
+
+
+def total(terms: Mapping[str, _Values]) -> _Values:
+    """Returns the sum of terms: the reward that they belong to."""
+    return reduce(add, terms.values())

@@ -1,23 +1,20 @@
-"""What baselines make of holes: outcomes missing at random cost nothing, and no setting is flattered by who has it."""
+"""Baselines on caches with missing outcomes: no loss if missing at random, no bias by which samples have one."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.generated.population import GeneratedCache
 from knobctl.replay.evaluation.build_report import table_and_oracle
 from knobctl.replay.evaluation.validate import validate_controllers
-from knobctl.replay.policies.expected import completed, expected_accuracy, expected_latency_ms, mean_over_samples
+from knobctl.replay.expected_outcomes import completed, expected_accuracy, expected_latency_ms, mean_over_samples
 from knobctl.replay.policies.registry import build_baselines
-from knobctl.replay.policies.reward_table import FilledRewards, RewardTable
 from knobctl.replay.recipes import recipe
-from knobctl.replay.reward import RewardWeights
+from knobctl.replay.tables import FilledRewards, ReplayTables
 from knobctl.replay.training.train import train_controllers
 from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
 from knobctl.tests.support.replay_cases import small_generated, tables_of
@@ -30,17 +27,20 @@ def made() -> GeneratedCache:
     return small_generated(train=1000, val=4, test=1000, d_model=8, n_budgets=4, seed=3)
 
 
-def table_with(made: GeneratedCache, hole_SX: np.ndarray) -> RewardTable:
-    """The generated outcomes, less the holes in the training split."""
-    tables = tables_of(made, dataset_S=(made.dataset_S == "generated_hard").astype(np.int64))
-    hole = torch.from_numpy(hole_SX & (made.split_S == "train")[:, None])
-    outcomes = {name: getattr(tables, name).masked_fill(hole, NAN) for name in ("accuracy_SX", "latency_ms_SX")}
-    return RewardTable.from_tables(replace(tables, **outcomes), RewardWeights())
+def table_with(made: GeneratedCache, hole_SX: np.ndarray) -> ReplayTables:
+    """Returns the generated outcomes, with these holes in the training split."""
+    hole_SX = hole_SX & (made.split_S == "train")[:, None]
+    return tables_of(
+        made,
+        datasets=tuple(made.dataset_S.tolist()),
+        accuracy_SX=np.where(hole_SX, np.float32(NAN), made.accuracy_SX),
+        latency_ms_SX=np.where(hole_SX, np.float32(NAN), made.latency_ms_SX),
+    )
 
 
-def reward_of_plain_means(table: RewardTable) -> float:
-    """Test reward of the settings with the highest mean over the samples that have them."""
-    train, test = table.train_rows(), table.indices("test")
+def reward_of_plain_means(table: ReplayTables) -> float:
+    """Returns the test reward of the settings with the highest plain mean over the samples that have them."""
+    train, test = table.train_samples(), table.measured("test")
     rewards = []
     for budget_ms in table.budgets_ms_M:
         best = np.nanmean(table.reward_BX(train, np.full(len(train), budget_ms)), axis=0, dtype=np.float64).argmax()
@@ -49,7 +49,7 @@ def reward_of_plain_means(table: RewardTable) -> float:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4])
-def test_outcomes_missing_at_random_cost_the_table_nothing(made: GeneratedCache, share: float):
+def test_outcomes_missing_at_random_do_not_lower_the_reward_of_the_table(made: GeneratedCache, share: float):
     shape = made.accuracy_SX.shape
     tables = [table_with(made, np.random.default_rng(draw).random(shape) < share) for draw in range(3)]
     table = np.mean([table_and_oracle(one, "test")[0] for one in tables])
@@ -57,7 +57,7 @@ def test_outcomes_missing_at_random_cost_the_table_nothing(made: GeneratedCache,
 
 
 def kinds_of_holes(made: GeneratedCache) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{who lacks what: (samples, settings)}; hard samples are so by what they need, which is not in the cache."""
+    """Returns {name: (samples, settings)}; hard samples differ in their latent need, which is not in the cache."""
     need_S, latency_S = made.need_SL.max(axis=1), made.latency_ms_SX.mean(axis=1)
     cost_X = made.latency_ms_SX.mean(axis=0)
     who = {"hard": need_S > np.median(need_S), "slow": latency_S > np.median(latency_S)}
@@ -74,9 +74,9 @@ def kinds_of_holes(made: GeneratedCache) -> dict[str, tuple[np.ndarray, np.ndarr
     return {f"{one} lack {other}": (who[one], what[other]) for one, other in pairs}
 
 
-def test_no_setting_is_flattered_by_the_samples_that_have_it(made: GeneratedCache):
+def test_mean_rewards_do_not_depend_on_which_samples_have_a_setting(made: GeneratedCache):
     complete = table_with(made, np.zeros(made.accuracy_SX.shape, dtype=bool))
-    rows, reward_MX = complete.train_rows(), complete.train_reward_MX
+    rows, reward_MX = complete.train_samples(), complete.train_rewards.mean_MX
     for name, (sample_S, setting_X) in kinds_of_holes(made).items():
         most_SX = np.random.default_rng(0).random(made.accuracy_SX.shape) < 0.95
         holed = table_with(made, sample_S[:, None] & setting_X & most_SX)
@@ -84,12 +84,13 @@ def test_no_setting_is_flattered_by_the_samples_that_have_it(made: GeneratedCach
             competing_X = setting_X & (reward_MX[budget] > reward_MX[budget].max() - 0.5)
             if competing_X.any():
                 plain_X = np.nanmean(holed.reward_BX(rows, np.full(len(rows), budget_ms)), axis=0)
-                off_X, plain_off_X = holed.train_reward_MX[budget] - reward_MX[budget], plain_X - reward_MX[budget]
+                off_X = holed.train_rewards.mean_MX[budget] - reward_MX[budget]
+                plain_off_X = plain_X - reward_MX[budget]
                 off, plain_off = (np.abs(value_X[competing_X]).mean() for value_X in (off_X, plain_off_X))
                 assert off < min(0.05, 0.7 * plain_off), (name, budget, off, plain_off)
 
 
-def test_latencies_that_were_never_measured_do_not_make_a_setting_cheap():
+def test_unmeasured_latencies_of_slow_samples_do_not_make_a_setting_cheap():
     factor_N, setting_X = np.array([1.0, 2.0, 10.0, 30.0]), np.array([10.0, 12.0, 40.0])
     true_NX = np.outer(factor_N, setting_X).astype(np.float32)
     measured_NX = true_NX.copy()
@@ -100,16 +101,16 @@ def test_latencies_that_were_never_measured_do_not_make_a_setting_cheap():
     np.testing.assert_allclose(mean_over_samples(measured_NX, expected_NX), true_NX.mean(axis=0), rtol=0.01)
 
 
-def test_the_cheapest_setting_is_so_over_all_samples(tmp_path: Path):
+def test_the_cheapest_setting_is_cheapest_over_all_samples(tmp_path: Path):
     latency = np.outer([1.0, 2.0, 10.0, 30.0, 1.0], [10.0, 12.0, 40.0, 50.0])
     latency[2:4, 1] = NAN
     splits = ["train"] * 4 + ["test"]
-    table = RewardTable.from_cache(open_cache(write_array_cache(tmp_path / "c", latency * 0, latency, splits=splits)))
+    table = ReplayTables.from_cache(open_cache(write_array_cache(tmp_path / "c", latency * 0, latency, splits=splits)))
     (cheapest,) = build_baselines(["cheapest"], table)
-    assert cheapest.best(table.requests(table.indices("test"), 0)).tolist() == [0]
+    assert cheapest.best(table.requests(table.measured("test"), 0)).tolist() == [0]
 
 
-def test_a_sample_that_is_always_wrong_loses_nothing_under_a_cheap_setting():
+def test_a_sample_that_is_always_wrong_is_expected_to_be_wrong_under_a_cheap_setting():
     accuracy_NX = np.array([[1, 1, 0]] * 20 + [[1, 0, 0]] * 20 + [[0, 0, NAN]] * 20 + [[1, 1, NAN]] * 20, np.float32)
     expected_NX = expected_accuracy(accuracy_NX)
     assert expected_NX[40:60, 2].max() < 0.05
@@ -117,17 +118,19 @@ def test_a_sample_that_is_always_wrong_loses_nothing_under_a_cheap_setting():
     assert (expected_NX[60:, 2] > expected_NX[40:60, 2]).all()
 
 
-def test_what_is_measured_stays_and_a_setting_that_nobody_has_stays_missing():
+def test_measured_values_are_kept_and_a_setting_without_samples_stays_missing():
     value_NX = np.array([[1.0, NAN, NAN], [3.0, 5.0, NAN]])
     filled_NX = completed(value_NX, np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]))
-    np.testing.assert_array_equal(filled_NX, [[1.0, 3.0, NAN], [3.0, 5.0, NAN]])  # 2, and 1 that the second is off by
+    np.testing.assert_array_equal(
+        filled_NX, [[1.0, 3.0, NAN], [3.0, 5.0, NAN]]
+    )  # 2 expected, plus the deviation of 1 of the second sample
     np.testing.assert_array_equal(completed(value_NX[:, :1], value_NX[:, :1]), value_NX[:, :1])
 
 
-def test_neighbours_average_what_each_sample_should_have(made: GeneratedCache):
+def test_filled_rewards_are_close_to_each_sample_s_true_ones(made: GeneratedCache):
     sample_S, setting_X = kinds_of_holes(made)["slow lack some"]
     holed = table_with(made, sample_S[:, None] & setting_X)
-    rows = holed.train_rows()
+    rows = holed.train_samples()
     budget_ms = float(holed.budgets_ms_M[1])
     filled_NX = FilledRewards(holed, rows).at_NX(budget_ms)
     truth_NX = table_with(made, np.zeros(made.accuracy_SX.shape, dtype=bool)).reward_BX(

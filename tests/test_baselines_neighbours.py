@@ -1,4 +1,4 @@
-"""Nearest neighbours and regressions: they find what there is to find, and claim nothing where there is nothing."""
+"""Nearest neighbours and regressions use informative inputs, and equal the table on uninformative ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from knobctl.data.errors import KnobctlError
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.neighbours import LanguageNeighbours, NeighbourIndex
 from knobctl.replay.policies.registry import build_baselines
-from knobctl.replay.policies.reward_table import RewardTable
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
 SPLITS = ["train"] * 120 + ["val"] * 40 + ["test"] * 40
 
 
-def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[RewardTable, np.ndarray]:
-    """Half the samples need the high tier; features and tokens show which, or nothing. Returns the kind of each."""
+def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[ReplayTables, np.ndarray]:
+    """Half of the samples need the high tier; features or tokens reveal which, or are noise. Returns each kind."""
     rng = np.random.default_rng(0)
     kind_S = rng.integers(0, 2, 200)
     accuracy = np.where(kind_S[:, None] == 1, [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
     noise_SD = rng.standard_normal((200, 6))
-    noise_SD[:, 0] *= 50.0  # a loud column that says nothing: unscaled distances would follow it
+    noise_SD[:, 0] *= 50.0  # an uninformative column of large values, which would dominate unscaled distances
     feature_SD = noise_SD.copy()
     if reveals:
         feature_SD[:, 1] += 6.0 * kind_S
@@ -39,7 +39,7 @@ def two_kinds(path: Path, *, reveals: bool, tokens: bool = False) -> tuple[Rewar
         feature_SD=np.zeros((200, 6)) if tokens else feature_SD,
         token_STPMD=token,
     )
-    return RewardTable.from_cache(open_cache(path)), kind_S
+    return ReplayTables.from_cache(open_cache(path)), kind_S
 
 
 @pytest.mark.parametrize("metric", ["cosine", "standardised"])
@@ -57,57 +57,57 @@ def test_the_index_finds_the_nearest_rows(metric: str):
 
 
 def test_a_column_that_never_varies_in_training_is_ignored():
-    row_ND = np.stack([np.arange(1000.0), np.full(1000, 60.3)], axis=1)  # whose float32 deviation is not quite 0
+    row_ND = np.stack([np.arange(1000.0), np.full(1000, 60.3)], axis=1)  # the float32 deviation is not exactly 0
     index = NeighbourIndex(row_ND, "standardised")
     assert index.nearest(np.array([[2.1, -900.0]]), 1).tolist() == [[2]]
 
 
-def test_neighbours_find_what_the_language_feature_reveals(tmp_path: Path):
+def test_neighbours_use_what_the_language_feature_reveals(tmp_path: Path):
     table, kind_S = two_kinds(tmp_path / "c", reveals=True)
     (policy,) = build_baselines(["neighbours"], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
-    wanted_N = np.where(kind_S[rows] == 1, 2, 0)  # the cheapest setting that answers
+    wanted_N = np.where(kind_S[rows] == 1, 2, 0)  # the cheapest setting that answers correctly
     assert (setting_N == wanted_N).mean() > 0.9
 
 
-def test_with_nothing_to_find_neighbours_are_the_table(tmp_path: Path):
+def test_on_uninformative_features_neighbours_choose_as_the_table(tmp_path: Path):
     table, _ = two_kinds(tmp_path / "c", reveals=False)
     neighbours, lookup = build_baselines(["table", "neighbours"], table)[::-1]
-    rows = table.indices("test")
+    rows = table.measured("test")
     agree = (decide(neighbours, table, rows, (0,)) == decide(lookup, table, rows, (0,))).mean()
     assert agree > 0.8
 
 
-def test_hyperparameters_come_from_val_and_not_from_test(tmp_path: Path):
+def test_hyperparameters_are_chosen_on_val_and_not_on_test(tmp_path: Path):
     table, _ = two_kinds(tmp_path / "c", reveals=True)
     before = LanguageNeighbours(table)
-    table.tables.accuracy_SX[table.indices("test")] = 0.5
+    table.accuracy_SX[table.measured("test")] = 0.5
     after = LanguageNeighbours(table)
     assert (before.k, before.metric, before.tuning) == (after.k, after.metric, after.tuning)
-    table.tables.accuracy_SX[table.indices("val")] = 0.5
+    table.accuracy_SX[table.measured("val")] = 0.5
     assert LanguageNeighbours(table).tuning != before.tuning
 
 
-def test_neighbours_with_all_training_samples_score_as_the_table_does(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c", holes=0.2))
+def test_neighbours_over_all_training_samples_equal_the_table(tmp_path: Path):
+    table = ReplayTables.from_cache(generated_cache(tmp_path / "c", holes=0.2))
     policy = LanguageNeighbours(table)
-    policy.k = len(table.train_rows())
+    policy.k = len(table.train_samples())
     (lookup,) = build_baselines(["table"], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     assert (decide(policy, table, rows, (0, 1, 2)) == decide(lookup, table, rows, (0, 1, 2))).all()
 
 
 @pytest.mark.parametrize("tuned", [True, False])
 @pytest.mark.parametrize("name", ["neighbours_token", "mlp_token"])
-def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str, tuned: bool):
-    """The need shows in the token only, and only (top-k, num_blocks) can still be chosen from it.
+def test_policies_on_the_token_use_what_it_reveals(tmp_path: Path, name: str, tuned: bool):
+    """Only the token reveals the need, and only (top-k, num_blocks) can be chosen from it.
 
-    Without a token in `val` there is nothing to tune on, and defaults do.
+    Without tokens in `val`, hyperparameters keep their defaults.
     """
     rng = np.random.default_rng(0)
     kind_S = rng.integers(0, 2, 200)
-    accuracy = np.where(kind_S[:, None] == 1, [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0])  # the deep setting answers
+    accuracy = np.where(kind_S[:, None] == 1, [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0])  # 16 blocks answer correctly
     token = rng.standard_normal((200, 2, 1, 1, 6))
     token[..., 1] += 6.0 * kind_S[:, None, None, None]
     path = write_array_cache(
@@ -118,34 +118,35 @@ def test_policies_on_the_token_find_what_it_reveals(tmp_path: Path, name: str, t
         feature_SD=rng.standard_normal((200, 6)),
         token_STPMD=token,
     )
-    table = RewardTable.from_cache(open_cache(path))
-    table.tables.token_present_STPM[table.indices("val")] = tuned
+    table = ReplayTables.from_cache(open_cache(path))
+    table.token_present_STPM[table.measured("val")] = tuned
     (policy,) = build_baselines([name], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
     assert (setting_N == np.where(kind_S[rows] == 1, 1, 0)).mean() > (0.85 if tuned else 0.75)
     if name == "neighbours_token":
         assert bool(policy.tuning) == tuned
 
 
-def test_the_language_regression_finds_what_the_feature_reveals(tmp_path: Path):
+def test_the_language_regression_uses_what_the_feature_reveals(tmp_path: Path):
     table, kind_S = two_kinds(tmp_path / "c", reveals=True)
     (policy,) = build_baselines(["mlp_language"], table)
-    rows = table.indices("test")
+    rows = table.measured("test")
     setting_N = decide(policy, table, rows, (0,))[:, 0]
-    high_N = table.axes.axis_KX[0, setting_N] == 1
+    high_N = table.space.value_index_KX[0, setting_N] == 1
     assert (high_N == (kind_S[rows] == 1)).mean() > 0.85
 
 
-def test_missing_tokens_are_left_out_and_none_at_all_is_an_error(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c"))
-    rows = table.indices("test")
-    table.tables.token_present_STPM[table.train_rows()[::2]] = False
-    table.tables.token_present_STPM[rows, 0] = False
+def test_samples_without_a_token_are_left_out_and_a_tier_without_tokens_is_an_error(tmp_path: Path):
+    table = ReplayTables.from_cache(generated_cache(tmp_path / "c"))
+    rows = table.measured("test")
+    table.token_present_STPM[table.train_samples()[::2]] = False
+    table.token_present_STPM[rows, 0] = False
     (policy,) = build_baselines(["neighbours_token"], table)
     setting_NM = decide(policy, table, rows, (0, 1))
-    assert (table.axes.axis_KX[0, setting_NM] > 0).all()  # the low tier's tokens are missing: it cannot be chosen
-    table.tables.token_present_STPM[table.train_rows(), 1] = False  # one tier is enough: a request may lead there
+    tier_NM = table.space.value_index_KX[0, setting_NM]
+    assert (tier_NM > 0).all()  # the low tier has no tokens, so it cannot be chosen
+    table.token_present_STPM[table.train_samples(), 1] = False  # one tier suffices: Stage1 may choose it
     with pytest.raises(KnobctlError, match="no training sample has a latency token at tier medium"):
         build_baselines(["neighbours_token"], table)
     skipped: list[str] = []
@@ -153,18 +154,7 @@ def test_missing_tokens_are_left_out_and_none_at_all_is_an_error(tmp_path: Path)
     assert "tier medium" in skipped[0]
 
 
-def test_the_same_seed_gives_the_same_choices(tmp_path: Path):
-    table = RewardTable.from_cache(generated_cache(tmp_path / "c", train=80, val=30, test=30))
-    rows = table.indices("test")
-    names = ["neighbours", "neighbours_token", "mlp_language", "mlp_token"]
-    first, second = (
-        [decide(policy, table, rows, (0, 2)) for policy in build_baselines(names, table, seed=3)] for _ in range(2)
-    )
-    for one, other in zip(first, second, strict=True):
-        assert (one == other).all()
-
-
-def test_without_scikit_learn_regressions_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_scikit_learn_regressions_name_the_package_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table, _ = two_kinds(tmp_path / "c", reveals=True)
     real = builtins.__import__
 
@@ -176,4 +166,4 @@ def test_without_scikit_learn_regressions_say_what_to_install(tmp_path: Path, mo
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(KnobctlError, match=r"need scikit-learn: pip install 'knobctl\[baselines\]'"):
         build_baselines(["mlp_language"], table)
-    assert build_baselines(["neighbours"], table)[0].name == "neighbours"  # the bar is always there
+    assert build_baselines(["neighbours"], table)[0].name == "neighbours"  # needs no optional package

@@ -16,10 +16,8 @@ from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.generated.cache import write_generated
 from knobctl.replay.policies.ablations import ABLATIONS
 from knobctl.replay.policies.decide import decide
-from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.recipes import recipe
 from knobctl.replay.report.tables import render_report
-from knobctl.replay.reward import RewardWeights
 from knobctl.replay.training.cross_validate import (
     FoldResult,
     cross_validate,
@@ -72,8 +70,8 @@ def test_nothing_of_the_test_fold_reaches_what_is_fitted():
     tables = tables_of(small_generated())
     splits = fold_splits(tables.cluster_S, np.arange(len(tables.sample_ids)), 4, 0)[0]
     changed, kept = np.array_split(splits["test"], 2)
-    accuracy_SX, latency_ms_SX = tables.accuracy_SX.clone(), tables.latency_ms_SX.clone()
-    feature_SD, token_STPMD = tables.language_feature_SD.clone(), tables.token_STPMD.copy()
+    accuracy_SX, latency_ms_SX = tables.accuracy_SX.copy(), tables.latency_ms_SX.copy()
+    feature_SD, token_STPMD = tables.language_feature_SD.copy(), tables.token_STPMD.copy()
     accuracy_SX[changed] = 1.0 - accuracy_SX[changed]
     latency_ms_SX[changed] *= 7.0
     feature_SD[changed] += 3.0
@@ -87,10 +85,9 @@ def test_nothing_of_the_test_fold_reaches_what_is_fitted():
     )
 
     def chosen(tables) -> dict[str, np.ndarray]:
-        table = RewardTable(tables.with_splits(splits), ("one",) * len(tables.sample_ids), RewardWeights())
         how = {"where": "here", "baselines": BASELINES, "with_ablations": True, "seed": 0}
-        policies, _ = fold_policies(table, encoder_for(tables), QUICK, **how, progress=None)
-        return {policy.name: decide(policy, table, kept, range(3)) for policy in policies}
+        policies, _ = fold_policies(tables.with_splits(splits), encoder_for(tables), QUICK, **how, progress=None)
+        return {policy.name: decide(policy, tables, kept, range(3)) for policy in policies}
 
     before, after = chosen(tables), chosen(other)
     assert {"seed-0", "seed-1", "seed-0:stage1_only", *BASELINES} <= set(before)
@@ -121,11 +118,11 @@ def test_the_report_pools_what_each_fold_chose(tmp_path: Path):
     assert [fold["samples"] for fold in folds] == [{"train": 125, "val": 25, "test": 50}] * 4
     assert record["controllers"]["seed-1"]["settings"]["fold_seed"] == 0
     # The oracle has each sample's best, whatever the fold; the table a setting per budget and fold.
-    table = report.decisions.table
+    table = report.decisions.tables
     best = [table.reward_BX(np.arange(200), np.full(200, budget)).max(axis=1).mean() for budget in table.budgets_ms_M]
     assert report.policies["oracle"].overall.metrics["reward"].value == pytest.approx(float(np.mean(best)), abs=1e-6)
     assert all(len(np.unique(column)) <= 4 for column in report.decisions.chosen["table"].T)
-    assert "cross-validated in 4 folds, each tested by what was fitted on others: 200 samples" in str(
+    assert "cross-validated in 4 folds, each tested with policies fitted on the others: 200 samples" in str(
         render_report(report).renderables[0]
     )
     again = cross_validate(tmp_path / "cache", QUICK, folds=4, baselines=BASELINES, resamples=50)

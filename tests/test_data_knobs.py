@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from knobctl.data.errors import ImportanceError, UnknownSetting
@@ -14,6 +15,29 @@ def test_default_space_has_375_settings():
     assert len(space.settings) == 3 * 5 * 5 * 5
     assert [space.index(setting) for setting in space.settings] == list(range(375))
     assert space.mean_crops == (2.0, 6.0, 12.0)
+
+
+def test_value_indices_and_choices_map_to_the_settings_they_come_from():
+    space = KnobSpace(("low", "medium", "high"), (1, 13), (4, 8), (12, 16))  # p13 with n12 cannot run
+    for index, setting in enumerate(space.settings):
+        t, p, k, n = space.value_index_KX[:, index]
+        assert space.setting_TPKN[t, p, k, n] == index
+        assert space.setting_JA[t * 2 + p, k * 2 + n] == index  # tier-major, top-k-major
+        assert space.stage1_choice_X[index] == t * 2 + p
+        assert (space.tiers[t], space.insertion_positions[p]) == (setting.tier, setting.insertion_position)
+        assert (space.top_k[k], space.num_blocks[n]) == (setting.top_k, setting.num_blocks)
+    assert space.setting_JA.shape == (space.num_stage1_choices, space.num_stage2_choices) == (6, 4)
+    assert (space.setting_JA < 0).sum() == 6 * 4 - len(space.settings)
+    one = np.array([0])
+    with pytest.raises(UnknownSetting, match="low/p13/k4/n12, which cannot run"):
+        space.setting_index(one, one + 1, one, one)
+
+
+def test_values_by_choice_are_filled_where_no_setting_can_run():
+    space = KnobSpace(("low",), (1, 13), (8,), (12, 16))  # settings: p1/n12, p1/n16, p13/n16
+    value_BX = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    expected = [[[1.0, 2.0], [-1.0, 3.0]], [[4.0, 5.0], [-1.0, 6.0]]]
+    np.testing.assert_array_equal(space.by_choice(value_BX, -1.0), expected)
 
 
 @pytest.mark.parametrize(

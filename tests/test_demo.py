@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from knobctl import demo
+from knobctl.data.progress import SILENT
 from knobctl.precompute.scale import launch as run
 from knobctl.replay.evaluation import validate
 from knobctl.replay.training import train
@@ -26,7 +27,7 @@ def test_the_demo_runs_at_most_20_samples_live(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(run, "precompute", lambda config: asked.update(precompute=config))
     monkeypatch.setattr(train, "train_controllers", lambda *_: None)
     monkeypatch.setattr(validate, "validate_controllers", lambda *_, **options: asked.update(options) or Report())
-    record = demo.run_demo(tmp_path, samples=130, seed=42, log=lambda _: None, progress=lambda *_: None)
+    record = demo.run_demo(tmp_path, samples=130, seed=42, log=lambda _: None, progress=SILENT)
     assert asked["live_samples"] == 20
     assert asked["executor_factory"] is not None
     assert asked["precompute"].samples == 130

@@ -24,8 +24,8 @@ from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
 from knobctl.replay.evaluation.live import run_live
-from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.reward import RewardWeights
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
 
 SAMPLES = 3
@@ -104,7 +104,7 @@ class EveryTier:
 
 
 def live_runs(executor, cache: Cache, budgets_ms: tuple[float, ...], policies=None):
-    table = RewardTable.from_cache(cache, RewardWeights())
+    table = ReplayTables.from_cache(cache, RewardWeights())
     samples = {sample.sample_id: sample for sample in easy_samples(SAMPLES)}
     policies = policies or [EveryTier("one", 0), EveryTier("other", 1)]
     return run_live(executor, samples, policies, table, np.arange(SAMPLES), budgets_ms)

@@ -1,4 +1,4 @@
-"""Clustered, paired bootstrap: what must hold whatever is measured."""
+"""Properties of the clustered, paired bootstrap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def interval(value_N: np.ndarray, cluster_N: np.ndarray, seed: int = 0, resample
     return bootstrap.estimate(value_N.mean(), bootstrap.resampled_means(value_N[:, None])[:, 0])
 
 
-def test_resampled_means_are_those_of_drawing_whole_clusters():
+def test_resampled_means_equal_those_of_drawing_whole_clusters():
     value_NF = np.array([[1.0, 5.0], [2.0, 6.0], [9.0, 7.0]])
     bootstrap = ClusterBootstrap.draw(np.array([7, 7, 3]), resamples=50, seed=0)  # cluster 3 becomes 0, 7 becomes 1
     for draws, mean_F in zip(bootstrap.weight_RC, bootstrap.resampled_means(value_NF), strict=True):
@@ -21,7 +21,7 @@ def test_resampled_means_are_those_of_drawing_whole_clusters():
         np.testing.assert_allclose(mean_F, value_NF[rows].mean(axis=0))
 
 
-def test_interval_is_that_of_the_normal_theory_for_many_independent_samples():
+def test_the_interval_of_many_independent_samples_agrees_with_normal_theory():
     value_N = np.random.default_rng(0).standard_normal(1000)
     found = interval(value_N, np.arange(1000), resamples=4000)
     half = 1.96 * value_N.std() / np.sqrt(1000)
@@ -39,13 +39,13 @@ def test_samples_of_one_image_count_as_one():
     assert taken_as_independent.high - taken_as_independent.low < 0.5 * (alone.high - alone.low)
 
 
-def test_same_seed_same_interval_and_another_seed_another():
+def test_equal_seeds_give_equal_intervals_and_other_seeds_others():
     value_N = np.random.default_rng(0).standard_normal(50)
     assert interval(value_N, np.arange(50), seed=3) == interval(value_N, np.arange(50), seed=3)
     assert interval(value_N, np.arange(50), seed=3) != interval(value_N, np.arange(50), seed=4)
 
 
-def test_paired_differences_drop_what_both_share():
+def test_paired_differences_cancel_common_variation():
     rng = np.random.default_rng(0)
     shared_N = 10.0 * rng.standard_normal(200)
     value_NF = np.stack([shared_N + 0.1 + 0.1 * rng.standard_normal(200), shared_N], axis=1)
@@ -56,14 +56,14 @@ def test_paired_differences_drop_what_both_share():
     assert gap.high - gap.low < 0.1
 
 
-def test_one_image_gives_no_interval_and_nan_no_figure():
+def test_a_single_image_gives_no_interval_and_nan_no_figure():
     bootstrap = ClusterBootstrap.draw(np.zeros(5, dtype=int), resamples=10)
     assert bootstrap.estimate(0.5, np.full(10, 0.5)) == Estimate(0.5, None, None)
     assert bootstrap.estimate(float("nan"), np.full(10, 0.5)) == Estimate(None, None, None)
     assert not Estimate(0.5, None, None).above_zero
 
 
-def test_quantile_interval_holds_the_true_quantile_about_as_often_as_it_says():
+def test_the_quantile_interval_covers_the_true_quantile_at_about_its_confidence():
     rng = np.random.default_rng(0)
     held = 0
     for trial in range(200):

@@ -1,10 +1,11 @@
-"""Figures of the report, worked out by hand on four settings."""
+"""Figures of the report, compared with values worked out by hand for four settings."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from rich.console import Console
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError, KnobctlError
 from knobctl.data.knobs import KnobSpace
-from knobctl.replay.evaluation.build_report import evaluate
+from knobctl.replay.evaluation.build_report import build_report
 from knobctl.replay.evaluation.report import BETTER, NOT_SHOWN, EvaluationReport
 from knobctl.replay.policies.registry import DEFAULT_BASELINES, build_baselines
-from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.report.tables import render_report
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
@@ -26,16 +27,16 @@ BUDGETS_MS = (30.0, 50.0, 100.0)
 
 
 def report_of(path: Path, accuracy_SX: object, names: tuple[str, ...], **options: object) -> EvaluationReport:
-    """The report of baselines on a cache of arrays; `evaluate_` options go to `evaluate`."""
+    """Returns the report of baselines on a cache made of arrays; further options go to `build_report`."""
     asked = {name: options.pop(name) for name in ("subjects", "budgets", "split", "resamples") if name in options}
     accuracy = np.asarray(accuracy_SX, float)
     latency = options.pop("latency_ms_SX", np.tile(LATENCY_MS, (len(accuracy), 1)))
     cache = open_cache(write_array_cache(path, accuracy, latency, **{"budgets_ms": BUDGETS_MS, **options}))
-    table = RewardTable.from_cache(cache)
-    return evaluate(
+    table = ReplayTables.from_cache(cache)
+    return build_report(
         cache,
         build_baselines(names, table),
-        table=table,
+        tables=table,
         split=asked.get("split", "test"),
         budgets_ms=asked.get("budgets"),
         subjects=asked.get("subjects", ()),
@@ -53,7 +54,7 @@ def figures(report: EvaluationReport, name: str) -> dict[str, float | None]:
 
 def test_accuracy_latency_and_misses_of_a_fixed_setting(tmp_path: Path):
     report = report_of(tmp_path / "c", ACCURACY, ("full", "cheapest", "table", "oracle"), splits=SPLITS)
-    full = figures(report, "full")  # high/16, 130 ms: right for all, late for all budgets
+    full = figures(report, "full")  # high/16, 130 ms: always correct, over every budget
     assert (full["accuracy"], full["accuracy_in_time"], full["violation_rate"]) == (1.0, 0.0, 1.0)
     assert (full["latency_ms"], full["latency_p50_ms"], full["latency_p95_ms"]) == (130.0, 130.0, 130.0)
     cheapest = figures(report, "cheapest")  # low/12, 20 ms
@@ -62,14 +63,14 @@ def test_accuracy_latency_and_misses_of_a_fixed_setting(tmp_path: Path):
     assert (report.n_samples, report.n_clusters, report.cluster_by) == (3, 3, "image_id")
 
 
-def test_reward_is_the_design_s_formula_and_its_terms_add_up(tmp_path: Path):
+def test_the_reward_follows_the_formula_and_its_terms_add_up(tmp_path: Path):
     report = report_of(tmp_path / "c", ACCURACY, ("full", "cheapest"), splits=SPLITS, budgets=(50.0,))
     over = 130 / 50 - 1
     complexity = (1 + 1 + 1) / 3
     expected = 1 - 0.5 / (1 + math.exp(-10 * over)) - 10 * over**2 - 0.05 * complexity
     assert figures(report, "full")["reward"] == pytest.approx(expected, rel=1e-5)
     saved = 1 - 20 / 50
-    complexity = (2 / 12 + 1 + 12 / 16) / 3  # low has 2 crops in the mean, high 12
+    complexity = (2 / 12 + 1 + 12 / 16) / 3  # mean crops: 2 in low, 12 in high
     expected = 0.1 - 0.5 / (1 + math.exp(10 * saved)) + 0.1 * saved - 0.05 * complexity
     cheapest = figures(report, "cheapest")
     assert cheapest["reward"] == pytest.approx(expected, rel=1e-5)
@@ -87,7 +88,7 @@ def test_regret_and_gap_closed_run_from_the_table_to_the_oracle(tmp_path: Path):
     assert cheapest["gap_closed"] == pytest.approx(expected)
 
 
-def test_area_under_the_accuracy_budget_curve_weighs_budgets_by_their_distance(tmp_path: Path):
+def test_the_area_under_the_accuracy_budget_curve_weights_budgets_by_their_distance(tmp_path: Path):
     report = report_of(tmp_path / "c", ACCURACY, ("table",), splits=SPLITS)
     accuracy = [metrics["accuracy"].value for metrics in report.policies["table"].overall.per_budget]
     by_hand = ((accuracy[0] + accuracy[1]) / 2 * 20 + (accuracy[1] + accuracy[2]) / 2 * 50) / 70
@@ -95,7 +96,7 @@ def test_area_under_the_accuracy_budget_curve_weighs_budgets_by_their_distance(t
     assert by_hand != pytest.approx(sum(accuracy) / 3)
 
 
-def test_a_budget_that_nothing_meets_is_said_and_left_out_of_feasible_misses(tmp_path: Path):
+def test_a_budget_that_no_setting_meets_is_reported_and_excluded_from_feasible_misses(tmp_path: Path):
     report = report_of(tmp_path / "c", ACCURACY, ("cheapest",), splits=SPLITS, budgets_ms=(10.0, 30.0))
     assert report.unmet_budgets_ms == (10.0,)
     assert any("no setting of any sample meets these budgets: 10 ms" in warning for warning in report.warnings)
@@ -104,7 +105,7 @@ def test_a_budget_that_nothing_meets_is_said_and_left_out_of_feasible_misses(tmp
     assert report.policies["cheapest"].overall.per_budget[0]["violation_rate_of_feasible"].value is None
 
 
-def test_percentiles_pool_every_run(tmp_path: Path):
+def test_percentiles_pool_all_runs(tmp_path: Path):
     runs = np.tile(np.array(LATENCY_MS)[None, :, None], (4, 1, 3)) + np.array([-1.0, 0.0, 5.0])
     report = report_of(tmp_path / "c", ACCURACY, ("cheapest",), splits=SPLITS, runs_ms_SXR=runs)
     assert report.latency_percentiles_over == "runs"
@@ -116,7 +117,7 @@ def test_percentiles_pool_every_run(tmp_path: Path):
     assert any("pool one latency_ms per sample, not runs" in warning for warning in alone.warnings)
 
 
-def test_intervals_cluster_by_image_and_say_so_when_they_cannot(tmp_path: Path):
+def test_intervals_cluster_by_image_with_a_warning_if_images_are_unknown(tmp_path: Path):
     many = np.repeat(ACCURACY[1:], 4, axis=0).tolist()
     options = {"splits": ["train"] + ["test"] * 12, "names": ("cheapest", "full")}
     names = options.pop("names")
@@ -130,7 +131,7 @@ def test_intervals_cluster_by_image_and_say_so_when_they_cannot(tmp_path: Path):
     assert not any("image_id" in warning for warning in shared.warnings)
 
 
-def test_better_is_said_only_when_the_paired_interval_excludes_zero(tmp_path: Path):
+def test_a_policy_is_called_better_only_if_the_paired_interval_excludes_zero(tmp_path: Path):
     rng = np.random.default_rng(0)
     accuracy = np.zeros((120, 4))
     accuracy[:, 1:] = (rng.random(120) < 0.5)[:, None]
@@ -140,7 +141,7 @@ def test_better_is_said_only_when_the_paired_interval_excludes_zero(tmp_path: Pa
     won = report.compared("oracle", "table")
     assert won.verdict == BETTER
     assert won.differences["reward"].low > 0
-    # One dataset: the per-dataset table is the same table, and nothing may be claimed.
+    # With one dataset, both tables are equal, and no difference may be reported.
     tied = report.compared("dataset_table", "table")
     assert (tied.verdict, tied.differences["reward"].value) == (NOT_SHOWN, 0.0)
     assert report.compared("oracle", "full") is None
@@ -148,7 +149,7 @@ def test_better_is_said_only_when_the_paired_interval_excludes_zero(tmp_path: Pa
     assert "oracle is better than budget-only table: reward +" in text
 
 
-def test_the_report_says_plainly_when_nothing_is_shown(tmp_path: Path):
+def test_the_report_states_when_no_difference_is_shown(tmp_path: Path):
     report = report_of(tmp_path / "c", ACCURACY, ("table", "dataset_table"), splits=SPLITS, subjects=("dataset_table",))
     assert "dataset_table is NOT shown to differ from budget-only table" in rendered(report)
 
@@ -169,23 +170,23 @@ def test_figures_are_given_per_dataset_and_add_up(tmp_path: Path):
     assert report.compared("cheapest", "table", "b") is not None
 
 
-def test_the_histogram_counts_what_was_chosen(tmp_path: Path):
+def test_the_histograms_count_the_choices(tmp_path: Path):
     report = report_of(tmp_path / "c", ACCURACY, ("cheapest", "oracle"), splits=SPLITS)
     assert report.policies["cheapest"].settings == {"low/p1/k8/n12": 1.0}
     assert report.policies["cheapest"].knobs["tier"] == {"low": 1.0, "high": 0.0}
     oracle = report.policies["oracle"]
     assert sum(oracle.settings.values()) == pytest.approx(1.0)
     assert len(oracle.knobs_per_budget) == 3
-    assert oracle.knobs_per_budget[0]["tier"]["low"] == 1.0  # 30 ms: nothing of the high tier is worth its lateness
+    assert oracle.knobs_per_budget[0]["tier"]["low"] == 1.0  # 30 ms: the overrun of the high tier costs too much
 
 
-def test_the_report_is_json_and_the_same_again(tmp_path: Path):
+def test_the_report_is_json_and_reproducible(tmp_path: Path):
     cache = generated_cache(tmp_path / "c", holes=0.1)
-    table = RewardTable.from_cache(cache)
+    table = ReplayTables.from_cache(cache)
 
     def run(seed: int) -> str:
         policies = build_baselines(DEFAULT_BASELINES, table)
-        return evaluate(cache, policies, table=table, subjects=("neighbours",), resamples=50, seed=seed).to_json()
+        return build_report(cache, policies, tables=table, subjects=("neighbours",), resamples=50, seed=seed).to_json()
 
     first = run(0)
     assert run(0) == first
@@ -198,7 +199,7 @@ def test_the_report_is_json_and_the_same_again(tmp_path: Path):
         assert name in text
 
 
-def test_what_cannot_be_evaluated_is_one_clear_error(tmp_path: Path):
+def test_requests_that_cannot_be_evaluated_raise_a_clear_error(tmp_path: Path):
     with pytest.raises(KnobctlError, match=r"no sample with outcomes in split `test`; it has train \(4\)"):
         report_of(tmp_path / "a", ACCURACY, ("full",))
     with pytest.raises(
@@ -206,15 +207,15 @@ def test_what_cannot_be_evaluated_is_one_clear_error(tmp_path: Path):
     ):
         report_of(tmp_path / "b", ACCURACY, ("full",), splits=SPLITS, budgets=(42.0,))
     cache = generated_cache(tmp_path / "c")
-    table = RewardTable.from_cache(cache)
-    object.__setattr__(table.tables, "token_STPMD", None)
+    table = ReplayTables.from_cache(cache)
+    table = replace(table, token_STPMD=None)
     neighbours = build_baselines(["table"], table)[0]
     neighbours.uses_latency_token = True
     with pytest.raises(CacheError, match="`table` reads latency tokens, and the cache has none"):
-        evaluate(cache, [neighbours], table=table)
+        build_report(cache, [neighbours], tables=table)
 
 
-def test_imported_results_without_positions_or_features_are_evaluated_at_once(tmp_path: Path):
+def test_imported_results_without_positions_or_features_can_be_evaluated(tmp_path: Path):
     space = KnobSpace(("low", "high"), (None,), (8,), (12, 16))
     nan = float("nan")
     accuracy = [[0, 1, 1, 1], [0, 0, nan, 1], [0.3, 1, 1, 1], [nan, nan, nan, nan]]
@@ -229,10 +230,10 @@ def test_imported_results_without_positions_or_features_are_evaluated_at_once(tm
         latency_mode="imported",
     )
     cache = open_cache(path)
-    table = RewardTable.from_cache(cache)
+    table = ReplayTables.from_cache(cache)
     skipped: list[str] = []
     policies = build_baselines(DEFAULT_BASELINES, table, skipped=skipped)
-    report = evaluate(cache, policies, table=table)
+    report = build_report(cache, policies, tables=table)
     assert skipped == [
         "baseline `neighbours` left out: the cache has no language features (imported results have none)"
     ]
@@ -255,8 +256,8 @@ def test_ten_samples_one_budget_and_no_val_work(tmp_path: Path):
     rendered(report)
 
 
-def test_runs_weigh_the_same_where_samples_have_different_numbers_of_them(tmp_path: Path):
-    """Half of the samples are fast with twenty runs, half slow with two."""
+def test_runs_have_equal_weight_if_samples_have_different_numbers_of_them(tmp_path: Path):
+    """Half of the samples are fast and have twenty runs; half are slow and have two."""
     count = 60
     fast_N = np.arange(count) % 2 == 0
     latency = np.where(fast_N[:, None], 20.0, 45.0) * np.ones(4)
@@ -276,7 +277,7 @@ def test_runs_weigh_the_same_where_samples_have_different_numbers_of_them(tmp_pa
         assert found.low <= found.value <= found.high, name
 
 
-def test_a_dataset_called_overall_is_one_dataset_of_several(tmp_path: Path):
+def test_a_dataset_named_overall_is_distinct_from_the_overall_group(tmp_path: Path):
     datasets = ["overall", "overall", "other", "other"]
     report = report_of(tmp_path / "c", ACCURACY, ("full",), splits=["train", *["test"] * 3], datasets=datasets)
     policy = report.policies["full"]
@@ -284,7 +285,7 @@ def test_a_dataset_called_overall_is_one_dataset_of_several(tmp_path: Path):
     assert {name: group.n_samples for name, group in policy.datasets.items()} == {"overall": 1, "other": 2}
 
 
-def test_names_of_datasets_are_no_markup(tmp_path: Path):
+def test_dataset_names_are_not_markup(tmp_path: Path):
     datasets = ["vqa[v2]", "vqa[/x]", "vqa[v2]", "vqa[/x]"]
     report = report_of(tmp_path / "c", ACCURACY, ("full",), splits=["train", *["test"] * 3], datasets=datasets)
     shown = io.StringIO()
@@ -293,7 +294,7 @@ def test_names_of_datasets_are_no_markup(tmp_path: Path):
     assert "vqa[/x] (2)" in shown.getvalue()
 
 
-def test_what_is_not_held_out_is_said(tmp_path: Path):
+def test_a_warning_states_which_figures_are_not_held_out(tmp_path: Path):
     images = ["a", "a", "b", "c"]
     shared = report_of(tmp_path / "c", ACCURACY, ("full",), splits=SPLITS, image_ids=images)
     assert any(w.startswith("1 samples of split `test` show images that `train`") for w in shared.warnings)
@@ -303,7 +304,7 @@ def test_what_is_not_held_out_is_said(tmp_path: Path):
     assert not any("held out" in warning for warning in plain.warnings)
 
 
-def test_budgets_that_an_error_lists_can_be_asked_for(tmp_path: Path):
+def test_budgets_listed_in_an_error_are_accepted(tmp_path: Path):
     with pytest.raises(KnobctlError, match=r"choose from \[23\.456789, 41\.0\] ms"):
         report_of(tmp_path / "c", ACCURACY, ("full",), splits=SPLITS, budgets_ms=(23.456789, 41.0), budgets=[23.457])
     asked = {"splits": SPLITS, "budgets_ms": (23.456789, 41.0), "budgets": [23.456789]}

@@ -1,4 +1,4 @@
-"""The live run against the cache as executor: full agreement, and every kind of disagreement named."""
+"""Live runs with the cache as executor: full agreement, and the cause of every kind of disagreement."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def validated(cache: Cache, executor: CacheExecutor, **options: object) -> Evalu
     )
 
 
-def test_the_cache_as_executor_agrees_with_itself_in_full(cache: Cache):
+def test_the_cache_as_executor_agrees_with_replay(cache: Cache):
     report = validated(cache, CacheExecutor(cache))
     found = report.live["agreement"]
     requests = report.n_samples * len(BUDGETS_MS) * 3  # controllers, full, cheapest
@@ -83,7 +83,7 @@ def rendered(report: EvaluationReport) -> str:
 
 
 class Altered(CacheExecutor):
-    """The cache's executor with one thing changed for one sample."""
+    """The cache's executor with one change for one sample."""
 
     def __init__(self, cache: Cache, kind: str, sample_id: str) -> None:
         super().__init__(cache)
@@ -125,7 +125,7 @@ class Altered(CacheExecutor):
         ("latency", set()),
     ],
 )
-def test_every_disagreement_is_counted_and_named_with_its_cause(cache: Cache, kind: str, causes: set[str]):
+def test_every_disagreement_is_counted_and_listed_with_its_cause(cache: Cache, kind: str, causes: set[str]):
     sample_id = cache.sample_ids[int(cache.indices("test")[0])]
     report = validated(cache, Altered(cache, kind, sample_id))
     found = report.live["agreement"]
@@ -144,7 +144,7 @@ def test_every_disagreement_is_counted_and_named_with_its_cause(cache: Cache, ki
 
 
 class Timed(CacheExecutor):
-    """The cache's executor with timed runs of its own, by sample."""
+    """The cache's executor with other timed runs, given by sample."""
 
     def __init__(self, cache: Cache, runs_ms: Mapping[str, tuple[float, ...]]) -> None:
         super().__init__(cache)
@@ -156,8 +156,8 @@ class Timed(CacheExecutor):
         return dataclasses.replace(outcome, latency_ms=float(np.median(runs_ms)), latency_runs_ms=runs_ms)
 
 
-def test_a_stall_moves_the_mean_reward_and_not_the_median_beside_it(cache: Cache):
-    """The penalty of a missed budget has no bound, so one stalled sample decides the mean of all."""
+def test_a_stall_changes_the_mean_reward_but_not_the_median(cache: Cache):
+    """The penalty of a missed budget is unbounded, so a single stalled sample dominates the mean."""
     assert min(BUDGETS_MS) > 7.0
     stalled = cache.sample_ids[int(cache.indices("test")[0])]
     report = validated(cache, Timed(cache, {stalled: (7000.0, 8000.0, 6.0)}))
@@ -167,13 +167,13 @@ def test_a_stall_moves_the_mean_reward_and_not_the_median_beside_it(cache: Cache
         for found in (figures["all_budgets"], *figures["per_budget"]):
             mean, median = found["reward"]["value"], found["reward_p50"]
             assert mean < -1000
-            assert -0.6 < median["value"] < 1.1  # as of a request within its budget
+            assert -0.6 < median["value"] < 1.1  # the value of a request within its budget
             assert median["low"] <= median["value"] <= median["high"]
         row = next(line for line in shown.splitlines() if name in line)
         assert f"{figures['all_budgets']['reward_p50']['value']:.3f}" in row
 
 
-def test_the_report_keeps_every_timed_run_once_per_sample_and_setting(cache: Cache):
+def test_the_report_holds_every_timed_run_once_per_sample_and_setting(cache: Cache):
     report = validated(cache, Timed(cache, {}))
     timings = json.loads(report.to_json())["live"]["timings"]
     chosen = {
@@ -195,7 +195,7 @@ def test_each_setting_of_a_sample_is_run_once(cache: Cache):
     assert executor.finished == sum(len(set(row)) for row in chosen.tolist())
 
 
-def test_part_of_the_split_can_be_run_and_the_seed_draws_it(cache: Cache):
+def test_part_of_the_split_can_be_run_drawn_with_the_seed(cache: Cache):
     report = validated(cache, CacheExecutor(cache), live_samples=2)
     assert report.live["n_samples"] == 2
     assert report.live["agreement"]["requests"] == 2 * len(BUDGETS_MS) * 3
@@ -217,7 +217,7 @@ def test_a_budget_outside_the_grid_runs_live_and_is_not_compared(cache: Cache):
     assert found["disagreements"] == []
 
 
-def test_a_sample_that_is_not_at_hand_is_one_clear_error(cache: Cache):
+def test_a_sample_that_is_not_available_raises_a_clear_error(cache: Cache):
     with pytest.raises(KnobctlError, match="samples of the cache cannot be run, because their question or image"):
         validate_controllers(
             cache.path.parent / "controllers",

@@ -1,4 +1,4 @@
-"""`validate_controllers` and `compare` on a cache on disk: the whole path but the training."""
+"""`validate_controllers` and `compare` on a cache on disk: the whole path except training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from knobctl.controllers.checkpoint import Controllers
 from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSetting
-from knobctl.replay.evaluation.build_report import few_warnings
 from knobctl.replay.evaluation.choices import CHOICES_SCHEMA
 from knobctl.replay.evaluation.compare import compare, short_names
 from knobctl.replay.evaluation.validate import validate_controllers
+from knobctl.replay.evaluation.warnings import few_warnings
 from knobctl.replay.policies.ablations import ABLATIONS
 from knobctl.replay.policies.registry import DEFAULT_BASELINES
 from knobctl.replay.report.tables import render_report
@@ -39,11 +39,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return cache
 
 
-def test_the_report_holds_controllers_and_baselines_side_by_side(cache: Cache):
+def test_the_report_has_controllers_and_baselines(cache: Cache):
     report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50)
     assert list(report.policies) == ["controllers", *DEFAULT_BASELINES]
     assert report.subjects == ("controllers",)
-    assert report.reward_weights == WEIGHTS  # those it was trained with
+    assert report.reward_weights == WEIGHTS  # those of its training
     record = json.loads(report.to_json())
     assert record["controllers"]["parameters"]["stage1"] > 0
     assert record["cache"]["fingerprint"] == cache.fingerprint
@@ -51,7 +51,7 @@ def test_the_report_holds_controllers_and_baselines_side_by_side(cache: Cache):
     assert against == {"table", "dataset_table", "neighbours"}
 
 
-def test_choices_are_those_of_the_report_and_scored_by_others_give_its_figures(cache: Cache, tmp_path: Path):
+def test_written_choices_reproduce_the_figures_of_the_report(cache: Cache, tmp_path: Path):
     out = tmp_path / "deep" / "choices.parquet"
     report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50, choices_out=out)
     written = pq.read_table(out)
@@ -68,7 +68,7 @@ def test_choices_are_those_of_the_report_and_scored_by_others_give_its_figures(c
     assert [path.name for path in out.parent.iterdir()] == ["choices.parquet"]
 
 
-def test_the_guard_stands_beside_the_plain_policy(cache: Cache, tmp_path: Path):
+def test_the_guarded_policy_is_reported_in_addition_to_the_plain_one(cache: Cache, tmp_path: Path):
     out = tmp_path / "choices.parquet"
     report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50, guard=True, choices_out=out)
     assert report.subjects == ("controllers", "controllers+guard")
@@ -77,7 +77,7 @@ def test_the_guard_stands_beside_the_plain_policy(cache: Cache, tmp_path: Path):
     assert guarded[missed].value < plain[missed].value
     assert report.compared("controllers+guard", "controllers") is not None
     assert report.guard["stage2"] > 0
-    assert any("nothing should fit" in line for line in text_of(report).splitlines())
+    assert any("nothing was expected to fit" in line for line in text_of(report).splitlines())
     chosen = report.decisions.chosen
     settings = [str(cache.space.settings[index]) for index in chosen["controllers+guard"].ravel()]
     written = [f"{t}/p{p}/k{k}/n{n}" for _, _, t, p, k, n in pl.read_parquet(out).rows()]
@@ -85,7 +85,7 @@ def test_the_guard_stands_beside_the_plain_policy(cache: Cache, tmp_path: Path):
     assert (chosen["controllers+guard"] != chosen["controllers"]).any()
 
 
-def test_budgets_and_splits_can_be_chosen_and_mistakes_are_named(cache: Cache):
+def test_budgets_and_splits_can_be_chosen_and_unknown_ones_are_named_in_the_error(cache: Cache):
     controllers = cache.path.parent / "a"
     report = validate_controllers(controllers, cache.path, resamples=20, budgets_ms=[80.0, 20.0], split="val")
     assert (report.split, report.budgets_ms) == ("val", (20.0, 80.0))
@@ -97,7 +97,7 @@ def test_budgets_and_splits_can_be_chosen_and_mistakes_are_named(cache: Cache):
         validate_controllers(controllers, cache.path, baselines=["tables"])
 
 
-def test_controllers_that_do_not_fit_are_refused_naming_both(cache: Cache, tmp_path: Path):
+def test_controllers_that_do_not_fit_the_cache_are_refused_naming_both(cache: Cache, tmp_path: Path):
     other = write_array_cache(tmp_path / "other", [[1] * 4] * 4, [[1.0] * 4] * 4, splits=["train"] * 2 + ["test"] * 2)
     with pytest.raises(CacheMismatch, match=r"choose among .*but cache .*other has"):
         validate_controllers(cache.path.parent / "a", other)
@@ -107,7 +107,7 @@ def test_controllers_that_do_not_fit_are_refused_naming_both(cache: Cache, tmp_p
     assert len(FOUR.settings) == 4
 
 
-def test_controllers_on_a_cache_without_tokens_get_one_clear_error(tmp_path: Path):
+def test_controllers_on_a_cache_without_tokens_raise_a_clear_error(tmp_path: Path):
     cache = open_cache(make_cache(tmp_path / "cache", samples=30, tokens=False))
     random_controllers(cache, tmp_path / "controllers")
     with pytest.raises(KnobctlError, match="`controllers` reads latency tokens, and the cache has none"):
@@ -128,7 +128,7 @@ def test_compare_puts_controllers_side_by_side_with_ablations(cache: Cache):
     assert "b is" in text_of(report)
 
 
-def test_names_of_controllers_are_as_short_as_tells_them_apart():
+def test_names_of_controllers_are_as_short_as_is_unambiguous():
     assert short_names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert short_names([Path("one/seed0"), Path("two/seed0")]) == ["one/seed0", "two/seed0"]
     assert len(set(short_names([Path("a"), Path("a")]))) == 2
@@ -141,7 +141,7 @@ def text_of(report: object) -> str:
     return console.file.getvalue()
 
 
-def test_controllers_of_another_cache_are_said_to_be_unchecked(cache: Cache, tmp_path: Path):
+def test_controllers_trained_on_another_cache_get_a_warning(cache: Cache, tmp_path: Path):
     controllers = Controllers.from_pretrained(cache.path.parent / "a")
     for name, fingerprint, said in (("own", cache.fingerprint, False), ("other", "0" * 64, True)):
         controllers.cache_fingerprint = fingerprint
@@ -150,7 +150,7 @@ def test_controllers_of_another_cache_are_said_to_be_unchecked(cache: Cache, tmp
         assert any("trained on another cache" in warning for warning in report.warnings) == said
 
 
-def test_choices_below_a_file_are_one_clear_error(cache: Cache, tmp_path: Path):
+def test_writing_choices_below_a_file_raises_a_clear_error(cache: Cache, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KnobctlError, match="cannot write the choices"):
         validate_controllers(
@@ -158,7 +158,7 @@ def test_choices_below_a_file_are_one_clear_error(cache: Cache, tmp_path: Path):
         )
 
 
-def test_missing_tokens_are_said_where_policies_read_them(cache: Cache, tmp_path: Path):
+def test_missing_tokens_give_a_warning_if_policies_read_them(cache: Cache, tmp_path: Path):
     path = tmp_path / "cache"
     shutil.copytree(cache.path, path)
     shutil.rmtree(path / "derived", ignore_errors=True)

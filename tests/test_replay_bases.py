@@ -103,9 +103,9 @@ def test_the_budget_basis_reads_budgets_between_the_grids():
 def test_what_predicts_nothing_fades():
     generated = small_generated(space=SMALL_SPACE, train=300)
     needs_SD = torch.cat([torch.from_numpy(generated.need_SL), noise(len(generated.sample_ids), 20)], dim=1)
-    seeing = tables_of(generated, language_feature_SD=needs_SD)
+    seeing = tables_of(generated, language_feature_SD=needs_SD.numpy())
     shuffled = torch.randperm(len(needs_SD), generator=torch.Generator().manual_seed(0))
-    guessing = tables_of(generated, language_feature_SD=needs_SD[shuffled])
+    guessing = tables_of(generated, language_feature_SD=needs_SD[shuffled].numpy())
     fold = fold_of_samples(seeing.cluster_S[seeing.indices("train")], 5, 0)
     explained = [float(fit_language_basis(tables, fold, 48).explained_F.max()) for tables in (seeing, guessing)]
     assert explained[0] > 0.2
@@ -119,7 +119,7 @@ def test_smooth_features_show_what_bends():
     feature_SD = torch.cat([3.0 * bent_S1, (3.0 * detail_S1).sin() * 3.0, noise(len(detail_S1), 2)], dim=1)
     accuracy_SX = torch.from_numpy(generated.accuracy_SX).clone()
     accuracy_SX[:, :] = (bent_S1.square() > 0.5).float()  # even in both inputs: no line sees it
-    tables = tables_of(generated, language_feature_SD=feature_SD, accuracy_SX=accuracy_SX)
+    tables = tables_of(generated, language_feature_SD=feature_SD.numpy(), accuracy_SX=accuracy_SX.numpy())
     fold = fold_of_samples(tables.cluster_S[tables.indices("train")], 5, 0)
     fitted = fit_language_basis(tables, fold, 48)
     linear, smooth = fitted.explained_F[:32], fitted.explained_F[32:]
@@ -190,8 +190,8 @@ def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
     np.testing.assert_array_equal(mapped.accuracy_SX, first.accuracy_SX)
     write_generated(first, tmp_path / "cache")
     tables = ReplayTables.from_cache(open_cache(tmp_path / "cache"))
-    np.testing.assert_array_equal(tables.accuracy_SX.numpy(), first.accuracy_SX)
-    np.testing.assert_array_equal(tables.latency_ms_SX.numpy(), first.latency_ms_SX)
+    np.testing.assert_array_equal(tables.accuracy_SX, first.accuracy_SX)
+    np.testing.assert_array_equal(tables.latency_ms_SX, first.latency_ms_SX)
     np.testing.assert_array_equal(np.asarray(tables.token_STPMD), first.token_STPMD)
     assert [len(tables.indices(split)) for split in ("train", "val", "test")] == [10, 3, 3]
 

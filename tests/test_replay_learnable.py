@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -68,8 +69,8 @@ def all_alike(tables):
     """Returns tables in which all settings answer and take alike, rewarded for just that."""
     return replace(
         tables,
-        accuracy_SX=tables.accuracy_SX[:, :1].expand_as(tables.accuracy_SX).contiguous(),
-        latency_ms_SX=torch.full_like(tables.latency_ms_SX, 30.0),
+        accuracy_SX=np.repeat(tables.accuracy_SX[:, :1], tables.accuracy_SX.shape[1], axis=1),
+        latency_ms_SX=np.full_like(tables.latency_ms_SX, 30.0),
     )
 
 

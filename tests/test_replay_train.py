@@ -161,12 +161,12 @@ def setting_index(tables):
 def choices(controllers, tables, sample_ids, available=None):
     """Every sample under every budget, as (tier, position, top-k, num_blocks) indices and the setting."""
     policy, space = TwoStagePolicy(controllers), tables.space
-    budgets = tables.budgets_ms_M.numpy()
+    budgets = tables.budgets_ms_M
     rows = np.repeat(sample_ids, len(budgets))
     requests = Requests(
         tuple(tables.sample_ids[row] for row in rows),
         ("generated",) * len(rows),
-        tables.language_feature_SD.numpy()[rows],
+        tables.language_feature_SD[rows],
         np.tile(budgets, len(sample_ids)),
         None if available is None else available[rows],
     )
@@ -180,10 +180,10 @@ def choices(controllers, tables, sample_ids, available=None):
 
 
 def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tables, tmp_path):
-    accuracy = tables.accuracy_SX.clone()
+    accuracy = tables.accuracy_SX.copy()
     gone = [x for x, s in enumerate(tables.space.settings) if s.tier == "high" or s.num_blocks == 4]
-    accuracy[:, gone] = torch.nan  # no sample has these
-    accuracy[::2, 0] = torch.nan  # every other sample lacks this one
+    accuracy[:, gone] = np.nan  # no sample has these
+    accuracy[::2, 0] = np.nan  # every other sample lacks this one
     holed = replace(tables, accuracy_SX=accuracy)
     notes = []
     run(holed, tmp_path / "out", say=notes.append)
@@ -193,12 +193,12 @@ def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tabl
     assert allowed_J.tolist() == [True, True, False, False]
     assert torch.equal(controllers.stage2.allowed_JA[allowed_J], allowed_JA[allowed_J])
     test = holed.indices("test")
-    features = holed.language_feature_SD[torch.from_numpy(test)]
+    features = torch.from_numpy(holed.language_feature_SD[test])
     log_prob = controllers.stage1(features, torch.zeros(len(test), holed.d_model))
     assert not log_prob.exp()[:, ~allowed_J].any()
     for tier, _position, _top_k, num_blocks in choices(controllers, holed, test):
         assert (tier, num_blocks) == ("low", 3)
-    available = np.isfinite(accuracy.numpy())
+    available = np.isfinite(accuracy)
     rows = np.repeat(test, len(holed.budgets_ms_M))
     for row, chosen in zip(rows, choices(controllers, holed, test, available), strict=True):
         index = [
@@ -210,8 +210,8 @@ def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tabl
 
 
 def test_a_sample_with_nothing_left_is_an_error(tables, tmp_path):
-    accuracy = tables.accuracy_SX.clone()
-    accuracy[3] = torch.nan
+    accuracy = tables.accuracy_SX.copy()
+    accuracy[3] = np.nan
     with pytest.raises(CacheError, match=r"generated/000003.*no setting left"):
         run(replace(tables, accuracy_SX=accuracy), tmp_path / "out")
 
@@ -231,8 +231,8 @@ def test_replay_sees_what_the_saved_controllers_choose(tables, tmp_path):
     controllers = Controllers.from_pretrained(tmp_path / "out")
     val = tables.indices("val")
     chosen = [setting_index(tables)[choice] for choice in choices(controllers, tables, val)]
-    setting = torch.tensor(chosen).view(len(val), -1)
-    reward = tables.reward_NMX(val, TUNED.reward_weights).gather(2, setting[..., None])
+    setting = np.array(chosen).reshape(len(val), -1)
+    reward = np.take_along_axis(tables.reward_NMX(val), setting[..., None], axis=2)
     assert float(reward.mean()) == pytest.approx(report.seeds[0].val_reward, abs=1e-5)
 
 
@@ -265,8 +265,8 @@ def test_small_and_lopsided_caches_train(tmp_path, sizes):
     ("change", "message"),
     [
         ({"token_STPMD": None}, "no latency tokens"),
-        ({"language_feature_SD": torch.zeros(200, 0)}, "no language features"),
-        ({"latency_ms_SX": torch.full((200, 16), torch.nan)}, "no latency_ms"),
+        ({"language_feature_SD": np.zeros((200, 0), np.float32)}, "no language features"),
+        ({"latency_ms_SX": np.full((200, 16), np.nan, np.float32)}, "no latency_ms"),
         ({"split_indices": {}}, "no samples in split `train`"),
     ],
 )
@@ -310,10 +310,10 @@ def test_without_val_an_image_is_never_cut_in_two(tables, tmp_path):
 
 
 def test_a_choice_that_training_never_saw_is_left_out_for_samples_that_have_it(tables, tmp_path):
-    accuracy_SX = tables.accuracy_SX.clone()
+    accuracy_SX = tables.accuracy_SX.copy()
     low = [x for x, setting in enumerate(tables.space.settings) if setting.tier == "low"]
     unseen = [x for x in low if tables.space.settings[x].top_k == 2]
-    accuracy_SX[torch.from_numpy(tables.indices("train"))[:, None], torch.tensor(unseen)] = torch.nan
+    accuracy_SX[tables.indices("train")[:, None], unseen] = np.nan
     run(replace(tables, accuracy_SX=accuracy_SX), tmp_path)
     policy = TwoStagePolicy(Controllers.from_pretrained(tmp_path))
     available_X = np.ones(len(tables.space.settings), dtype=bool)
@@ -321,7 +321,7 @@ def test_a_choice_that_training_never_saw_is_left_out_for_samples_that_have_it(t
     requests = Requests(
         sample_ids=("one",),
         datasets=("generated",),
-        language_feature_BD=tables.language_feature_SD[:1].numpy(),
+        language_feature_BD=tables.language_feature_SD[:1],
         budget_ms_B=np.array([float(tables.budgets_ms_M[0])], dtype=np.float32),
         available_BX=available_X[None],
     )
@@ -340,7 +340,7 @@ def test_resuming_with_another_encoder_or_other_images_is_refused(tables, tmp_pa
 
 
 def test_a_time_out_written_as_a_latency_is_refused_by_name(tables, tmp_path):
-    latency_ms_SX = tables.latency_ms_SX.clone()
+    latency_ms_SX = tables.latency_ms_SX.copy()
     latency_ms_SX[tables.indices("train")[4], 3] = 3.4e38
     with pytest.raises(CacheError, match=r"generated/.*3\.4e\+38 ms.*null"):
         run(replace(tables, latency_ms_SX=latency_ms_SX), tmp_path)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from knobctl.replay.recipes import CLASSIC, recipe
-from knobctl.replay.tables import ChoiceGrid
 from knobctl.replay.training.data import make_bundle
 from knobctl.replay.training.policy import StackedPolicy
 from knobctl.replay.training.trainer import Trainer, surpasses
@@ -27,6 +26,11 @@ def tables():
     return tables_of(small_generated(space=SMALL_SPACE))
 
 
+def exists(tables):
+    """Which pairs of choices are settings, [J, A]."""
+    return torch.from_numpy(tables.space.setting_JA >= 0)
+
+
 def trainer_of(tables, **changes):
     config = recipe("tuned", **{"epochs": 2, "min_steps": 0, "basis_rows": 1, **changes})
     return Trainer(make_bundle(tables, encoder_for(tables), config, "the test's tables"), config)
@@ -35,13 +39,13 @@ def trainer_of(tables, **changes):
 def table_rewards(trainer):
     """Each budget's highest mean reward over the training split."""
     train = trainer.inputs["train"]
-    known_NJA = known_rewards(train, ChoiceGrid.of(trainer.bundle.tables.space).exists_JA)
+    known_NJA = known_rewards(train, exists(trainer.bundle.tables))
     return torch.stack([mean_reward(train, known_NJA, budget).max() for budget in range(train.budgets)])
 
 
 def test_the_start_chooses_what_the_table_chooses(tables):
     trainer = trainer_of(tables, seeds=(0, 1))
-    exists_JA = ChoiceGrid.of(tables.space).exists_JA
+    exists_JA = exists(tables)
     _, reward_NSM = trainer.policy.greedy(average_sample(trainer.inputs["train"], exists_JA))
     best_M = table_rewards(trainer)
     cold = trainer_of(tables, seeds=(0, 1), warm_start_steps=0)
@@ -51,18 +55,17 @@ def test_the_start_chooses_what_the_table_chooses(tables):
 
 
 def test_holes_count_in_no_mean(tables):
-    accuracy_SX = tables.accuracy_SX.clone()
-    train_S = torch.from_numpy(tables.indices("train"))
+    accuracy_SX = tables.accuracy_SX.copy()
+    train_S = tables.indices("train")
     accuracy_SX[train_S[::2], 3] = math.nan  # known of every other sample
     accuracy_SX[train_S, 5] = math.nan  # of none
     trainer = trainer_of(replace(tables, accuracy_SX=accuracy_SX))
-    train, grid = trainer.inputs["train"], ChoiceGrid.of(tables.space)
-    average = average_sample(train, grid.exists_JA)
-    weights = trainer.config.reward_weights
-    reward_NMX = tables.reward_NMX(tables.indices("train"), weights)
-    place = (grid.setting_JA == 3).nonzero()[0].tolist()
+    train, exists_JA = trainer.inputs["train"], exists(tables)
+    average = average_sample(train, exists_JA)
+    reward_NMX = torch.from_numpy(tables.reward_NMX(tables.indices("train")))
+    place = np.argwhere(tables.space.setting_JA == 3)[0].tolist()
     torch.testing.assert_close(average.reward_NMJA[0, :, place[0], place[1]], reward_NMX[1::2, :, 3].mean(dim=0))
-    nowhere = (grid.setting_JA == 5).nonzero()[0].tolist()
+    nowhere = np.argwhere(tables.space.setting_JA == 5)[0].tolist()
     assert average.allowed_NJA is not None
     assert not average.allowed_NJA[0, nowhere[0], nowhere[1]]
 
@@ -71,17 +74,17 @@ def test_datasets_that_differ_start_at_tables_of_their_own(tables):
     """Half of the samples, told apart by their language feature, answer in the other settings."""
     train_S = tables.indices("train")
     dataset_S = np.arange(len(tables.sample_ids)) % 2
-    odd_S = torch.from_numpy(dataset_S == 1)
-    accuracy_SX = torch.zeros_like(tables.accuracy_SX)
+    odd_S = dataset_S == 1
+    accuracy_SX = np.zeros_like(tables.accuracy_SX)
     settings = accuracy_SX.shape[1]
     accuracy_SX[~odd_S, : settings // 2] = 1.0
     accuracy_SX[odd_S, settings // 2 :] = 1.0
-    language_SD = tables.language_feature_SD.clone()
-    language_SD[:, 0] = torch.where(odd_S, 3.0, -3.0)
+    language_SD = tables.language_feature_SD.copy()
+    language_SD[:, 0] = np.where(odd_S, 3.0, -3.0)
     changed = replace(tables, accuracy_SX=accuracy_SX, language_feature_SD=language_SD)
     train_reward = {}
     for name, groups in (("one table", np.zeros_like(dataset_S)), ("a table each", dataset_S)):
-        trainer = trainer_of(replace(changed, dataset_S=groups))
+        trainer = trainer_of(replace(changed, datasets=tuple(map(str, groups))))
         _, reward_NSM = trainer.policy.greedy(trainer.inputs["train"])
         train_reward[name] = float(reward_NSM.mean())
     assert len(train_S) > 2 * PRIOR_SAMPLES
@@ -90,7 +93,7 @@ def test_datasets_that_differ_start_at_tables_of_their_own(tables):
 
 def test_a_small_dataset_s_rewards_are_drawn_towards_those_of_all(tables):
     train = trainer_of(tables).inputs["train"]
-    exists_JA = ChoiceGrid.of(tables.space).exists_JA
+    exists_JA = exists(tables)
     group_N = torch.zeros(len(train), dtype=torch.int64)
     group_N[:PRIOR_SAMPLES] = 7
     averages = average_samples(train, exists_JA, group_N)
@@ -144,16 +147,16 @@ def test_the_classic_recipe_starts_at_even_chances():
 
 
 def test_a_pair_that_a_sample_lacks_counts_in_no_mean(tables):
-    accuracy_SX = tables.accuracy_SX.clone()
-    train_S = torch.from_numpy(tables.indices("train"))
+    accuracy_SX = tables.accuracy_SX.copy()
+    train_S = tables.indices("train")
     high_X = [x for x, setting in enumerate(tables.space.settings) if setting.tier == "high"]
-    accuracy_SX[train_S[::2, None], torch.tensor(high_X)] = math.nan
+    accuracy_SX[train_S[::2, None], high_X] = math.nan
     trainer = trainer_of(replace(tables, accuracy_SX=accuracy_SX))
-    train, grid = trainer.inputs["train"], ChoiceGrid.of(tables.space)
-    average = average_sample(train, grid.exists_JA)
-    reward_NMX = tables.reward_NMX(tables.indices("train"), trainer.config.reward_weights)
+    train, exists_JA = trainer.inputs["train"], exists(tables)
+    average = average_sample(train, exists_JA)
+    reward_NMX = torch.from_numpy(tables.reward_NMX(tables.indices("train")))
     for setting in high_X:
-        pair, compute = (grid.setting_JA == setting).nonzero()[0].tolist()
+        pair, compute = np.argwhere(tables.space.setting_JA == setting)[0].tolist()
         torch.testing.assert_close(average.reward_NMJA[0, :, pair, compute], reward_NMX[1::2, :, setting].mean(dim=0))
 
 

@@ -9,7 +9,6 @@ from itertools import islice
 from statistics import median
 
 import numpy as np
-import torch
 from molmoe import rises
 from tables import Row
 
@@ -143,12 +142,16 @@ def tables_of(knobs: KnobModel, results: Sequence[SampleResult]) -> ReplayTables
         native_top_k=knobs.native_top_k,
         sample_ids=tuple(result.sample.sample_id for result in results),
         cluster_S=np.arange(len(results)),
-        dataset_S=np.zeros(len(results), dtype=np.int64),
+        datasets=("small_print",) * len(results),
         split_indices={split: np.flatnonzero(splits == split) for split in ("train", "val")},
-        budgets_ms_M=torch.tensor(knobs.budgets_ms, dtype=torch.float32),
-        accuracy_SX=torch.tensor([[row.answer.accuracy for row in result.settings] for result in results]),
-        latency_ms_SX=torch.tensor([[row.latency.latency_ms for row in result.settings] for result in results]),
-        language_feature_SD=torch.from_numpy(np.stack([result.language_feature_D for result in results])),
+        budgets_ms_M=np.array(knobs.budgets_ms, dtype=np.float32),
+        accuracy_SX=np.array(
+            [[row.answer.accuracy for row in result.settings] for result in results], dtype=np.float32
+        ),
+        latency_ms_SX=np.array(
+            [[row.latency.latency_ms for row in result.settings] for result in results], dtype=np.float32
+        ),
+        language_feature_SD=np.stack([result.language_feature_D for result in results]),
         token_STPMD=token_STPMD,
         token_present_STPM=np.ones(token_STPMD.shape[:4], dtype=bool),
     )
@@ -162,12 +165,12 @@ def generated_tables(samples: int, d_model: int) -> ReplayTables:
         native_top_k=8,
         sample_ids=generated.sample_ids,
         cluster_S=np.arange(len(generated.sample_ids)),
-        dataset_S=np.zeros(len(generated.sample_ids), dtype=np.int64),
+        datasets=("generated",) * len(generated.sample_ids),
         split_indices={split: np.flatnonzero(generated.split_S == split) for split in ("train", "val")},
-        budgets_ms_M=torch.from_numpy(generated.budgets_ms_M),
-        accuracy_SX=torch.from_numpy(generated.accuracy_SX),
-        latency_ms_SX=torch.from_numpy(generated.latency_ms_SX),
-        language_feature_SD=torch.from_numpy(generated.language_feature_SD),
+        budgets_ms_M=generated.budgets_ms_M,
+        accuracy_SX=generated.accuracy_SX,
+        latency_ms_SX=generated.latency_ms_SX,
+        language_feature_SD=generated.language_feature_SD,
         token_STPMD=generated.token_STPMD,
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
     )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..knobs import KnobSetting, KnobSpace
+from ..knobs import KnobSpace
 from ..schema import outcomes_schema
 from .columns import PartColumn, check_schema, codes, concatenate, real_numbers, typed, whole_numbers
 from .file_list import Listing
@@ -123,7 +123,6 @@ def read_outcomes(
     required, optional = outcomes_schema()
     shape = (len(sample_ids), len(space.settings))
     cells, accuracies, latencies, lengths = [], [], [], []
-    grid = _setting_grid(space)
     for path in paths:
         with open_part(cache, path, read_dictionary=["sample_id", "tier"]) as file:
             check_schema(path, file.schema_arrow, required, optional)
@@ -136,7 +135,7 @@ def read_outcomes(
         listing.check_rows(path, table.num_rows)
         columns = {name: PartColumn(path, name, table.column(name)) for name in required.names}
         sample = codes(columns["sample_id"], sample_ids, "sample {} is not in the table `samples`")
-        cells.append(sample * shape[1] + setting_index(columns, space, grid))
+        cells.append(sample * shape[1] + setting_index(columns, space))
         accuracies.append(_accuracy(columns["accuracy"]))
         latencies.append(_latency(columns["latency_ms"]))
         lengths.append(table.num_rows)
@@ -152,35 +151,17 @@ def read_outcomes(
     return OutcomeRows(cache, paths, dense[0], dense[1], row_SX)
 
 
-def setting_index(columns: dict[str, PartColumn], space: KnobSpace, grid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns each row's index in `space.settings`, [rows]."""
+def setting_index(columns: dict[str, PartColumn], space: KnobSpace) -> NDArray[np.int64]:
+    """Returns each row's index in `space.settings`."""
     tier = codes(columns["tier"], pa.array(space.tiers), f"tier {{}} is not one of the manifest's {list(space.tiers)}")
     position = position_index(columns["insertion_position"], space)
     top_k = _value_index(columns["top_k"], space.top_k)
     num_blocks = _value_index(columns["num_blocks"], space.num_blocks)
-    found = grid[tier, position, top_k, num_blocks]
+    found = space.setting_TPKN[tier, position, top_k, num_blocks]
     columns["num_blocks"].refuse_first(
         found < 0, "{} blocks are fewer than the insertion position, so the setting cannot run"
     )
     return np.asarray(found, dtype=np.int64)
-
-
-def _setting_grid(space: KnobSpace) -> NDArray[np.int64]:
-    """Returns the index in `space.settings` of each combination of knob values, [T, P, K, N]; -1 if it cannot run."""
-    shape = (len(space.tiers), len(space.insertion_positions), len(space.top_k), len(space.num_blocks))
-    grid = np.full(shape, -1, np.int64)
-    for index, setting in enumerate(space.settings):
-        grid[_place(space, setting)] = index
-    return grid
-
-
-def _place(space: KnobSpace, setting: KnobSetting) -> tuple[int, int, int, int]:
-    return (
-        space.tiers.index(setting.tier),
-        space.insertion_positions.index(setting.insertion_position),
-        space.top_k.index(setting.top_k),
-        space.num_blocks.index(setting.num_blocks),
-    )
 
 
 def position_index(column: PartColumn, space: KnobSpace) -> NDArray[np.int64]:

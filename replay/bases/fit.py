@@ -22,7 +22,7 @@ from ...controllers.bases import COMPONENTS, TokenBasis, VectorBasis, waves_of
 from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.stage1 import LANGUAGE_WAVES
 from ...controllers.stage2 import TOKEN_WAVES
-from ..tables import ChoiceGrid, ReplayTables
+from ..tables import ReplayTables
 from .ridge import FoldSums, RidgeFit, fit_ridge
 
 FOLDS = 5
@@ -99,11 +99,11 @@ def fit_budget_basis(encoder: BudgetEncoder, budgets_ms_M: Tensor, features: int
 def fit_language_basis(tables: ReplayTables, fold_S: NDArray[np.int64], features: int) -> FittedBasis:
     """Returns the basis of Stage1's language input."""
     rows = torch.from_numpy(tables.indices("train"))
-    x_SD = tables.language_feature_SD[rows].float()
+    x_SD = torch.from_numpy(tables.language_feature_SD)[rows].float()
     smooth = features // SMOOTH_SHARE
     linear = features - smooth
-    accuracy_SC = principal_targets(tables.accuracy_SX[rows], linear - linear // 3)
-    latency_SC = principal_targets(tables.latency_ms_SX[rows].log(), linear // 3)
+    accuracy_SC = principal_targets(torch.from_numpy(tables.accuracy_SX)[rows], linear - linear // 3)
+    latency_SC = principal_targets(torch.from_numpy(tables.latency_ms_SX)[rows].log(), linear // 3)
     y_SQ = torch.cat([accuracy_SC, latency_SC], dim=1)
     leading_SQ = torch.cat([accuracy_SC[:, : smooth - smooth // 3], latency_SC[:, : smooth // 3]], dim=1)
     mean_D, spread_D = x_SD.mean(dim=0), _spread(x_SD)
@@ -150,7 +150,7 @@ def fit_token_basis(
     leading_TP = torch.cat([accuracy_TP[..., : smooth - smooth // 3], latency_TP[..., : smooth // 3]], dim=-1)
     tiers, positions = len(tables.space.tiers), len(tables.space.insertion_positions)
     low_ms, high_ms = float(tables.budgets_ms_M.min()), float(tables.budgets_ms_M.max())
-    wave_MQ = budget_waves(tables.budgets_ms_M, low_ms, high_ms)
+    wave_MQ = budget_waves(torch.from_numpy(tables.budgets_ms_M), low_ms, high_ms)
     wave_MQ = wave_MQ - wave_MQ.mean(dim=0)
     moments = _token_moments(tables)
     mean_TPD, spread_PD = moments.mean_TPD, moments.spread_PD
@@ -273,12 +273,12 @@ def _token_targets(tables: ReplayTables, count: int) -> tuple[Tensor, Tensor]:
     Two thirds are of accuracy and one of latency, [T, P, S_train, Q] each.
     """
     rows = torch.from_numpy(tables.indices("train"))
-    grid = ChoiceGrid.of(tables.space)
+    accuracy_SX, latency_ms_SX = torch.from_numpy(tables.accuracy_SX), torch.from_numpy(tables.latency_ms_SX)
     shape = (len(tables.space.tiers), len(tables.space.insertion_positions))
     third = count // 3
     parts = []
-    for value_SX, wanted in ((tables.accuracy_SX, count - third), (tables.latency_ms_SX.log(), third)):
-        value_SJA = grid.spread(value_SX[rows], math.nan)
+    for value_SX, wanted in ((accuracy_SX, count - third), (latency_ms_SX.log(), third)):
+        value_SJA = torch.from_numpy(tables.space.by_choice(value_SX[rows].numpy(), math.nan))
         known_SJA = torch.isfinite(value_SJA)
         mean_JA = value_SJA.nan_to_num(nan=0.0).sum(dim=0) / known_SJA.sum(dim=0).clamp(min=1)
         rows_RA = (value_SJA - mean_JA).transpose(0, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Whether the live run did as replay said: setting, answer, accuracy, latency; every difference with its cause."""
+"""Agreement of a live run with replay: setting, answer, accuracy, latency; every difference with its cause."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.policy import Policy
-from ..policies.reward_table import RewardTable
+from ..tables import ReplayTables
 from .live import LiveRun, request_of
 
 if TYPE_CHECKING:
     from ...data.cache.reader import Cache
 
-ACCURACY_TOLERANCE = 1e-6  # the cache keeps float32
+ACCURACY_TOLERANCE = 1e-6  # the cache stores float32
 
 
 def agreement(
@@ -24,12 +24,12 @@ def agreement(
     policies: Mapping[str, Policy],
     replayed: Mapping[tuple[str, int, float], int],
     cache: Cache,
-    table: RewardTable,
+    tables: ReplayTables,
 ) -> dict[str, Any]:
-    """Returns counts of what agrees, and a list of every disagreement.
+    """Returns the counts of agreements, and a list of all disagreements.
 
-    `replayed` maps (policy, sample, budget as float32) to the setting that replay chose. Requests that replay has no
-    counterpart for (a budget outside the grid, a row that the cache lacks) are counted apart and not compared.
+    `replayed` maps (policy, sample, budget as float32) to the setting that replay chose. Requests without a counterpart
+    in replay (a budget outside the grid, a row missing from the cache) are counted separately and not compared.
     """
     counts: Counter[str] = Counter(requests=len(runs))
     disagreements: list[dict[str, Any]] = []
@@ -37,7 +37,7 @@ def agreement(
     for run in runs:
         found = {
             "policy": run.policy,
-            "sample_id": table.tables.sample_ids[run.sample],
+            "sample_id": tables.sample_ids[run.sample],
             "budget_ms": run.budget_ms,
             "setting": str(run.setting),
         }
@@ -48,10 +48,10 @@ def agreement(
             counts["settings_compared"] += 1
             counts["same_setting"] += expected == run.setting_index
             if expected != run.setting_index:
-                cause = _setting_cause(run, policies[run.policy], cache, table)
-                replay = str(table.tables.space.settings[expected])
+                cause = _setting_cause(run, policies[run.policy], cache, tables)
+                replay = str(tables.space.settings[expected])
                 disagreements.append({**found, "kind": "setting", "replay": replay, "live": str(run.setting), **cause})
-        _compare_inputs(run, cache, table, counts)
+        _compare_inputs(run, cache, tables, counts)
         _compare_outcome(run, cache, counts, found, disagreements, relative_error)
     causes = Counter(f"{item['kind']}: {item['cause']}" for item in disagreements)
     error = np.array(list(relative_error.values()))
@@ -87,20 +87,20 @@ _COUNTS = (
 )
 
 
-def _compare_inputs(run: LiveRun, cache: Cache, table: RewardTable, counts: Counter[str]) -> None:
-    """Counts whether what the policy saw is bit-equal to what the cache holds."""
+def _compare_inputs(run: LiveRun, cache: Cache, tables: ReplayTables, counts: Counter[str]) -> None:
+    """Counts whether the policy's inputs are bit-equal to those in the cache."""
     counts["features_compared"] += 1
-    counts["same_feature"] += np.array_equal(table.language_feature_SD[run.sample], run.language_feature_D)
-    token_D = _cached_token(run, cache, table)
+    counts["same_feature"] += np.array_equal(tables.language_feature_SD[run.sample], run.language_feature_D)
+    token_D = _cached_token(run, cache, tables)
     if token_D is not None and run.token_D is not None:
         counts["tokens_compared"] += 1
         counts["same_token"] += np.array_equal(token_D, run.token_D)
 
 
-def _cached_token(run: LiveRun, cache: Cache, table: RewardTable) -> NDArray[np.float16] | None:
-    """Returns the cache's token where the run read its own; None where it has none, or not for that budget."""
-    space, tokens = table.tables.space, cache.tokens
-    budget = np.flatnonzero(table.budgets_ms_M == np.float32(run.budget_ms))
+def _cached_token(run: LiveRun, cache: Cache, tables: ReplayTables) -> NDArray[np.float16] | None:
+    """Returns the cache's token at the run's tier, position and budget; None if it has none."""
+    space, tokens = tables.space, cache.tokens
+    budget = np.flatnonzero(tables.budgets_ms_M == np.float32(run.budget_ms))
     if tokens is None or not len(budget):
         return None
     tier = space.tiers.index(run.setting.tier)
@@ -117,7 +117,7 @@ def _compare_outcome(
     disagreements: list[dict[str, Any]],
     relative_error: dict[tuple[int, int], float],
 ) -> None:
-    """Holds the outcome against what the cache has of the setting that ran, whether or not replay chose it."""
+    """Compares the outcome with the cache's outcome of the same setting, whether or not replay chose it."""
     cell = (run.sample, run.setting_index)
     if not cache.present_SX[cell]:
         counts["not_cached"] += 1
@@ -149,26 +149,26 @@ def _compare_outcome(
         relative_error[cell] = run.latency_ms / latency_ms - 1.0
 
 
-def _setting_cause(run: LiveRun, policy: Policy, cache: Cache, table: RewardTable) -> dict[str, Any]:
-    """Why the live choice differs from replay's: what the policy saw, in the order in which it saw it."""
-    feature_D = table.language_feature_SD[run.sample]
+def _setting_cause(run: LiveRun, policy: Policy, cache: Cache, tables: ReplayTables) -> dict[str, Any]:
+    """Returns why the live choice differs from replay's, checking the policy's inputs in the order it receives them."""
+    feature_D = tables.language_feature_SD[run.sample]
     if not np.array_equal(feature_D, run.language_feature_D):
         return {"cause": "the language feature differs", "by": _largest(feature_D, run.language_feature_D)}
-    if not table.available_SX[run.sample, run.setting_index]:
-        return {"cause": "replay could not choose it: the cache has no outcome of it"}
+    if not tables.available_SX[run.sample, run.setting_index]:
+        return {"cause": "replay could not choose it: the cache has no outcome for it"}
     if run.token_D is None:
         return {"cause": "the policy chose differently from equal inputs"}
-    token_D = _cached_token(run, cache, table)
+    token_D = _cached_token(run, cache, tables)
     if token_D is None:
         return {"cause": "replay could not choose it: the cache has no latency token there"}
     if not np.array_equal(token_D, run.token_D):
         return {"cause": "the latency token differs", "by": _largest(token_D, run.token_D)}
-    requests = request_of(table, run.sample, feature_D, run.budget_ms)
+    requests = request_of(tables, run.sample, feature_D, run.budget_ms)
     tier_B, position_B = policy.choose_image(requests)
     top_k_B, num_blocks_B = policy.choose_compute(requests, tier_B, position_B, token_D[None])
-    alone = int(table.axes.setting_index(tier_B, position_B, top_k_B, num_blocks_B)[0])
+    alone = int(tables.space.setting_index(tier_B, position_B, top_k_B, num_blocks_B)[0])
     if alone == run.setting_index:
-        return {"cause": "a near tie in the policy: alone and in a batch it rounds differently"}
+        return {"cause": "a near tie in the policy: rounding differs between a single request and a batch"}
     return {"cause": "the policy chose differently from equal inputs"}
 
 

@@ -1,8 +1,10 @@
-"""95 % intervals by resampling images. Knows numbers and clusters; knows nothing of policies or rewards.
+"""95 % intervals by resampling images; independent of policies and rewards.
 
-Samples of one image are drawn together: their outcomes are not independent, and intervals that took them to be so
-would be too narrow. A resample draws as many clusters as there are, with replacement; the same draws serve every
-policy, so the resampled difference of two is paired. Percentile intervals (Efron, 1979).
+Samples of one image are drawn together, because their outcomes are not independent: intervals that assumed so would be
+too narrow. A resample draws as many clusters as there are, with replacement. The same draws are used for every policy,
+so the resampled difference of two policies is paired. Percentile intervals (Efron, 1979).
+
+Shapes: N samples, C clusters, R resamples, F values.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ DEFAULT_CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval; None where it is not defined, as an interval from one image is not."""
+    """A figure and its interval; None where undefined, as an interval from a single image is."""
 
     value: float | None
     low: float | None
@@ -54,11 +56,11 @@ class ClusterBootstrap:
         seed: int = 0,
         confidence: float = DEFAULT_CONFIDENCE,
     ) -> ClusterBootstrap:
-        """The same clusters, count and seed give the same resamples."""
+        """Draws the resamples; equal clusters, number of resamples and seed give equal resamples."""
         _, cluster_N = np.unique(cluster_N, return_inverse=True)
         count = int(cluster_N.max()) + 1
         drawn_RC = np.random.default_rng(seed).integers(count, size=(resamples, count))
-        # Counting draws row by row gives the multinomial weights, ten times faster than drawing these.
+        # Counting draws in each row gives multinomial weights, ten times faster than drawing those directly.
         place = (drawn_RC + count * np.arange(resamples)[:, None]).ravel()
         weight_RC = np.bincount(place, minlength=resamples * count).reshape(resamples, count)
         return cls(weight_RC.astype(np.float64), cluster_N, confidence)
@@ -67,7 +69,7 @@ class ClusterBootstrap:
     def n_clusters(self) -> int:
         return self.weight_RC.shape[1]
 
-    def resampled_means(self, value_NF: NDArray[np.floating]) -> NDArray[np.float64]:
+    def resampled_means(self, value_NF: NDArray[np.floating | np.integer | np.bool_]) -> NDArray[np.float64]:
         """Returns the mean over samples of each column in every resample, [R, F]."""
         order = np.argsort(self.cluster_N, kind="stable")
         starts = np.searchsorted(self.cluster_N[order], np.arange(self.n_clusters))
@@ -89,9 +91,9 @@ class ClusterBootstrap:
     def quantile_estimate(
         self, value: NDArray[np.floating], share: float, resampled_share_R: NDArray[np.float64]
     ) -> Estimate:
-        """Returns a quantile of pooled values with Woodruff's interval (1952): that of the share below it, inverted.
+        """Returns a quantile of pooled values with Woodruff's interval (1952): that of the share below, inverted.
 
-        `resampled_share_R` is the share of values at or under the quantile in every resample.
+        `resampled_share_R` is the share of values at or below the quantile in every resample.
         """
         if not len(value):
             return Estimate(None, None, None)

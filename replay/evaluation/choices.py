@@ -1,4 +1,4 @@
-"""Writes every decision of a policy as Parquet, so that others can score it."""
+"""Writes every choice of a policy as Parquet, so that other programs can evaluate them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
 from ...data.files.atomic import write_atomically
-from ..policies.reward_table import RewardTable
+from ..tables import ReplayTables
 
 CHOICES_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("budget_ms", pa.float32()),
         ("tier", pa.string()),
-        ("insertion_position", pa.int8()),  # null in imported results, which know no position
+        ("insertion_position", pa.int8()),  # null in imported results, which record no position
         ("top_k", pa.int8()),
         ("num_blocks", pa.int8()),
     ]
@@ -26,14 +26,14 @@ CHOICES_SCHEMA = pa.schema(
 
 
 def choices_table(
-    table: RewardTable, sample_N: NDArray[np.int64], budget_M: tuple[int, ...], setting_NM: NDArray[np.int64]
+    tables: ReplayTables, sample_N: NDArray[np.int64], budget_M: tuple[int, ...], setting_NM: NDArray[np.int64]
 ) -> pa.Table:
-    """Returns one row per sample and budget, samples in the cache's order, budgets ascending."""
-    settings = [table.tables.space.settings[index] for index in setting_NM.ravel()]
-    budgets_ms = table.budgets_ms_M[list(budget_M)]
+    """Returns one row per sample and budget: samples in the cache's order, budgets ascending."""
+    settings = [tables.space.settings[index] for index in setting_NM.ravel()]
+    budgets_ms = tables.budgets_ms_M[list(budget_M)]
     return pa.table(
         [
-            np.repeat(np.array([table.tables.sample_ids[index] for index in sample_N], dtype=object), len(budget_M)),
+            np.repeat(np.array([tables.sample_ids[index] for index in sample_N], dtype=object), len(budget_M)),
             np.tile(budgets_ms, len(sample_N)),
             [setting.tier for setting in settings],
             [setting.insertion_position for setting in settings],
@@ -46,7 +46,7 @@ def choices_table(
 
 def write_choices(
     path: Path,
-    table: RewardTable,
+    tables: ReplayTables,
     sample_N: NDArray[np.int64],
     budget_M: tuple[int, ...],
     setting_NM: NDArray[np.int64],
@@ -54,7 +54,7 @@ def write_choices(
     """Writes a table of `CHOICES_SCHEMA` to `path`, replacing an existing file in full or not at all."""
     path = Path(path)
     content = pa.BufferOutputStream()
-    pq.write_table(choices_table(table, sample_N, budget_M, setting_NM), content)
+    pq.write_table(choices_table(tables, sample_N, budget_M, setting_NM), content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, memoryview(content.getvalue()))

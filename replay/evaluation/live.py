@@ -1,8 +1,8 @@
-"""Runs policies on whatever answers the executor protocol: the live model, or the cache itself in tests.
+"""Runs policies on an executor: the live model, or the cache itself in tests.
 
-An outcome depends on sample and setting alone (design, section 3), so each is run once per sample, whatever number of
-budgets and policies lead to it. The latency token depends on the budget as well, and is asked for every time. Samples
-are the outermost loop, so that an executor need only keep the work of one.
+An outcome depends only on sample and setting, so each setting is run once per sample, however many budgets and
+policies choose it. The latency token also depends on the budget, and is computed for every request. Samples are the
+outermost loop, so that an executor has to keep the work of one sample only.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
 from ...data.executor import Executor, Outcome
 from ...data.knobs import KnobSetting
 from ...data.policy import Policy, Requests
+from ...data.progress import SILENT, Progress
 from ...data.samples import Sample
-from ..policies.decide import uses_latency_token
-from ..policies.reward_table import RewardTable
-from ..reward import reward
+from ..reward import total
+from ..tables import ReplayTables
 from .bootstrap import ClusterBootstrap
 
 ExecutorFactory = Callable[[Sequence[str]], tuple[Executor[Any], Mapping[str, Sample]]]
@@ -31,7 +30,7 @@ ExecutorFactory = Callable[[Sequence[str]], tuple[Executor[Any], Mapping[str, Sa
 
 @dataclass(frozen=True)
 class LiveRun:
-    """One request as it ran: what the policy saw, what it chose, what came of it."""
+    """One request as it ran: the policy's inputs, its choice and the outcome."""
 
     policy: str
     sample: int  # index in the cache
@@ -40,8 +39,8 @@ class LiveRun:
     setting_index: int
     outcome: Outcome
     language_feature_D: NDArray[np.float32]
-    token_D: NDArray[np.float16] | None  # None for policies that read none
-    controller_ms: float  # the policy's own two calls
+    token_D: NDArray[np.float16] | None  # None for policies that do not read it
+    controller_ms: float  # duration of the policy's two calls
 
     @property
     def latency_ms(self) -> float:
@@ -52,43 +51,47 @@ def run_live(
     executor: Executor[Any],
     samples: Mapping[str, Sample],
     policies: Sequence[Policy],
-    table: RewardTable,
+    tables: ReplayTables,
     sample_N: NDArray[np.int64],
     budgets_ms: Sequence[float],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[LiveRun]:
-    """Returns every request of every policy, samples outermost. Any budget will do. `progress` gets (done, total)."""
-    missing = [table.tables.sample_ids[index] for index in sample_N if table.tables.sample_ids[index] not in samples]
+    """Runs every request of every policy and returns them, samples outermost. Budgets need not be in the grid.
+
+    Raises KnobctlError for samples without question or image, and for imported results.
+    """
+    missing = [tables.sample_ids[index] for index in sample_N if tables.sample_ids[index] not in samples]
     if missing:
         raise KnobctlError(
-            f"{len(missing)} samples of the cache cannot be run, because their question or image is not at hand "
+            f"{len(missing)} samples of the cache cannot be run, because their question or image is not available "
             f"(the first: {missing[0]}): give the dataset or images that the cache was made from"
         )
-    if table.tables.space.insertion_positions == (None,):
-        raise KnobctlError("imported results know no insertion position, so they cannot be validated live")
+    if tables.space.insertion_positions == (None,):
+        raise KnobctlError("imported results record no insertion position, so they cannot be validated live")
     runs: list[LiveRun] = []
-    for done, index in enumerate(sample_N.tolist()):
-        sample = samples[table.tables.sample_ids[index]]
-        with executor.session(budgets_ms):
-            feature_D = np.asarray(executor.language_feature(sample))
-            outcomes: dict[KnobSetting, Outcome] = {}
-            for policy in policies:
-                for budget_ms in budgets_ms:
-                    if done == 0:  # a policy's first call under a budget pays for set-up that no later one does
-                        _run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock)
-                    runs.append(_run_one(executor, sample, index, feature_D, policy, table, budget_ms, outcomes, clock))
-        if progress:
-            progress(done + 1, len(sample_N))
+    with progress.steps("live", len(sample_N)) as advance:
+        for index in sample_N.tolist():
+            sample = samples[tables.sample_ids[index]]
+            with executor.session(budgets_ms):
+                feature_D = np.asarray(executor.language_feature(sample))
+                outcomes: dict[KnobSetting, Outcome] = {}
+                for policy in policies:
+                    for budget_ms in budgets_ms:
+                        request = (executor, sample, index, feature_D, policy, tables, budget_ms, outcomes, clock)
+                        if index == sample_N[0]:  # a policy's first call under a budget includes one-time set-up
+                            _run_one(*request)
+                        runs.append(_run_one(*request))
+            advance()
     return runs
 
 
-def request_of(table: RewardTable, index: int, feature_D: NDArray[np.float32], budget_ms: float) -> Requests:
-    """Returns one request as the live system makes it: nothing is known of outcomes."""
+def request_of(tables: ReplayTables, index: int, feature_D: NDArray[np.float32], budget_ms: float) -> Requests:
+    """Returns one request as the live system makes it: without information about outcomes."""
     return Requests(
-        sample_ids=(table.tables.sample_ids[index],),
-        datasets=(table.datasets[index],),
+        sample_ids=(tables.sample_ids[index],),
+        datasets=(tables.datasets[index],),
         language_feature_BD=feature_D[None],
         budget_ms_B=np.array([budget_ms], dtype=np.float32),
     )
@@ -100,13 +103,13 @@ def _run_one(
     index: int,
     feature_D: NDArray[np.float32],
     policy: Policy,
-    table: RewardTable,
+    tables: ReplayTables,
     budget_ms: float,
     outcomes: dict[KnobSetting, Outcome],
     clock: Callable[[], float],
 ) -> LiveRun:
-    space, requests = table.tables.space, request_of(table, index, feature_D, budget_ms)
-    reads_token = uses_latency_token(policy)
+    space, requests = tables.space, request_of(tables, index, feature_D, budget_ms)
+    reads_token = policy.uses_latency_token
     start = clock()
     tier_B, position_B = policy.choose_image(requests)
     chosen = clock() - start
@@ -137,19 +140,19 @@ def _run_one(
 
 
 def live_figures(
-    runs: Sequence[LiveRun], table: RewardTable, *, resamples: int, seed: int, confidence: float
+    runs: Sequence[LiveRun], tables: ReplayTables, *, resamples: int, seed: int, confidence: float
 ) -> dict[str, Any]:
-    """Returns figures as they ran, with intervals: {policy: {"all_budgets": {...}, "per_budget": [{...}]}}."""
+    """Returns figures of the live run with intervals: {policy: {"all_budgets": {...}, "per_budget": [{...}]}}."""
     figures: dict[str, Any] = {}
     for name in dict.fromkeys(run.policy for run in runs):
         own = [run for run in runs if run.policy == name]
         budgets = sorted({run.budget_ms for run in own})
         figures[name] = {
-            "all_budgets": _figures(own, table, resamples, seed, confidence),
+            "all_budgets": _figures(own, tables, resamples, seed, confidence),
             "per_budget": [
                 {
                     "budget_ms": budget,
-                    **_figures([run for run in own if run.budget_ms == budget], table, resamples, seed, confidence),
+                    **_figures([run for run in own if run.budget_ms == budget], tables, resamples, seed, confidence),
                 }
                 for budget in budgets
             ],
@@ -158,7 +161,7 @@ def live_figures(
 
 
 def _figures(
-    runs: Sequence[LiveRun], table: RewardTable, resamples: int, seed: int, confidence: float
+    runs: Sequence[LiveRun], tables: ReplayTables, resamples: int, seed: int, confidence: float
 ) -> dict[str, Any]:
     timed = [run for run in runs if np.isfinite(run.latency_ms)]
     record: dict[str, Any] = {"requests": len(runs), "without_latency": len(runs) - len(timed)}
@@ -167,30 +170,25 @@ def _figures(
     latency_ms_B = np.array([run.latency_ms for run in timed], dtype=np.float32)
     budget_ms_B = np.array([run.budget_ms for run in timed], dtype=np.float32)
     accuracy_B = np.array([run.outcome.accuracy for run in timed], dtype=np.float32)
-    complexity_B = table.complexity_X[[run.setting_index for run in timed]]
-    reward_B = reward(
-        torch.from_numpy(accuracy_B),
-        torch.from_numpy(latency_ms_B),
-        torch.from_numpy(budget_ms_B),
-        torch.from_numpy(complexity_B),
-        table.weights,
-    )
+    setting_B = np.array([run.setting_index for run in timed], dtype=np.int64)
+    terms = tables.terms(accuracy_B, latency_ms_B, budget_ms_B, setting_B)
+    reward_B = total(terms)
     columns = {
         "accuracy": accuracy_B,
-        "reward": reward_B.numpy(),
+        "reward": reward_B,
         "latency_ms": latency_ms_B,
         "violation_rate": latency_ms_B > budget_ms_B,
     }
     bootstrap = ClusterBootstrap.draw(
-        table.tables.cluster_S[[run.sample for run in timed]], resamples=resamples, seed=seed, confidence=confidence
+        tables.cluster_S[[run.sample for run in timed]], resamples=resamples, seed=seed, confidence=confidence
     )
     value_BF = np.stack(list(columns.values()), axis=1).astype(np.float64)
     mean_RF = bootstrap.resampled_means(value_BF)
     for column, name in enumerate(columns):
         record[name] = bootstrap.estimate(float(value_BF[:, column].mean()), mean_RF[:, column]).to_dict()
-    # The mean's quadratic penalty has no bound, so that one stall may decide it: the median says so.
-    reward_below_BF = (columns["reward"] <= np.median(columns["reward"]))[:, None]
-    median = bootstrap.quantile_estimate(columns["reward"], 0.5, bootstrap.resampled_means(reward_below_BF)[:, 0])
+    # The quadratic penalty is unbounded, so that a single stall can dominate the mean: the median shows this.
+    reward_below_BF = (reward_B <= np.median(reward_B))[:, None]
+    median = bootstrap.quantile_estimate(reward_B, 0.5, bootstrap.resampled_means(reward_below_BF)[:, 0])
     record["reward_p50"] = median.to_dict()
     pooled = np.concatenate([np.asarray(run.outcome.latency_runs_ms or (run.latency_ms,)) for run in timed])
     record["latency_p50_ms"], record["latency_p95_ms"] = (float(q) for q in np.quantile(pooled, [0.5, 0.95]))
@@ -198,7 +196,7 @@ def _figures(
 
 
 def controller_overhead(runs: Sequence[LiveRun], policy: str) -> dict[str, Any]:
-    """Returns the policy's own time per request, in ms and as a share of the request with it: median and p95."""
+    """Returns the policy's own time per request, in ms and as a share of the whole request: median and p95."""
     own = [run for run in runs if run.policy == policy]
     overhead_ms_B = np.array([run.controller_ms for run in own])
     latency_ms_B = np.array([run.latency_ms for run in own])
@@ -210,7 +208,7 @@ def controller_overhead(runs: Sequence[LiveRun], policy: str) -> dict[str, Any]:
 
 
 def timings(runs: Sequence[LiveRun], sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns every setting that ran, once per sample, with all its timed runs."""
+    """Returns every setting that ran, once per sample, with all timed runs."""
     outcomes = {(run.sample, run.setting): run.outcome for run in runs}
     return [
         {

@@ -1,4 +1,4 @@
-"""Loads trained controllers as a policy. The one place where evaluation touches their checkpoint."""
+"""Loads trained controllers from a checkpoint, as a policy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..reward import RewardWeights
 
 @dataclass(frozen=True)
 class LoadedControllers:
-    """Controllers that fit the cache, as a policy, and what their checkpoint says of their training."""
+    """Controllers that fit the cache, as a policy, with what their checkpoint records about their training."""
 
     policy: Policy
     path: str
@@ -26,7 +26,10 @@ class LoadedControllers:
 
     @property
     def weights(self) -> RewardWeights | None:
-        """The reward's weights that they were trained with; None where the checkpoint does not say."""
+        """The reward weights of their training; None if the checkpoint does not record them.
+
+        Raises CheckpointError if the recorded ones are not finite numbers, one for each weight.
+        """
         recorded = self.controllers.settings.get("reward_weights")
         if recorded is None:
             return None
@@ -42,28 +45,23 @@ class LoadedControllers:
                 )
         return RewardWeights(**recorded)
 
-    def warnings(self, cache: Cache) -> list[str]:
-        """Says when nothing tells that the cache's held-out samples were held out in training too."""
-        trained_on = self.controllers.cache_fingerprint
-        if trained_on is None or trained_on == cache.fingerprint:
-            return []
-        return [
-            f"{self.path} was trained on another cache (fingerprint {trained_on[:12]}): whether it has seen samples of "
-            "this one's held-out split cannot be checked"
-        ]
+    @property
+    def trained_on(self) -> str | None:
+        """The fingerprint of the cache they were trained on; None if the checkpoint does not record it."""
+        return self.controllers.cache_fingerprint
 
     def describe(self) -> dict[str, Any]:
-        """What the report says of them: where they lie, how large they are, how they were trained."""
+        """Returns the report's description of them: path, size, training settings."""
         return {
             "path": self.path,
-            "trained_on_cache": self.controllers.cache_fingerprint,
+            "trained_on_cache": self.trained_on,
             "parameters": self.controllers.parameter_counts(),
             "settings": self.controllers.settings,
         }
 
 
 def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedControllers:
-    """Raises CheckpointError for files that cannot be read, CacheMismatch where they do not fit the cache."""
+    """Raises CheckpointError for files that cannot be read, CacheMismatch if the controllers do not fit the cache."""
     controllers = Controllers.from_pretrained(path)
     manifest, encoder_path = cache.manifest, cache.budget_encoder_path
     controllers.check_fits(
@@ -74,5 +72,5 @@ def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedCont
         ),
         encoder=None if encoder_path is None else read_budget_encoder(encoder_path, cache.d_model),
     )
-    found = str(Path(path).absolute()) if Path(path).is_dir() else str(path)  # else a hub id
+    found = str(Path(path).absolute()) if Path(path).is_dir() else str(path)  # otherwise a hub id
     return LoadedControllers(TwoStagePolicy(controllers, name), found, controllers)

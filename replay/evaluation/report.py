@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data: every figure with its interval, differences paired, warnings in words."""
+"""The result of an evaluation as plain data: figures with intervals, paired differences, warnings as sentences."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..policies.reward_table import RewardTable
+from ..tables import ReplayTables
 from .bootstrap import Estimate
 
+OVERALL = "overall"  # the group of all samples
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Figures of one policy over some samples. `metrics` are over all budgets, `per_budget` one mapping per budget."""
+    """Figures of one policy over some samples: `metrics` over all budgets, `per_budget` for each budget."""
 
     n_samples: int
     n_clusters: int
@@ -39,10 +40,10 @@ class Group:
 
 @dataclass(frozen=True)
 class PolicyReport:
-    """One policy: figures overall and per dataset, and what it chose.
+    """One policy: its figures overall and per dataset, and its choices.
 
-    `settings` maps each setting chosen to its share of requests, most frequent first; `knobs` holds the shares of each
-    knob's values, over all budgets and then budget by budget.
+    `settings` maps each chosen setting to its share of requests, most frequent first; `knobs` and `knobs_per_budget`
+    hold the shares of each knob's values, over all budgets and for each budget.
     """
 
     name: str
@@ -56,17 +57,17 @@ class PolicyReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference, policy less other, on the same requests and resamples, over all budgets."""
+    """A paired difference, `policy` minus `versus`, on the same requests and resamples, over all budgets."""
 
     policy: str
     versus: str
-    group: str  # "overall", or a dataset's name
+    group: str  # OVERALL, or a dataset's name
     differences: dict[str, Estimate]
     reward_per_budget: tuple[Estimate, ...]
 
     @property
     def verdict(self) -> str:
-        """By mean reward: "better" only where the interval lies above 0."""
+        """The result by mean reward: better or worse only if the interval excludes 0."""
         reward = self.differences["reward"]
         return BETTER if reward.above_zero else WORSE if reward.below_zero else NOT_SHOWN
 
@@ -86,9 +87,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What every policy chose: setting indices [N, M] by policy, for these samples and places in the grid."""
+    """Every policy's choices: setting indices [N, M] by policy, for these samples and budget indices."""
 
-    table: RewardTable
+    tables: ReplayTables
     sample_N: NDArray[np.int64]
     budget_M: tuple[int, ...]
     chosen: dict[str, NDArray[np.int64]]
@@ -112,17 +113,17 @@ class EvaluationReport:
     policies: dict[str, PolicyReport]
     comparisons: list[Comparison]
     decisions: Decisions = field(repr=False)  # not part of `to_dict`
-    subjects: tuple[str, ...] = ()  # the policies that the report is about; the others stand beside them
+    subjects: tuple[str, ...] = ()  # the policies that the report is about; the others are references
     warnings: list[str] = field(default_factory=list)
     cache: dict[str, Any] = field(default_factory=dict)
     controllers: dict[str, Any] = field(default_factory=dict)
     guard: dict[str, Any] | None = None
     live: dict[str, Any] | None = None
     choices_path: str | None = None
-    folds: int | None = None  # of a cross-validation; None where one split was held out
+    folds: int | None = None  # of a cross-validation; None if a single split was held out
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole report, ready for JSON: undefined figures are null, never NaN."""
+        """Returns the whole report for JSON: undefined figures are None, never NaN."""
         return {
             "cache": self.cache,
             "controllers": self.controllers,
@@ -148,8 +149,8 @@ class EvaluationReport:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
-    def compared(self, policy: str, versus: str, group: str = "overall") -> Comparison | None:
-        """Returns the paired difference of two policies, None where one of them was left out."""
+    def compared(self, policy: str, versus: str, group: str = OVERALL) -> Comparison | None:
+        """Returns the paired difference of two policies; None if one of them was left out."""
         for comparison in self.comparisons:
             if (comparison.policy, comparison.versus, comparison.group) == (policy, versus, group):
                 return comparison

@@ -1,8 +1,8 @@
-"""`knobctl validate`: what trained controllers are worth on a cache, beside the baselines; and live, when asked."""
+"""`knobctl validate`: evaluates trained controllers and the baselines on a cache, and optionally live."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,24 @@ from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import Cache, open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
-from ..policies.ablations import ABLATIONS, ablations
+from ...data.progress import SILENT, Progress
+from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model
 from ..policies.guard import GuardedPolicy
 from ..policies.latency_estimate import LatencyEstimate, TokenCounts
 from ..policies.lookup import AnyBudgetTable, BudgetTable
 from ..policies.registry import DEFAULT_BASELINES, build_baselines
-from ..policies.reward_table import RewardTable
 from ..reward import RewardWeights
+from ..tables import ReplayTables
 from .agreement import agreement
 from .bootstrap import DEFAULT_RESAMPLES
-from .build_report import evaluate, split_samples
+from .build_report import build_report, split_samples
 from .choices import write_choices
 from .live import ExecutorFactory, controller_overhead, live_figures, run_live, timings
 from .load_controllers import load_controllers
 from .report import EvaluationReport
+from .warnings import origin_warnings
 
 SUBJECT = "controllers"
 
@@ -48,53 +50,60 @@ def validate_controllers(
     executor_factory: ExecutorFactory | None = None,
     live_samples: int | None = None,
     live_budgets_ms: Sequence[float] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> EvaluationReport:
     """Returns the report of controllers and baselines on one split of a cache.
 
-    budgets_ms: budgets of the cache's grid; all by default. Another one is an error that lists the grid.
-    guard: also evaluate the controllers under the guard, beside the plain ones.
-    choices_out: write every decision of the controllers (guarded, if asked for) there, as Parquet.
-    baselines: names from `baselines.registry.BASELINES`; by default those that the cache supports of the usual ones.
-    with_ablations: also Stage1 alone, Stage2 alone, and each knob alone.
-    weights: the reward's; by default those that the controllers were trained with.
-    executor_factory: makes the live executor and the samples for it from sample ids; None evaluates by replay only.
-    live_samples: at most so many samples of the split are run live, drawn by the seed; all by default.
-    live_budgets_ms: budgets of the live run, in the grid or not; by default those of the report.
+    Args:
+        budgets_ms: budgets of the cache's grid (default: all).
+        guard: also evaluate the controllers with the guard, in addition to the plain ones.
+        choices_out: write every choice of the controllers (the guarded ones, if evaluated) to this Parquet file.
+        baselines: names from `policies.registry.BASELINES`; by default, those of `DEFAULT_BASELINES` that the cache
+            supports.
+        with_ablations: also evaluate Stage1 alone, Stage2 alone, and each knob alone.
+        weights: the reward's weights; by default those of the controllers' training.
+        executor_factory: makes the live executor and its samples from sample ids; None evaluates by replay only.
+        live_samples: maximum number of samples to run live, drawn with the seed (default: all).
+        live_budgets_ms: budgets of the live run, in the grid or not (default: those of the report).
+
+    Raises:
+        CheckpointError, CacheMismatch: the controllers cannot be loaded or do not fit the cache.
+        KnobctlError: a split, budget or baseline that the cache does not have or support.
     """
     cache = open_cache(Path(cache_path))
     loaded = load_controllers(controllers_path, cache, name=SUBJECT)
-    table = RewardTable.from_cache(cache, weights or loaded.weights)
-    _check_request(table, split, budgets_ms)
+    tables = ReplayTables.from_cache(cache, weights or loaded.weights)
+    split_samples(tables, split)  # check the request before anything is fitted
+    tables.grid_indices(budgets_ms)
     warnings: list[str] = []
-    policies, guarded = _policies(loaded.policy, cache, table, guard, with_ablations)
-    policies += baseline_policies(baselines, table, seed, warnings)
+    policies, guarded = _policies(loaded.policy, cache, tables, guard, with_ablations)
+    policies += baseline_policies(baselines, tables, seed, warnings)
     subjects = [SUBJECT] + ([guarded.name] if guarded else [])
-    report = evaluate(
+    report = build_report(
         cache,
         policies,
         split=split,
         budgets_ms=budgets_ms,
-        table=table,
+        tables=tables,
         subjects=subjects,
         resamples=resamples,
         seed=seed,
     )
-    report.warnings[:0] = [*cache.warnings, *accuracy_warnings(cache), *loaded.warnings(cache), *warnings]
+    report.warnings[:0] = [*cache.warnings, *accuracy_warnings(cache), *origin_warnings([loaded], cache), *warnings]
     report.controllers = loaded.describe()
     report.guard = guarded.to_dict() if guarded else None
     if choices_out is not None:
         found = report.decisions
-        write_choices(choices_out, table, found.sample_N, found.budget_M, found.chosen[subjects[-1]])
+        write_choices(choices_out, tables, found.sample_N, found.budget_M, found.chosen[subjects[-1]])
         report.choices_path = str(choices_out)
     if executor_factory is not None:
-        beside: list[Policy] = [full_model(table)]
-        if len(table.indices("train")):
-            beside.append(cheapest(table))
+        references: list[Policy] = [full_model(tables)]
+        if len(tables.measured("train")):
+            references.append(cheapest(tables))
         report.live = validate_live(
             report,
             cache,
-            [guarded or loaded.policy, *beside],
+            [guarded or loaded.policy, *references],
             executor_factory,
             live_samples=live_samples,
             live_budgets_ms=live_budgets_ms,
@@ -113,11 +122,14 @@ def validate_live(
     live_samples: int | None = None,
     live_budgets_ms: Sequence[float] | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Runs policies live on the report's samples and returns figures, the first policy's own time, and agreement."""
+    """Runs policies live on the report's samples.
+
+    Returns their figures, the first policy's own time, all timings, and the agreement with replay.
+    """
     found = report.decisions
-    table, sample_N = found.table, found.sample_N
+    tables, sample_N = found.tables, found.sample_N
     if live_samples is not None and live_samples < len(sample_N):
         if live_samples < 1:
             raise KnobctlError(f"--live-samples is {live_samples}: at least one sample must be run")
@@ -125,11 +137,11 @@ def validate_live(
     budgets_ms = sorted({float(budget) for budget in live_budgets_ms or report.budgets_ms})
     for policy in policies:
         if policy.name not in found.chosen:
-            found.chosen[policy.name] = decide(policy, table, found.sample_N, found.budget_M)
-    executor, samples = executor_factory([table.tables.sample_ids[index] for index in sample_N])
-    runs = run_live(executor, samples, policies, table, sample_N, budgets_ms, progress=progress)
+            found.chosen[policy.name] = decide(policy, tables, found.sample_N, found.budget_M)
+    executor, samples = executor_factory([tables.sample_ids[index] for index in sample_N])
+    runs = run_live(executor, samples, policies, tables, sample_N, budgets_ms, progress=progress)
     replayed = {
-        (policy, int(sample), float(np.float32(table.budgets_ms_M[budget]))): int(setting_NM[row, column])
+        (policy, int(sample), float(np.float32(tables.budgets_ms_M[budget]))): int(setting_NM[row, column])
         for policy, setting_NM in found.chosen.items()
         for row, sample in enumerate(found.sample_N)
         for column, budget in enumerate(found.budget_M)
@@ -138,36 +150,35 @@ def validate_live(
         "n_samples": len(sample_N),
         "budgets_ms": budgets_ms,
         "policies": live_figures(
-            runs, table, resamples=report.resamples, seed=report.seed, confidence=report.confidence
+            runs, tables, resamples=report.resamples, seed=report.seed, confidence=report.confidence
         ),
         "overhead": {policies[0].name: controller_overhead(runs, policies[0].name)},
-        "timings": timings(runs, table.tables.sample_ids),
-        "agreement": agreement(runs, {policy.name: policy for policy in policies}, replayed, cache, table),
+        "timings": timings(runs, tables.sample_ids),
+        "agreement": agreement(runs, {policy.name: policy for policy in policies}, replayed, cache, tables),
     }
 
 
-def baseline_policies(names: Sequence[str] | None, table: RewardTable, seed: int, warnings: list[str]) -> list[Policy]:
-    """Returns the baselines named, each of which must be possible; or of the usual ones those that are."""
+def baseline_policies(
+    names: Sequence[str] | None, tables: ReplayTables, seed: int, warnings: list[str]
+) -> list[Policy]:
+    """Returns the named baselines, all of which must be possible.
+
+    Without names, returns the default ones that are possible, and appends a warning for each of the others.
+    """
     if names is None:
-        return build_baselines(DEFAULT_BASELINES, table, seed=seed, skipped=warnings)
-    return build_baselines(names, table, seed=seed)
-
-
-def _check_request(table: RewardTable, split: str, budgets_ms: Sequence[float] | None) -> None:
-    """Finds what the user mistook before anything is fitted."""
-    split_samples(table, split)
-    table.budget_rows(budgets_ms or table.budgets_ms_M)
+        return build_baselines(DEFAULT_BASELINES, tables, seed=seed, skipped=warnings)
+    return build_baselines(names, tables, seed=seed)
 
 
 def _policies(
-    policy: Policy, cache: Cache, table: RewardTable, guard: bool, with_ablations: bool
+    policy: Policy, cache: Cache, tables: ReplayTables, guard: bool, with_ablations: bool
 ) -> tuple[list[Policy], GuardedPolicy | None]:
     policies: list[Policy] = [policy]
     guarded = None
     if guard:
-        counts = TokenCounts.from_cache(cache, table.axes.axis_KX[0])
-        guarded = GuardedPolicy(policy, LatencyEstimate(table, counts), AnyBudgetTable(table))
+        counts = TokenCounts.from_cache(cache, tables.space.value_index_KX[0])
+        guarded = GuardedPolicy(policy, LatencyEstimate(tables, counts), AnyBudgetTable(tables))
         policies.append(guarded)
     if with_ablations:
-        policies += ablations(policy, BudgetTable(table), tuple(ABLATIONS))
+        policies += ablations(policy, BudgetTable(tables))
     return policies, guarded

@@ -1,4 +1,4 @@
-"""Parts of a policy: the knobs it is allowed to set, with the budget-only table setting the rest."""
+"""Ablations: a policy sets some of the knobs, and the budget-only table sets the others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data.knobs import KNOBS
 from ...data.policy import Policy, Requests
-from .axes import KNOBS
 from .scored import ScoredPolicy
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -22,9 +22,9 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 
 
 class Ablation:
-    """`policy` sets the knobs named, `table` the best of the rest given those.
+    """Sets `knobs` as `policy` does, and the other knobs to the best values given those, according to `table`.
 
-    Where a sample lacks every setting with the policy's knob, the table's own choice stands.
+    If a sample has no outcome with the policy's values, the table's own choice is used.
     """
 
     def __init__(self, name: str, policy: Policy, table: ScoredPolicy, knobs: Sequence[str]) -> None:
@@ -32,18 +32,15 @@ class Ablation:
         self.policy = policy
         self.table = table
         self.kept = frozenset(KNOBS.index(knob) for knob in knobs)
-        stage2 = bool(self.kept & {2, 3})
-        self.uses_latency_token = stage2 and getattr(policy, "uses_latency_token", True)
+        self.uses_latency_token = bool(self.kept & {2, 3}) and policy.uses_latency_token
 
     def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        tier_B, position_B = self.policy.choose_image(requests) if self.kept & {0, 1} else (None, None)
-        fixed = {}
-        if tier_B is not None and 0 in self.kept:
-            fixed[0] = tier_B
-        if position_B is not None and 1 in self.kept:
-            fixed[1] = position_B
-        setting_B = self._best(requests, fixed, {})
-        return self.table.axes.axis_KX[0, setting_B], self.table.axes.axis_KX[1, setting_B]
+        wanted: dict[int, NDArray[np.int64]] = {}
+        if self.kept & {0, 1}:
+            chosen = enumerate(self.policy.choose_image(requests))
+            wanted = {knob: index_B for knob, index_B in chosen if knob in self.kept}
+        setting_B = self._best(requests, wanted, {})
+        return self.table.space.value_index_KX[0, setting_B], self.table.space.value_index_KX[1, setting_B]
 
     def choose_compute(
         self,
@@ -52,29 +49,26 @@ class Ablation:
         position_B: NDArray[np.int64],
         token_BD: NDArray[np.float16] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        given = {0: tier_B, 1: position_B}
-        wished = {}
+        wanted: dict[int, NDArray[np.int64]] = {}
         if self.kept & {2, 3}:
-            top_k_B, num_blocks_B = self.policy.choose_compute(requests, tier_B, position_B, token_BD)
-            wished = {knob: index for knob, index in ((2, top_k_B), (3, num_blocks_B)) if knob in self.kept}
-        setting_B = self._best(requests, wished, given)
-        return self.table.axes.axis_KX[2, setting_B], self.table.axes.axis_KX[3, setting_B]
+            chosen = enumerate(self.policy.choose_compute(requests, tier_B, position_B, token_BD), start=2)
+            wanted = {knob: index_B for knob, index_B in chosen if knob in self.kept}
+        setting_B = self._best(requests, wanted, {0: tier_B, 1: position_B})
+        return self.table.space.value_index_KX[2, setting_B], self.table.space.value_index_KX[3, setting_B]
 
     def _best(
-        self, requests: Requests, wished: dict[int, NDArray[np.int64]], given: dict[int, NDArray[np.int64]]
+        self, requests: Requests, wanted: dict[int, NDArray[np.int64]], given: dict[int, NDArray[np.int64]]
     ) -> NDArray[np.int64]:
+        """Returns the table's best settings with the knob values in `given` and, where possible, in `wanted`."""
         score_BX = self.table.masked_scores_BX(requests)
-        axis_KX = self.table.axes.axis_KX
         allowed_BX = np.isfinite(score_BX)
-        for knob, index_B in wished.items():
-            allowed_BX = allowed_BX & (axis_KX[knob] == index_B[:, None])
-        for knob, index_B in given.items():
-            allowed_BX = allowed_BX & (axis_KX[knob] == index_B[:, None])
+        for knob, index_B in (*wanted.items(), *given.items()):
+            allowed_BX = allowed_BX & (self.table.space.value_index_KX[knob] == index_B[:, None])
         setting_B = np.where(allowed_BX, score_BX, -np.inf).argmax(axis=1)
         none_B = ~allowed_BX.any(axis=1)
         return np.where(none_B, self.table.best(requests, given), setting_B) if none_B.any() else setting_B
 
 
-def ablations(policy: Policy, table: ScoredPolicy, names: Sequence[str] = tuple(ABLATIONS)) -> list[Ablation]:
-    """Returns the ablations of `policy` by name, called `<policy>:<ablation>`."""
-    return [Ablation(f"{policy.name}:{name}", policy, table, ABLATIONS[name]) for name in names]
+def ablations(policy: Policy, table: ScoredPolicy) -> list[Ablation]:
+    """Returns all ablations of `policy`, named `<policy>:<ablation>`."""
+    return [Ablation(f"{policy.name}:{name}", policy, table, knobs) for name, knobs in ABLATIONS.items()]

@@ -6,28 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.policy import Requests
-from .reward_table import RewardTable
+from ..tables import FilledRewards, ReplayTables
 from .scored import ScoredPolicy
 
 
 class BudgetTable(ScoredPolicy):
     """The setting with the highest mean reward over the training split under the request's budget."""
 
-    def __init__(self, table: RewardTable) -> None:
-        super().__init__("table", table.axes)
-        self.table = table
-        self.reward_MX = table.train_reward_MX
+    def __init__(self, tables: ReplayTables) -> None:
+        super().__init__("table", tables.space)
+        self.tables = tables
+        self.reward_MX = tables.train_rewards.mean_MX
 
     def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
-        return self.reward_MX[self.table.budget_rows(requests.budget_ms_B)]
+        return self.reward_MX[self.tables.budget_rows(requests.budget_ms_B)]
 
 
 class AnyBudgetTable(ScoredPolicy):
-    """The same under any budget, of the grid or not: a live caller may name another one."""
+    """`BudgetTable` for any budget: a live request may have one outside the grid."""
 
-    def __init__(self, table: RewardTable) -> None:
-        super().__init__("table", table.axes)
-        self.table = table
+    def __init__(self, tables: ReplayTables) -> None:
+        super().__init__("table", tables.space)
+        self.tables = tables
         self._reward_X: dict[float, NDArray[np.float64]] = {}
 
     def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
@@ -35,33 +35,36 @@ class AnyBudgetTable(ScoredPolicy):
 
     def _mean_reward_X(self, budget_ms: float) -> NDArray[np.float64]:
         if budget_ms not in self._reward_X:
-            self._reward_X[budget_ms] = self.table.train_rewards.mean_X(budget_ms)
+            self._reward_X[budget_ms] = self.tables.train_rewards.mean_X(budget_ms)
         return self._reward_X[budget_ms]
 
 
 class DatasetTable(ScoredPolicy):
-    """The same, over the training samples of the request's dataset; one unknown in training uses the budget's table."""
+    """`BudgetTable` over the training samples of the request's dataset; over all of them for an unknown dataset."""
 
-    def __init__(self, table: RewardTable) -> None:
-        super().__init__("dataset_table", table.axes)
-        self.table = table
-        dataset_S = np.array(table.datasets, dtype=object)
-        rows = table.train_rows()
-        names = sorted(set(dataset_S[rows].tolist()))
-        self.reward_by_dataset = {name: table.mean_reward_MX(rows[dataset_S[rows] == name]) for name in names}
+    def __init__(self, tables: ReplayTables) -> None:
+        super().__init__("dataset_table", tables.space)
+        self.tables = tables
+        dataset_S = np.array(tables.datasets, dtype=object)
+        train_N = tables.train_samples()
+        self.reward_by_dataset = {
+            name: FilledRewards(tables, train_N[dataset_S[train_N] == name]).mean_MX
+            for name in sorted(set(dataset_S[train_N].tolist()))
+        }
 
     def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
-        budget_B = self.table.budget_rows(requests.budget_ms_B)
-        tables = [self.reward_by_dataset.get(name, self.table.train_reward_MX) for name in requests.datasets]
-        return np.stack([reward_MX[m] for reward_MX, m in zip(tables, budget_B, strict=True)])
+        budget_B = self.tables.budget_rows(requests.budget_ms_B)
+        overall_MX = self.tables.train_rewards.mean_MX
+        reward_MX_by_request = [self.reward_by_dataset.get(name, overall_MX) for name in requests.datasets]
+        return np.stack([reward_MX[m] for reward_MX, m in zip(reward_MX_by_request, budget_B, strict=True)])
 
 
 class Oracle(ScoredPolicy):
-    """Each sample's best setting under each budget, from its own outcomes: the most that any policy can have."""
+    """Each sample's best setting under each budget, from its own outcomes: an upper bound for any policy."""
 
-    def __init__(self, table: RewardTable) -> None:
-        super().__init__("oracle", table.axes)
-        self.table = table
+    def __init__(self, tables: ReplayTables) -> None:
+        super().__init__("oracle", tables.space)
+        self.tables = tables
 
     def scores_BX(self, requests: Requests) -> NDArray[np.floating]:
-        return self.table.reward_BX(self.table.sample_rows(requests), requests.budget_ms_B)
+        return self.tables.reward_BX(self.tables.sample_rows(requests), requests.budget_ms_B)

@@ -1,107 +1,194 @@
-"""Baselines by name: the names that `--baseline` takes, in the order in which reports list them."""
+"""The baselines, by the names that `--baseline` takes and in the order in which reports list them.
+
+To add one, write its policy and add an entry to `BASELINES` (and a row to docs/evaluation.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
+from ..tables import ReplayTables
 from .fixed import RandomPolicy, best_fixed, cheapest, full_model
 from .lookup import BudgetTable, DatasetTable, Oracle
 from .neighbours import LanguageNeighbours
 from .regression import LanguageRegression, TokenRegression, require_sklearn
-from .reward_table import RewardTable
 from .token_neighbours import TokenNeighbours, no_token_at
 
-BASELINES: dict[str, str] = {
-    "full": "the model as it is: highest tier, native top-k, all blocks",
-    "cheapest": "the setting with the lowest mean latency in training",
-    "random": "any setting, by seed",
-    "best_fixed": "the one setting that is best over all budgets in training",
-    "table": "budget-only look-up table: the best setting per budget in training",
-    "dataset_table": "look-up table per dataset and budget",
-    "neighbours": "nearest neighbours on the language feature",
-    "neighbours_token": "nearest neighbours: Stage1 on the language feature, Stage2 on the latency token",
-    "mlp_language": "supervised regression on (language feature, budget)",
-    "mlp_token": "supervised regression: Stage1 on the language feature, Stage2 on the latency token",
-    "oracle": "each sample's best setting under each budget",
-}
-DEFAULT_BASELINES = ("full", "cheapest", "random", "best_fixed", "table", "dataset_table", "neighbours", "oracle")
-NEEDS_FEATURE = {"neighbours", "neighbours_token", "mlp_language", "mlp_token"}
-NEEDS_TOKEN = {"neighbours_token", "mlp_token"}
-NEEDS_TRAINING = set(BASELINES) - {"full", "random", "oracle"}
+# A requirement returns what the cache lacks, None if it is met. It raises for what another cache would not change.
+Requirement = Callable[[ReplayTables], str | None]
 
 
-def why_not(name: str, table: RewardTable) -> str | None:
-    """Returns what the cache lacks for a baseline, in words; None when it can be had."""
-    if name in NEEDS_TRAINING and not len(table.indices("train")):
-        return "the cache has no sample with outcomes in split `train`"
-    if name in NEEDS_FEATURE and table.language_feature_SD.shape[1] == 0:
-        return "the cache has no language features (imported results have none)"
-    if name in NEEDS_TOKEN and table.tables.token_STPMD is None:
+class Fitting:
+    """What baselines are fitted on, and the policies that several of them use, each fitted once."""
+
+    def __init__(self, tables: ReplayTables, seed: int) -> None:
+        self.tables = tables
+        self.seed = seed
+
+    @cached_property
+    def neighbours(self) -> LanguageNeighbours:
+        return LanguageNeighbours(self.tables, seed=self.seed)
+
+    @cached_property
+    def regression(self) -> LanguageRegression:
+        return LanguageRegression(self.tables, seed=self.seed)
+
+
+class Baseline(NamedTuple):
+    """A baseline that reports can show. Its policy has the same name."""
+
+    name: str
+    label: str  # in sentences
+    description: str
+    fit: Callable[[Fitting], Policy]
+    needs: tuple[Requirement, ...] = ()
+    is_bar: bool = False  # a learned policy is compared with it and must beat it
+    is_default: bool = True  # reported unless baselines are named
+
+
+def training_samples(tables: ReplayTables) -> str | None:
+    return None if len(tables.measured("train")) else "the cache has no sample with outcomes in split `train`"
+
+
+def language_features(tables: ReplayTables) -> str | None:
+    return None if tables.d_model else "the cache has no language features (imported results have none)"
+
+
+def latency_tokens(tables: ReplayTables) -> str | None:
+    """Requires a latency token at every tier, position and budget that training samples have outcomes for."""
+    if tables.token_STPMD is None or tables.token_present_STPM is None:
         return "the cache has no latency tokens"
-    return place_without_tokens(table) if name in NEEDS_TOKEN else None
-
-
-def place_without_tokens(table: RewardTable) -> str | None:
-    """Returns, in words, a place that training samples have outcomes for and none a latency token; None if all do."""
-    present_STPM = table.tables.token_present_STPM
-    assert present_STPM is not None
-    train_N = table.indices("train")
-    seen_X = table.available_SX[train_N].any(axis=0)
-    for tier, position in np.unique(table.axes.axis_KX[:2, seen_X], axis=1).T:
-        without_M = ~present_STPM[train_N, tier, position].any(axis=0)
+    train_N = tables.measured("train")
+    seen_X = tables.available_SX[train_N].any(axis=0)
+    for tier, position in np.unique(tables.space.value_index_KX[:2, seen_X], axis=1).T:
+        without_M = ~tables.token_present_STPM[train_N, tier, position].any(axis=0)
         if without_M.any():
-            return no_token_at(table, int(tier), int(position), int(without_M.argmax()))
+            return no_token_at(tables, int(tier), int(position), int(without_M.argmax()))
     return None
 
 
+def scikit_learn(tables: ReplayTables) -> str | None:
+    del tables
+    require_sklearn()
+    return None
+
+
+_ENTRIES = (
+    Baseline(
+        "full",
+        "full model",
+        "the unmodified model: highest tier, native top-k, all blocks",
+        lambda fitting: full_model(fitting.tables),
+    ),
+    Baseline(
+        "cheapest",
+        "cheapest setting",
+        "the setting with the lowest mean latency in training",
+        lambda fitting: cheapest(fitting.tables),
+        needs=(training_samples,),
+    ),
+    Baseline(
+        "random",
+        "random choice",
+        "any setting, by seed",
+        lambda fitting: RandomPolicy(fitting.tables.space, fitting.seed),
+    ),
+    Baseline(
+        "best_fixed",
+        "best fixed setting",
+        "the one setting that is best over all budgets in training",
+        lambda fitting: best_fixed(fitting.tables),
+        needs=(training_samples,),
+    ),
+    Baseline(
+        "table",
+        "budget-only table",
+        "budget-only look-up table: the best setting per budget in training",
+        lambda fitting: BudgetTable(fitting.tables),
+        needs=(training_samples,),
+        is_bar=True,
+    ),
+    Baseline(
+        "dataset_table",
+        "per-dataset table",
+        "look-up table per dataset and budget",
+        lambda fitting: DatasetTable(fitting.tables),
+        needs=(training_samples,),
+        is_bar=True,
+    ),
+    Baseline(
+        "neighbours",
+        "nearest neighbours",
+        "nearest neighbours on the language feature",
+        lambda fitting: fitting.neighbours,
+        needs=(training_samples, language_features),
+        is_bar=True,
+    ),
+    Baseline(
+        "neighbours_token",
+        "nearest neighbours on the latency token",
+        "nearest neighbours: Stage1 on the language feature, Stage2 on the latency token",
+        lambda fitting: TokenNeighbours(fitting.tables, fitting.neighbours, seed=fitting.seed),
+        needs=(training_samples, language_features, latency_tokens),
+        is_bar=True,
+        is_default=False,
+    ),
+    Baseline(
+        "mlp_language",
+        "regression on the language feature",
+        "supervised regression on (language feature, budget)",
+        lambda fitting: fitting.regression,
+        needs=(training_samples, language_features, scikit_learn),
+        is_default=False,
+    ),
+    Baseline(
+        "mlp_token",
+        "regression on the latency token",
+        "supervised regression: Stage1 on the language feature, Stage2 on the latency token",
+        lambda fitting: TokenRegression(fitting.tables, fitting.regression, seed=fitting.seed),
+        needs=(training_samples, language_features, latency_tokens, scikit_learn),
+        is_default=False,
+    ),
+    Baseline(
+        "oracle",
+        "oracle",
+        "each sample's best setting under each budget",
+        lambda fitting: Oracle(fitting.tables),
+    ),
+)
+BASELINES = {baseline.name: baseline for baseline in _ENTRIES}
+DEFAULT_BASELINES = tuple(baseline.name for baseline in _ENTRIES if baseline.is_default)
+
+
 def build_baselines(
-    names: Sequence[str], table: RewardTable, *, seed: int = 0, skipped: list[str] | None = None
+    names: Sequence[str], tables: ReplayTables, *, seed: int = 0, skipped: list[str] | None = None
 ) -> list[Policy]:
     """Returns fitted baselines in the order of `BASELINES`.
 
-    What the cache cannot support is an error; with a list for `skipped` it is left out, and the reason added there.
+    Raises KnobctlError for an unknown name, and for a baseline that the cache does not support. With a list for
+    `skipped`, the latter is left out instead, and the reason appended there.
     """
     unknown = sorted(set(names) - set(BASELINES))
     if unknown:
         raise KnobctlError(f"unknown baselines {unknown}: choose from {', '.join(BASELINES)}")
     wanted = []
-    for name in BASELINES:
-        reason = why_not(name, table) if name in names else None
-        if reason and skipped is None:
-            raise KnobctlError(f"baseline `{name}` cannot be had, because {reason}: leave out --baseline {name}")
-        if reason and skipped is not None:
-            skipped.append(f"baseline `{name}` left out: {reason}")
-        elif name in names:
-            wanted.append(name)
-    if {"mlp_language", "mlp_token"} & set(wanted):
-        require_sklearn()
-    built: dict[str, Policy] = {}
-
-    def neighbours() -> LanguageNeighbours:
-        found = built.get("neighbours")
-        return found if isinstance(found, LanguageNeighbours) else LanguageNeighbours(table, seed=seed)
-
-    def mlp_language() -> LanguageRegression:
-        found = built.get("mlp_language")
-        return found if isinstance(found, LanguageRegression) else LanguageRegression(table, seed=seed)
-
-    makers: dict[str, Callable[[], Policy]] = {
-        "full": lambda: full_model(table),
-        "cheapest": lambda: cheapest(table),
-        "random": lambda: RandomPolicy(table.axes, seed),
-        "best_fixed": lambda: best_fixed(table),
-        "table": lambda: BudgetTable(table),
-        "dataset_table": lambda: DatasetTable(table),
-        "neighbours": neighbours,
-        "neighbours_token": lambda: TokenNeighbours(table, neighbours(), seed=seed),
-        "mlp_language": mlp_language,
-        "mlp_token": lambda: TokenRegression(table, mlp_language(), seed=seed),
-        "oracle": lambda: Oracle(table),
-    }
-    for name in wanted:
-        built[name] = makers[name]()
-    return [built[name] for name in wanted]
+    for baseline in BASELINES.values():
+        if baseline.name not in names:
+            continue
+        reason = next((lack for need in baseline.needs if (lack := need(tables))), None)
+        if reason is None:
+            wanted.append(baseline)
+        elif skipped is None:
+            raise KnobctlError(
+                f"baseline `{baseline.name}` is not possible, because {reason}: leave out --baseline {baseline.name}"
+            )
+        else:
+            skipped.append(f"baseline `{baseline.name}` left out: {reason}")
+    fitting = Fitting(tables, seed)
+    return [baseline.fit(fitting) for baseline in wanted]

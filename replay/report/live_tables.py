@@ -1,4 +1,4 @@
-"""The live part of the report as tables for a terminal."""
+"""Renders the live part of a report for a terminal."""
 
 from __future__ import annotations
 
@@ -7,40 +7,30 @@ from typing import Any
 
 from rich.console import Group as Lines
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
+
+from .columns import figure, figure_table
 
 SHOWN_DISAGREEMENTS = 10
 
 
 def render_live(live: Mapping[str, Any]) -> RenderableType:
-    """Returns figures as they ran, the controllers' own time, and how far the run agrees with replay."""
-    table = Table(title=f"Live: {live['n_samples']} samples x {len(live['budgets_ms'])} budgets", title_justify="left")
-    table.add_column("policy", no_wrap=True)
-    for column in (
-        "requests",
-        "accuracy",
-        "mean reward",
-        "median reward",
-        "mean ms",
-        "p50 ms",
-        "p95 ms",
-        "over budget",
-    ):
-        table.add_column(column, justify="right", no_wrap=True)
+    """Returns the live figures, the controllers' own time, and the agreement with replay."""
+    title = f"Live: {live['n_samples']} samples x {len(live['budgets_ms'])} budgets"
+    columns = ("requests", "accuracy", "mean reward", "median reward", "mean ms", "p50 ms", "p95 ms", "over budget")
+    table = figure_table(title, ("policy",), columns)
     for name, figures in live["policies"].items():
         metrics = figures["all_budgets"]
         if "reward" not in metrics:
             table.add_row(name, str(metrics["requests"]), *["-"] * 7)
             continue
-        accuracy, reward = metrics["accuracy"], metrics["reward"]
         table.add_row(
             name,
             str(metrics["requests"]),
-            _interval(accuracy),
-            _interval(reward),
-            f"{metrics['reward_p50']['value']:.3f}",
-            f"{metrics['latency_ms']['value']:.1f}",
+            figure(metrics["accuracy"], interval=True),
+            figure(metrics["reward"], interval=True),
+            figure(metrics["reward_p50"]),
+            figure(metrics["latency_ms"], 1),
             f"{metrics['latency_p50_ms']:.1f}",
             f"{metrics['latency_p95_ms']:.1f}",
             f"{metrics['violation_rate']['value']:.1%}",
@@ -98,9 +88,3 @@ def _agreement(found: Mapping[str, Any]) -> list[Text]:
 def _own_time(overhead: Mapping[str, Any], quantile: str) -> str:
     share = overhead[f"{quantile}_share"]
     return f"{overhead[f'{quantile}_ms']:.2f} ms" + ("" if share is None else f" ({share:.1%} of a request)")
-
-
-def _interval(estimate: Mapping[str, Any]) -> str:
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

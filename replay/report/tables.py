@@ -1,26 +1,24 @@
-"""Turns a report into tables for a terminal. Reads only what `EvaluationReport.to_dict` says."""
+"""Renders a report as tables for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation.report import BETTER, NOT_SHOWN, EvaluationReport
+from ..evaluation.report import BETTER, NOT_SHOWN, OVERALL, EvaluationReport
+from ..policies.registry import BASELINES
+from .columns import Record, figure, figure_table
 from .live_tables import render_live
-
-Record = Mapping[str, Any]
-LABELS = {"table": "budget-only table", "dataset_table": "per-dataset table", "neighbours": "nearest neighbours"}
 
 
 def render_report(
     report: EvaluationReport | Record, *, per_budget: bool = True, per_dataset: bool = True
 ) -> RenderableType:
-    """Returns the report as rich renderables: what it rests on, figures, verdicts, choices, the live run."""
+    """Returns the report for rich: its data, figures, verdicts, choices, the live run, warnings."""
     record = report.to_dict() if isinstance(report, EvaluationReport) else report
     parts: list[RenderableType] = [_heading(record), _overall(record)]
     if per_budget and len(record["budgets_ms"]) > 1:
@@ -41,20 +39,6 @@ def render_report(
     return Lines(*parts)
 
 
-def figure(estimate: Record | None, digits: int = 3, *, percent: bool = False, interval: bool = False) -> str:
-    """One estimate as text; "-" where it is not defined."""
-    if estimate is None or estimate["value"] is None:
-        return "-"
-
-    def show(value: float) -> str:
-        return f"{100 * value:.{max(digits - 2, 0)}f} %" if percent else f"{value:.{digits}f}"
-
-    text = show(estimate["value"])
-    if interval and estimate["low"] is not None:
-        text += f" [{show(estimate['low'])}, {show(estimate['high'])}]"
-    return text
-
-
 def _heading(record: Record) -> Text:
     cache = record["cache"]
     confidence = f"{100 * record['bootstrap']['confidence']:g} %"
@@ -62,7 +46,7 @@ def _heading(record: Record) -> Text:
     made_on = f", latencies of {device['name']}" if device.get("name") else ""
     tested = f"{record['split']} split"
     if record["folds"]:
-        tested = f"cross-validated in {record['folds']} folds, each tested by what was fitted on others"
+        tested = f"cross-validated in {record['folds']} folds, each tested with policies fitted on the others"
     lines = [
         f"{tested}: {record['n_samples']} samples of {record['n_clusters']} "
         f"{'images' if record['cluster_by'] == 'image_id' else 'samples (no image ids)'}, "
@@ -75,10 +59,8 @@ def _heading(record: Record) -> Text:
 
 
 def _overall(record: Record) -> Table:
-    table = Table(title="All budgets", title_justify="left")
-    table.add_column("policy", no_wrap=True)
-    for column in ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over\nbudget", "of\nfeasible", "gap\nclosed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over\nbudget", "of\nfeasible", "gap\nclosed")
+    table = figure_table("All budgets", ("policy",), columns)
     for name, policy in record["policies"].items():
         metrics = policy["overall"]["all_budgets"]
         table.add_row(
@@ -96,11 +78,9 @@ def _overall(record: Record) -> Table:
 
 
 def _per_budget(record: Record) -> Table:
-    table = Table(title="Budget by budget", title_justify="left")
-    table.add_column("budget ms", justify="right")
-    table.add_column("policy", no_wrap=True)
-    for column in ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget")
+    table = figure_table("Budget by budget", ("budget ms", "policy"), columns)
+    table.columns[0].justify = "right"
     for place, budget_ms in enumerate(record["budgets_ms"]):
         for row, (name, policy) in enumerate(record["policies"].items()):
             metrics = policy["overall"]["per_budget"][place]
@@ -120,17 +100,14 @@ def _per_budget(record: Record) -> Table:
 
 
 def _per_dataset(record: Record) -> Table:
-    table = Table(title="Dataset by dataset, all budgets", title_justify="left")
-    table.add_column("dataset", no_wrap=True)
-    table.add_column("policy", no_wrap=True)
-    for column in ("accuracy", "reward", "mean ms", "over budget", "gap closed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("accuracy", "reward", "mean ms", "over budget", "gap closed")
+    table = figure_table("Dataset by dataset, all budgets", ("dataset", "policy"), columns)
     for dataset in _datasets(record):
         for row, (name, policy) in enumerate(record["policies"].items()):
             group = policy["datasets"][dataset]
             metrics = group["all_budgets"]
             table.add_row(
-                Text(f"{dataset} ({group['n_samples']})" if row == 0 else ""),  # a name is no markup
+                Text(f"{dataset} ({group['n_samples']})" if row == 0 else ""),  # as Text, since a name is not markup
                 _name(name, record),
                 figure(metrics["accuracy"], interval=True),
                 figure(metrics["reward"], interval=True),
@@ -143,13 +120,14 @@ def _per_dataset(record: Record) -> Table:
 
 
 def _verdicts(record: Record) -> list[Text]:
-    """One plain sentence for each comparison of a subject over all samples."""
+    """Returns one sentence for each comparison of a subject over all samples."""
     lines = []
     for comparison in record["comparisons"]:
-        if comparison["group"] != "overall" or comparison["policy"] not in record["subjects"]:
+        if comparison["group"] != OVERALL or comparison["policy"] not in record["subjects"]:
             continue
         reward, policy = comparison["differences"]["reward"], comparison["policy"]
-        other = LABELS.get(comparison["versus"], comparison["versus"])
+        other = comparison["versus"]
+        other = BASELINES[other].label if other in BASELINES else other
         if reward["low"] is None:
             lines.append(Text(f"{policy} vs {other}: reward {reward['value']:+.4f}, no interval can be given"))
             continue
@@ -180,7 +158,7 @@ def _guard(guard: Record) -> Text:
     return Text(
         f"guard: estimated from {', '.join(guard['inputs'])}; replaced Stage1's pair in "
         f"{guard['stage1'] / requests:.1%} and Stage2's in {guard['stage2'] / requests:.1%} of requests; "
-        f"in {guard['nothing_should_fit'] / requests:.1%} nothing should fit"
+        f"in {guard['nothing_should_fit'] / requests:.1%} nothing was expected to fit"
     )
 
 

@@ -8,7 +8,7 @@ are measured together. Nothing is fitted or selected on a sample that it is test
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from ...data.policy import Policy
 from ...devices import find_device
 from ..bases.fit import fold_of_samples
 from ..evaluation.bootstrap import DEFAULT_RESAMPLES
-from ..evaluation.build_report import cache_record, clustering, hole_warnings, measure, token_warnings
+from ..evaluation.build_report import cache_record, cluster_column, report_of_choices
 from ..evaluation.report import EvaluationReport
-from ..evaluation.stats import Problem, latency_runs
+from ..evaluation.request_stats import RequestSet, latency_runs
+from ..evaluation.warnings import cluster_warnings, hole_warnings, token_warnings
 from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.lookup import BudgetTable
 from ..policies.registry import DEFAULT_BASELINES, build_baselines
-from ..policies.reward_table import RewardTable
 from ..recipes import TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
 from .data import make_bundle, require_trainable
@@ -106,23 +106,21 @@ def cross_validate(
     """
     find_device(config.device)
     cache = open_cache(Path(cache_path))
-    tables = ReplayTables.from_cache(cache)
+    tables = ReplayTables.from_cache(cache, config.reward_weights)
     rows = np.sort(np.concatenate([tables.indices(split) for split in ("train", "val", "test")]))
     require_trainable(
         tables.with_splits({"train": rows}),
         f"cache {cache_path}",
         allow_constant_accuracy=config.allow_constant_accuracy,
     )
-    table = RewardTable(
-        tables.with_splits({ALL: rows}), tuple(cache.samples["dataset"].to_list()), config.reward_weights
-    )
-    sample_N = table.indices(ALL)
-    budget_M = tuple(sorted(set(table.budget_rows(budgets_ms or table.budgets_ms_M).tolist())))
+    everything = tables.with_splits({ALL: rows})
+    sample_N = everything.measured(ALL)
+    budget_M = tables.grid_indices(budgets_ms)
     encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
     results = []
     for fold, splits in enumerate(fold_splits(tables.cluster_S, sample_N, folds, fold_seed)):
         policies, training = fold_policies(
-            replace(table, tables=tables.with_splits(splits)),
+            tables.with_splits(splits),
             encoder,
             config,
             where=f"fold {fold + 1} of {folds} of cache {cache_path}",
@@ -132,15 +130,14 @@ def cross_validate(
             progress=None if progress is None else _overall(progress, fold, folds),
         )
         test_N = splits["test"]
-        chosen = {policy.name: decide(policy, table, test_N, budget_M) for policy in policies}
+        chosen = {policy.name: decide(policy, everything, test_N, budget_M) for policy in policies}
         results.append(FoldResult(test_N, chosen, training))
-    cluster_by, cluster_warnings = clustering(cache)
-    report = measure(
-        Problem.of(table, sample_N, budget_M, latency_runs(cache, sample_N)),
+    report = report_of_choices(
+        RequestSet.of(everything, sample_N, budget_M, latency_runs(cache, sample_N)),
         pooled(results, sample_N),
         split=ALL,
         subjects=list(results[0].training),
-        cluster_by=cluster_by,
+        cluster_by=cluster_column(cache),
         resamples=resamples,
         seed=seed,
     )
@@ -148,9 +145,9 @@ def cross_validate(
     report.warnings[:0] = [
         *cache.warnings,
         *accuracy_warnings(cache),
-        *cluster_warnings,
-        *hole_warnings(table, ALL),
-        *token_warnings(table, ALL),
+        *cluster_warnings(cache),
+        *hole_warnings(everything, ALL),
+        *token_warnings(everything, ALL),
         *start_warnings(results),
     ]
     report.cache = cache_record(cache)
@@ -189,7 +186,7 @@ def start_warnings(results: Sequence[FoldResult]) -> list[str]:
 
 
 def fold_policies(
-    table: RewardTable,
+    tables: ReplayTables,
     encoder: BudgetEncoder,
     config: TrainConfig,
     *,
@@ -199,12 +196,12 @@ def fold_policies(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Policy], dict[str, dict[str, Any]]]:
-    """Returns controllers and baselines fitted on the table's `train` and selected on `val`, and how training ended.
+    """Returns controllers and baselines fitted on the tables' `train` and selected on `val`, and how training ended.
 
     Nothing of `test` is read.
     """
-    fitted = build_baselines(baselines, table, seed=seed)  # first: a mistaken name should not cost a training run
-    trainer = Trainer(make_bundle(table.tables, encoder, config, where), config)
+    fitted = build_baselines(baselines, tables, seed=seed)  # first: a mistaken name should not cost a training run
+    trainer = Trainer(make_bundle(tables, encoder, config, where), config)
     while not trainer.done:
         trainer.run_epoch()
         if trainer.evaluation_due:
@@ -217,12 +214,12 @@ def fold_policies(
         name = "controllers" if len(config.seeds) == 1 else f"seed-{trained}"
         policies.append(TwoStagePolicy(controllers_of(trainer, index), name))
         training[name] = {
-            "samples": {split: len(table.tables.indices(split)) for split in ("train", "val", "test")},
+            "samples": {split: len(tables.indices(split)) for split in ("train", "val", "test")},
             "best_epoch": int(trainer.best_epoch_N[index]),  # 0: the warm start was kept
             "val_reward": float(trainer.best_reward_N[index]),
         }
     if with_ablations:
-        policies += [part for policy in list(policies) for part in ablations(policy, BudgetTable(table))]
+        policies += [part for policy in list(policies) for part in ablations(policy, BudgetTable(tables))]
     return policies + fitted, training
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,9 +57,9 @@ def require_trainable(tables: ReplayTables, where: str, *, allow_constant_accura
         raise CacheError(f"{where} has no budgets: neither a reward nor Stage1's input can be had without one")
     if not len(tables.indices("train")):
         raise CacheError(f"{where} has no samples in split `train`: there is nothing to learn from")
-    if not bool(torch.isfinite(tables.latency_ms_SX).any()):
+    if not np.isfinite(tables.latency_ms_SX).any():
         raise CacheError(f"{where} has no latency_ms at all: the reward needs it")
-    accuracy = tables.accuracy_SX[torch.isfinite(tables.accuracy_SX)]
+    accuracy = tables.accuracy_SX[np.isfinite(tables.accuracy_SX)]
     if not allow_constant_accuracy and len(accuracy) and bool((accuracy == accuracy[0]).all()):
         raise CacheError(
             f"{where} has accuracy {float(accuracy[0]):g} for every sample under every setting, so nothing about "
@@ -96,17 +96,16 @@ def _with_splits(tables: ReplayTables, train: NDArray[np.int64], val: NDArray[np
 def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfig, where: str) -> TrainingBundle:
     """Fits the bases on `train` and projects the splits; training samples through fits that did not see them."""
     require_trainable(tables, where, allow_constant_accuracy=config.allow_constant_accuracy)
-    tables, notes = split_for_selection(tables)
+    tables, notes = split_for_selection(replace(tables, weights=config.reward_weights))
+    budgets_ms_M = torch.from_numpy(tables.budgets_ms_M)
     train_S = tables.indices("train")
     fold_S = fold_of_samples(tables.cluster_S[train_S], FOLDS, FOLD_SEED)
-    budget_basis = fit_budget_basis(encoder, tables.budgets_ms_M, BUDGET_FEATURES)
+    budget_basis = fit_budget_basis(encoder, budgets_ms_M, BUDGET_FEATURES)
     language = fit_language_basis(tables, fold_S, LANGUAGE_FEATURES)
     token = fit_token_basis(tables, fold_S, TOKEN_FEATURES, config.basis_rows, FOLD_SEED)
-    budget_MF = budget_basis(encoder(tables.budgets_ms_M))
+    budget_MF = budget_basis(encoder(budgets_ms_M))
     inputs = {
-        "train": replay_inputs(
-            tables, train_S, config.reward_weights, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF
-        )
+        "train": replay_inputs(tables, train_S, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF)
     }
     assert isinstance(language.whole, VectorBasis)
     assert isinstance(token.whole, TokenBasis)
@@ -114,7 +113,6 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
     inputs["val"] = replay_inputs(
         tables,
         val_S,
-        config.reward_weights,
         project_language(tables, val_S, language.whole),
         project_tokens(tables, val_S, token.whole),
         budget_MF,
@@ -132,7 +130,7 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
 
 
 def _accuracy_depends_on_setting(tables: ReplayTables, sample_N: NDArray[np.int64]) -> bool:
-    accuracy_NX = tables.accuracy_SX[torch.from_numpy(sample_N)]
+    accuracy_NX = torch.from_numpy(tables.accuracy_SX[sample_N])
     known_NX = torch.isfinite(accuracy_NX)
     highest_N = accuracy_NX.masked_fill(~known_NX, -torch.inf).amax(dim=1)
     lowest_N = accuracy_NX.masked_fill(~known_NX, torch.inf).amin(dim=1)
@@ -161,7 +159,7 @@ def _cross_fitted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the training split's features, [N, F] and [N, J, M, F], each sample's from fits of other folds."""
     language_NF = torch.empty(len(train_S), LANGUAGE_FEATURES)
-    shape = (len(train_S), tables.stage1_choices, len(tables.budgets_ms_M), TOKEN_FEATURES)
+    shape = (len(train_S), tables.space.num_stage1_choices, len(tables.budgets_ms_M), TOKEN_FEATURES)
     token_NJMF = torch.empty(shape)
     for fold, (vector_basis, token_basis) in enumerate(zip(language.by_fold, token.by_fold, strict=True)):
         assert isinstance(vector_basis, VectorBasis)

@@ -18,8 +18,7 @@ from torch import Tensor
 from ...controllers.bases import TokenBasis, VectorBasis
 from ...controllers.stage2 import place_codes
 from ...data.errors import CacheError
-from ..reward import RewardWeights
-from ..tables import ChoiceGrid, ReplayTables
+from ..tables import ReplayTables
 
 SAMPLES_AT_ONCE = 64
 
@@ -51,7 +50,7 @@ class ReplayInputs:
 
 def project_language(tables: ReplayTables, sample_N: NDArray[np.int64], basis: VectorBasis) -> Tensor:
     """Returns Stage1's language features, [N, F]."""
-    return basis(tables.language_feature_SD[torch.from_numpy(sample_N)])
+    return basis(torch.from_numpy(tables.language_feature_SD[sample_N]))
 
 
 def project_tokens(tables: ReplayTables, sample_N: NDArray[np.int64], basis: TokenBasis) -> Tensor:
@@ -72,7 +71,6 @@ def project_tokens(tables: ReplayTables, sample_N: NDArray[np.int64], basis: Tok
 def replay_inputs(
     tables: ReplayTables,
     sample_N: NDArray[np.int64],
-    weights: RewardWeights,
     language_NF: Tensor,
     token_NJMF: Tensor,
     budget_MF: Tensor,
@@ -85,11 +83,11 @@ def replay_inputs(
             will never choose them.
     """
     assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
-    grid = ChoiceGrid.of(tables.space)
-    reward_NMX = tables.reward_NMX(sample_N, weights)
+    exists_JA = torch.from_numpy(tables.space.setting_JA >= 0)
+    reward_NMX = tables.reward_NMX(sample_N)
     _refuse_infinite(tables, sample_N, reward_NMX)
-    reward_NMJA = grid.spread(reward_NMX.flatten(0, 1).nan_to_num(nan=0.0), 0.0).unflatten(0, reward_NMX.shape[:2])
-    known_NJA = grid.spread(tables.available_SX[torch.from_numpy(sample_N)], False)
+    reward_NMJA = torch.from_numpy(tables.space.by_choice(reward_NMX, 0.0)).nan_to_num_(nan=0.0)
+    known_NJA = torch.from_numpy(tables.space.by_choice(tables.available_SX[sample_N], False))
     if trained_JA is not None:
         known_NJA &= trained_JA
     token_NJM = torch.from_numpy(tables.token_present_STPM[sample_N]).flatten(1, 2)
@@ -102,8 +100,8 @@ def replay_inputs(
             "add its rows or remove the sample"
         )
     usable_NJA = known_NJA & token_NJM.any(dim=2)[:, :, None]
-    holes = int((grid.exists_JA & ~usable_NJA).sum())
-    whole = holes == 0 and bool(grid.exists_JA.all()) and bool(token_NJM.all())
+    holes = int((exists_JA & ~usable_NJA).sum())
+    whole = holes == 0 and bool(exists_JA.all()) and bool(token_NJM.all())
     # Where nothing is known of a pair, Stage2's mask is left open: Stage1 never goes there, and a row that allows
     # nothing has no softmax.
     allowed_NJA = known_NJA | ~known_NJA.any(dim=2, keepdim=True)
@@ -119,12 +117,11 @@ def replay_inputs(
     )
 
 
-def _refuse_infinite(tables: ReplayTables, sample_N: NDArray[np.int64], reward_NMX: Tensor) -> None:
+def _refuse_infinite(tables: ReplayTables, sample_N: NDArray[np.int64], reward_NMX: NDArray[np.float32]) -> None:
     """Raises CacheError for a latency so long that its reward is no number, as a time-out written as one may be."""
-    known_NX = tables.available_SX[torch.from_numpy(sample_N)]
-    wrong_NX = known_NX & ~torch.isfinite(reward_NMX).all(dim=1)
-    if bool(wrong_NX.any()):
-        sample, setting = wrong_NX.nonzero()[0].tolist()
+    wrong_NX = tables.available_SX[sample_N] & ~np.isfinite(reward_NMX).all(axis=1)
+    if wrong_NX.any():
+        sample, setting = np.argwhere(wrong_NX)[0].tolist()
         latency_ms = float(tables.latency_ms_SX[sample_N[sample], setting])
         raise CacheError(
             f"sample {tables.sample_ids[sample_N[sample]]!r} under {tables.space.settings[setting]} took "
@@ -135,9 +132,8 @@ def _refuse_infinite(tables: ReplayTables, sample_N: NDArray[np.int64], reward_N
 def settings_seen(tables: ReplayTables) -> tuple[Tensor, Tensor]:
     """Returns which pairs [J] and settings [J, A] some training sample has: the rest get probability 0 for good."""
     assert tables.token_present_STPM is not None, "require_trainable lets no such tables through"
-    grid = ChoiceGrid.of(tables.space)
     train_S = tables.indices("train")
-    known_JA = grid.spread(tables.available_SX[torch.from_numpy(train_S)], False).any(dim=0)
+    known_JA = torch.from_numpy(tables.space.by_choice(tables.available_SX[train_S], False).any(axis=0))
     token_J = torch.from_numpy(tables.token_present_STPM[train_S].any(axis=(0, 3))).flatten()
     known_JA &= token_J[:, None]
     return known_JA.any(dim=1), known_JA

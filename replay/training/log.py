@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...data.files.atomic import write_atomically
+from ..reward import TERMS
 from .trackers import Board, Tracker, WandbRun, remove_events
 
 COLUMNS = (
@@ -30,11 +31,7 @@ COLUMNS = (
     "grad_norm",  # before clipping
     "lr",
     "val_reward",  # greedy, at evaluations only
-    "val_accuracy_term",
-    "val_latency_term",
-    "val_violation_term",
-    "val_saving_term",
-    "val_complexity_term",
+    *(f"val_{term}_term" for term in TERMS),
 )
 TIE = 1e-6  # a group whose rewards spread less than this ties
 

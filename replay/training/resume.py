@@ -25,11 +25,10 @@ def data_digest(tables: ReplayTables) -> str:
     digest = hashlib.sha256(json.dumps([list(tables.sample_ids), tables.space.to_dict()]).encode())
     for split in ("train", "val"):
         digest.update(np.ascontiguousarray(tables.indices(split)).tobytes())
-    for array in (tables.cluster_S, tables.dataset_S, tables.token_present_STPM):
+    arrays = (tables.cluster_S, tables.dataset_S, tables.token_present_STPM, tables.budgets_ms_M)
+    for array in (*arrays, tables.accuracy_SX, tables.latency_ms_SX, tables.language_feature_SD):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())
-    for tensor in (tables.budgets_ms_M, tables.accuracy_SX, tables.latency_ms_SX, tables.language_feature_SD):
-        digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -21,8 +21,7 @@ from ...data.files.atomic import write_atomically
 from ...data.files.lock import DirectoryLock
 from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
-from ..evaluation.measure import gap_closed
-from ..policies.reward_table import RewardTable
+from ..evaluation.figures import gap_closed
 from ..recipes import TUNED, TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
 from .data import make_bundle, require_trainable
@@ -222,7 +221,8 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
     tables = trainer.bundle.tables
     reward_N, choice = trainer.evaluate()
     for index, seed in enumerate(trainer.config.seeds):
-        terms = tables.mean_terms(tables.indices("val"), choice[index], trainer.config.reward_weights)
+        setting_NM = tables.space.setting_JA.ravel()[choice[index].numpy()]
+        terms = tables.mean_terms(tables.indices("val"), setting_NM)
         line = {"epoch": trainer.epoch, "step": trainer.step, "val_reward": float(reward_N[index])}
         metrics.write(seed, {**line, **{f"val_{name}_term": value for name, value in terms.items()}})
 
@@ -230,7 +230,7 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
 def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
     """Writes every seed's checkpoint and returns the report."""
     bundle, config = trainer.bundle, trainer.config
-    table, oracle = table_and_oracle(RewardTable.from_tables(bundle.tables, config.reward_weights), "val")
+    table, oracle = table_and_oracle(bundle.tables, "val")
     reports, counts = [], {}
     for index, seed in enumerate(config.seeds):
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"

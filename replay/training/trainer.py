@@ -18,7 +18,6 @@ from ...controllers.mlp import Mlp
 from ...controllers.stage1 import Stage1
 from ...controllers.stage2 import Stage2
 from ..recipes import TrainConfig
-from ..tables import ChoiceGrid
 from .data import TrainingBundle
 from .grpo import group_advantages
 from .inputs import ReplayInputs
@@ -47,7 +46,7 @@ class Trainer:
             self.encoder.load_state_dict(bundle.encoder.state_dict())
             self.encoder.to(self.device).requires_grad_(True)
             self.budget_basis = bundle.budget_basis.to(self.device)
-            self.budgets_ms_M = bundle.tables.budgets_ms_M.to(self.device)
+            self.budgets_ms_M = torch.from_numpy(bundle.tables.budgets_ms_M).to(self.device)
         self.lr = config.lr_for(len(self.inputs["train"]))
         self._warm_start()
         self.optimizer = self._optimizer()
@@ -76,7 +75,7 @@ class Trainer:
         """Begins at the look-up table per dataset; each seed at the same one, from its own weights."""
         config, train, tables = self.config, self.inputs["train"], self.bundle.tables
         if config.warm_start_steps:
-            exists_JA = ChoiceGrid.of(tables.space).exists_JA.to(self.device)
+            exists_JA = torch.from_numpy(tables.space.setting_JA >= 0).to(self.device)
             dataset_N = torch.from_numpy(tables.dataset_S[tables.indices("train")]).to(self.device)
             learn_table(
                 self.policy,

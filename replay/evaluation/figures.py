@@ -1,6 +1,6 @@
-"""From requests to figures with intervals: one group of samples, all policies on the same resamples.
+"""Figures with intervals for one group of samples, all policies on the same resamples.
 
-Shapes: N samples, M budgets, F statistics, R resamples. Knows nothing of how settings were chosen.
+Shapes: N samples, M budgets, F statistics, R resamples; P pools of latencies, Q percentiles.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .bootstrap import ClusterBootstrap, Estimate
 from .report import Comparison, Group
-from .stats import STATS, Problem, pooled_latency_ms, request_stats
+from .request_stats import STATS, RequestSet, pooled_latency_ms, request_stats
 
 PERCENTILES = {"latency_p50_ms": 0.50, "latency_p95_ms": 0.95}
 COMPARED = ("reward", "accuracy", "latency_ms", "violation_rate")
@@ -22,24 +22,24 @@ _AT = {name: place for place, name in enumerate(STATS)}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Means of one policy: `mean_MF` as observed, `mean_RMF` in every resample."""
+class PolicyFigures:
+    """Figures of one policy, and its means: `mean_MF` as observed, `mean_RMF` in every resample."""
 
     group: Group
     mean_MF: NDArray[np.float64]
     mean_RMF: NDArray[np.float64]
 
 
-def measure_group(
-    problem: Problem, setting_NM: Mapping[str, NDArray[np.int64]], bootstrap: ClusterBootstrap
-) -> dict[str, Measured]:
-    """Returns the figures of every policy. The oracle's are known without its being among them."""
-    means = {name: _means(problem, chosen_NM, bootstrap) for name, chosen_NM in setting_NM.items()}
+def group_figures(
+    requests: RequestSet, setting_NM: Mapping[str, NDArray[np.int64]], bootstrap: ClusterBootstrap
+) -> dict[str, PolicyFigures]:
+    """Returns the figures of every policy. Regret does not require the oracle to be among them."""
+    means = {name: _means(requests, chosen_NM, bootstrap) for name, chosen_NM in setting_NM.items()}
     table = means.get("table")
     measured = {}
     for name, (mean_MF, mean_RMF) in means.items():
-        percentiles = _percentiles(problem, setting_NM[name], bootstrap)
-        budgets = range(len(problem.budget_M))
+        percentiles = _percentiles(requests, setting_NM[name], bootstrap)
+        budgets = range(len(requests.budget_M))
         per_budget = tuple(
             {
                 **_figures(mean_MF[m : m + 1], mean_RMF[:, m : m + 1], bootstrap),
@@ -53,17 +53,17 @@ def measure_group(
             **percentiles[-1],
             **_gap(mean_MF, mean_RMF, table, bootstrap),
             "accuracy_budget_area": bootstrap.estimate(
-                float(_area(mean_MF[:, _AT["accuracy"]], problem.budgets_ms)),
-                _area(mean_RMF[:, :, _AT["accuracy"]], problem.budgets_ms),
+                float(_area(mean_MF[:, _AT["accuracy"]], requests.budgets_ms)),
+                _area(mean_RMF[:, :, _AT["accuracy"]], requests.budgets_ms),
             ),
         }
-        group = Group(len(problem.sample_N), bootstrap.n_clusters, overall, per_budget)
-        measured[name] = Measured(group, mean_MF, mean_RMF)
+        group = Group(len(requests.sample_N), bootstrap.n_clusters, overall, per_budget)
+        measured[name] = PolicyFigures(group, mean_MF, mean_RMF)
     return measured
 
 
-def compare_pair(
-    policy: str, versus: str, group: str, measured: Mapping[str, Measured], bootstrap: ClusterBootstrap
+def paired_comparison(
+    policy: str, versus: str, group: str, measured: Mapping[str, PolicyFigures], bootstrap: ClusterBootstrap
 ) -> Comparison:
     """Returns the paired difference of two measured policies."""
     one, other = measured[policy], measured[versus]
@@ -82,9 +82,9 @@ def compare_pair(
 
 
 def _means(
-    problem: Problem, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
+    requests: RequestSet, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    stats_NMF = request_stats(problem, setting_NM)
+    stats_NMF = request_stats(requests, setting_NM)
     count, budgets, columns = stats_NMF.shape
     mean_RMF = bootstrap.resampled_means(stats_NMF.reshape(count, budgets * columns)).reshape(-1, budgets, columns)
     return stats_NMF.mean(axis=0), mean_RMF
@@ -93,7 +93,7 @@ def _means(
 def _figures(
     mean_MF: NDArray[np.float64], mean_RMF: NDArray[np.float64], bootstrap: ClusterBootstrap
 ) -> dict[str, Estimate]:
-    """Means over some budgets, each request of the same weight."""
+    """Returns means over some budgets; every request has the same weight."""
     mean_F, mean_RF = mean_MF.mean(axis=0), mean_RMF.mean(axis=1)
     figures = {name: bootstrap.estimate(float(mean_F[_AT[name]]), mean_RF[:, _AT[name]]) for name in _AVERAGED}
     missed, feasible = _AT["violation_of_feasible"], _AT["feasible"]
@@ -112,7 +112,10 @@ def _gap(
     table: tuple[NDArray[np.float64], NDArray[np.float64]] | None,
     bootstrap: ClusterBootstrap,
 ) -> dict[str, Estimate]:
-    """The share of the way from the look-up table (0) to the oracle (1) that a policy goes; may be negative."""
+    """Returns the share of the gap between the look-up table (0) and the oracle (1) that a policy closes.
+
+    It may be negative. Empty if the look-up table was not evaluated.
+    """
     if table is None:
         return {}
     gained = (mean_MF - table[0])[:, _AT["reward"]].mean()
@@ -126,25 +129,25 @@ def _gap(
 
 
 def gap_closed(gained: float, to_gain: float) -> float | None:
-    """Returns a policy's reward less the look-up table's, as a share of the oracle's less the table's.
+    """Returns `gained`, a policy's reward minus the look-up table's, over `to_gain`, the oracle's minus the table's.
 
-    None where the table is the oracle: there is no gap to close.
+    None if the table is as good as the oracle, so that there is no gap to close.
     """
     return gained / to_gain if to_gain > 1e-9 else None
 
 
 def _percentiles(
-    problem: Problem, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
+    requests: RequestSet, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
 ) -> list[dict[str, Estimate]]:
-    """Latency percentiles pooled over samples and runs: budget by budget, then over all budgets."""
-    pooled_NMR = pooled_latency_ms(problem, setting_NM)
+    """Returns latency percentiles pooled over samples and runs: for each budget, then over all budgets."""
+    pooled_NMR = pooled_latency_ms(requests, setting_NM)
     pools = [pooled_NMR[:, m] for m in range(pooled_NMR.shape[1])] + [pooled_NMR.reshape(len(pooled_NMR), -1)]
     quantiles = list(PERCENTILES.values())
     known = [np.isfinite(pool) for pool in pools]
     values = [pool[there] for pool, there in zip(pools, known, strict=True)]
     limit_PQ = [np.quantile(value, quantiles) for value in values]
-    # The share of runs at or under each percentile, in every resample, gives Woodruff's interval. Both counts are
-    # resampled, so that each run weighs the same in the share too where samples have different numbers of runs.
+    # The share of runs at or below each percentile, in every resample, gives Woodruff's interval. Numerator and
+    # denominator are both resampled, so that every run has equal weight if samples have different numbers of runs.
     under = [
         np.stack([((pool <= limit) & there).sum(axis=1) for limit in limits], axis=1)
         for pool, there, limits in zip(pools, known, limit_PQ, strict=True)
@@ -162,9 +165,9 @@ def _percentiles(
 
 
 def _area(accuracy_M: NDArray[np.float64], budgets_ms: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Area under the accuracy-budget curve (trapezoids over budgets in ms), divided by the range of budgets.
+    """Returns the area under the accuracy-budget curve (trapezoids over budgets in ms) over the range of budgets.
 
-    So it is an accuracy: the mean over a budget drawn evenly from the range. With one budget, the accuracy there.
+    This is the mean accuracy for a budget drawn uniformly from the range; with one budget, the accuracy there.
     """
     if len(budgets_ms) == 1:
         return np.asarray(accuracy_M[..., 0])

@@ -1,17 +1,17 @@
-"""What samples would have had under settings that the cache holds no outcome for: how baselines deal with holes.
+"""Expected outcomes of samples under settings for which the cache has none, and means that account for these holes.
 
-A mean over the samples that happen to have a setting is right where outcomes are missing at random, and flatters a
-setting that only easy or fast samples have. Here a mean is over all samples, holes filled with the expected value:
+A mean over the samples that have a setting is unbiased if outcomes are missing at random, but too high for a setting
+that only easy or fast samples have. Here means are over all samples, with missing values replaced by expected ones:
 
     mean of setting x = mean over all samples of expected(s, x) + mean over measured samples of (value - expected)
 
-The second term makes it right for outcomes missing at random, whatever the expectation is worth; the first one for
-samples that lack a setting because of what they are (the difference estimator of survey sampling; Särndal, Swensson
-and Wretman, 1992, section 6.3). The expectation is fitted to accuracy and to the logarithm of latency, and the reward
-computed from both. Rewards themselves cannot be modelled as setting + sample: a budget missed tenfold costs 810, so
-that a sample's effect on its reward would be that of settings which nobody would choose.
+With the second term the mean is unbiased for outcomes missing at random, however poor the expectation; the first term
+accounts for samples that lack a setting because of their properties (the difference estimator of survey sampling;
+Särndal, Swensson and Wretman, 1992, section 6.3). The expectation is fitted to accuracy and to the logarithm of
+latency, and rewards are computed from both. Rewards themselves do not fit an additive model (setting + sample): a
+latency of ten times the budget costs 810, so settings that no policy would choose would determine a sample's effect.
 
-Shapes: N samples, X settings. NaN marks a hole. Knows nothing of budgets, rewards or policies.
+Shapes: N samples, X settings. NaN marks a missing value.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 40
-PRIOR_PRECISION = 0.25  # of a sample's ease in logits: a standard deviation of 2
-SETTING_PRECISION = 0.1  # keeps a setting that nobody, or everybody, has right at finite logits
-LARGEST_STEP = 1.0  # in logits; a full Newton step from far away overshoots
+PRIOR_PRECISION = 0.25  # of the prior of a sample's ease, in logits: a standard deviation of 2
+SETTING_PRECISION = 0.1  # keeps logits finite for a setting under which all answers are right, or all wrong
+LARGEST_STEP = 1.0  # in logits; a full Newton step far from the optimum overshoots
 
 
 def completed(value_NX: NDArray[np.floating], expected_NX: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Returns the values, holes filled with expected ones that fit the setting's level; NaN where no sample has it."""
+    """Returns the values, missing ones replaced by expected ones shifted to the setting's level.
+
+    A setting that no sample has remains NaN.
+    """
     known_NX = np.isfinite(value_NX)
     if known_NX.all():
         return value_NX
@@ -41,8 +44,8 @@ def mean_over_samples(
 ) -> NDArray[np.float64]:
     """Returns each setting's mean over all samples, [X]; NaN for a setting that no sample has.
 
-    `expected_NX` fills holes (see `completed`); by default it is `setting_plus_sample`. Without holes this is the
-    plain mean.
+    `expected_NX` replaces missing values (see `completed`); by default it is `setting_plus_sample`. Without missing
+    values the result is the plain mean.
     """
     if expected_NX is None:
         expected_NX = setting_plus_sample(value_NX)
@@ -50,10 +53,11 @@ def mean_over_samples(
 
 
 def setting_plus_sample(value_NX: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Returns the additive model's values, [N, X]: setting + sample, fitted to what is known.
+    """Returns the values of the additive model setting + sample, [N, X], fitted to the known values.
 
     A sample's effect is its mean deviation over its settings, each weighted by the inverse of its variance over
-    samples: settings with wild values say little of a sample. A sample without values has effect 0.
+    samples, because a setting with a large spread carries little information about a sample. A sample without values
+    has effect 0.
     """
     known_NX = np.isfinite(value_NX)
     if known_NX.all() or not known_NX.any():
@@ -62,7 +66,7 @@ def setting_plus_sample(value_NX: NDArray[np.floating]) -> NDArray[np.floating]:
     count_X = np.maximum(known_NX.sum(axis=0), 1)
     mean_X = value_NX.sum(axis=0) / count_X
     variance_X = np.square((value_NX - mean_X) * known_NX).sum(axis=0) / count_X
-    # A setting that one sample has varies by 0, and says no more of the sample than others.
+    # A setting with a single sample has variance 0, but is not more informative than others: bound its weight.
     floor = np.quantile(variance_X[count_X > 1], 0.1) if (count_X > 1).any() else 1.0
     weight_NX = known_NX / np.maximum(variance_X, max(floor, 1e-12))
     weight_N = np.where(known_NX.any(axis=1), weight_NX.sum(axis=1), 1.0)
@@ -77,9 +81,9 @@ def setting_plus_sample(value_NX: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def expected_latency_ms(latency_ms_NX: NDArray[np.float32], tier_X: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Returns the latency expected of every sample under every setting: setting x sample x (sample within the tier).
+    """Returns expected latencies, [N, X]: the product of effects of setting, sample, and sample within the tier.
 
-    A long prompt or answer makes a sample slower by a factor under all settings; its image, by another in each tier.
+    A long prompt or answer makes a sample slower by one factor under all settings, its image by another in each tier.
     """
     if np.isfinite(latency_ms_NX).all():
         return latency_ms_NX
@@ -92,10 +96,10 @@ def expected_latency_ms(latency_ms_NX: NDArray[np.float32], tier_X: NDArray[np.i
 
 
 def expected_accuracy(accuracy_NX: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the accuracy expected of every sample under every setting: logistic(setting + sample).
+    """Returns expected accuracies, [N, X]: logistic(setting + sample).
 
-    This is the Rasch model of test theory, with a normal prior on the sample's ease, fitted by Newton's steps. Plain
-    setting + sample does not do: accuracy lies between 0 and 1, so a sample that fails under every setting loses
+    This is the Rasch model of test theory with a normal prior on the sample's ease, fitted by Newton steps. The plain
+    additive model does not fit, because accuracy lies between 0 and 1: a sample that fails under every setting loses
     nothing under a cheap one.
     """
     known_NX = np.isfinite(accuracy_NX)
