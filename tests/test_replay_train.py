@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -152,6 +152,10 @@ def test_a_config_survives_its_record_and_refuses_nonsense():
             replace(TUNED, **change)
     with pytest.raises(KnobctlError, match="recipe"):
         recipe("nonesuch")
+
+
+def test_every_setting_has_a_help_text():
+    assert [item.name for item in fields(TrainConfig) if not item.metadata.get("help")] == []
 
 
 def setting_index(tables):
