@@ -3,7 +3,7 @@
 Each has a linear part, a projection, and a smooth part, a sum of random Fourier features (Rahimi and Recht, 2007) of
 the inputs' leading components: what hangs on the input in bends, as neighbours see it, no projection shows.
 
-They are buffers, not parameters: nothing trains them. Fitting lives in `replay/bases/fit.py`; this file only applies
+They are buffers, not parameters: nothing trains them. Fitting lives in `replay/bases/`; this file only applies
 them, at training and at deployment alike. Shapes: D = d_model, F features, T tiers, P insertion positions, C leading
 components, W waves.
 """

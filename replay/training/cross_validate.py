@@ -21,7 +21,7 @@ from ...data.cache import accuracy_warnings, open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
 from ...devices import find_device
-from ..bases.fit import fold_of_samples
+from ..bases.folds import fold_of_samples
 from ..evaluation.bootstrap import DEFAULT_RESAMPLES
 from ..evaluation.build_report import cache_record, clustering, hole_warnings, measure, token_warnings
 from ..evaluation.report import EvaluationReport

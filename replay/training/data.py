@@ -14,7 +14,10 @@ from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.stage1 import BUDGET_FEATURES, LANGUAGE_FEATURES
 from ...controllers.stage2 import TOKEN_FEATURES
 from ...data.errors import CacheError
-from ..bases.fit import FOLDS, FittedBasis, fit_budget_basis, fit_language_basis, fit_token_basis, fold_of_samples
+from ..bases.budget import fit_budget_basis
+from ..bases.folds import FOLDS, FittedBasis, fold_of_samples
+from ..bases.language import fit_language_basis
+from ..bases.token import fit_token_basis
 from ..recipes import TrainConfig
 from ..tables import ReplayTables
 from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
