@@ -31,6 +31,7 @@ from knobctl.replay.training.cross_validate import (
 from knobctl.tests.support.evaluation_cases import write_array_cache
 from knobctl.tests.support.foreign_cache import foreign_cache
 from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import encoder_for, small_generated, tables_of
 
 QUICK = recipe("tuned", seeds=(0, 1), epochs=2, min_steps=4, warm_start_steps=5)
@@ -59,7 +60,7 @@ def test_two_folds_train_on_the_other_half_of_the_samples_that_do_not_select():
 
 
 def test_too_few_images_or_folds_are_named():
-    with pytest.raises(KnobctlError, match=r"--folds is 1: at least 2"):
+    with pytest.raises(KnobctlError, match=r"--folds is 1: give at least 2"):
         fold_splits(np.arange(9), np.arange(9), 1, 0)
     with pytest.raises(KnobctlError, match=r"9 images are too few for 5 folds.*give --folds 4 or fewer$"):
         fold_splits(np.arange(9), np.arange(9), 5, 0)
@@ -88,8 +89,8 @@ def test_nothing_of_the_test_fold_reaches_what_is_fitted():
 
     def chosen(tables) -> dict[str, np.ndarray]:
         table = RewardTable(tables.with_splits(splits), ("one",) * len(tables.sample_ids), RewardWeights())
-        how = {"where": "here", "baselines": BASELINES, "with_ablations": True, "seed": 0}
-        policies, _ = fold_policies(table, encoder_for(tables), QUICK, **how, progress=None)
+        how = {"baselines": BASELINES, "with_ablations": True, "seed": 0}
+        policies, _ = fold_policies(table, encoder_for(tables), QUICK, **how, advance=lambda: None)
         return {policy.name: decide(policy, table, kept, range(3)) for policy in policies}
 
     before, after = chosen(tables), chosen(other)
@@ -100,20 +101,12 @@ def test_nothing_of_the_test_fold_reaches_what_is_fitted():
 
 def test_the_report_pools_what_each_fold_chose(tmp_path: Path):
     write_generated(small_generated(), tmp_path / "cache")
-    seen: list[tuple[int, int]] = []
-    report = cross_validate(
-        tmp_path / "cache",
-        QUICK,
-        folds=4,
-        baselines=BASELINES,
-        resamples=50,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    progress = RecordedProgress()
+    report = cross_validate(tmp_path / "cache", QUICK, folds=4, baselines=BASELINES, resamples=50, progress=progress)
     assert (report.folds, report.split, report.n_samples) == (4, "all", 200)
     assert report.subjects == ("seed-0", "seed-1")
     assert list(report.policies) == ["seed-0", "seed-1", *BASELINES]
-    assert seen == sorted(seen)
-    assert seen[-1] == (16, 16)  # 4 epochs for the least number of steps, in 4 folds
+    assert progress.done == [(step, 16) for step in range(1, 17)]  # 4 epochs, for min_steps, in each of 4 folds
     for versus in ("table", "neighbours", "neighbours_token"):
         assert report.compared("seed-0", versus) is not None
     record = json.loads(report.to_json())
@@ -147,15 +140,15 @@ def test_folds_that_learned_nothing_are_counted():
     ends = [{"a": {"best_epoch": 0}, "b": {"best_epoch": 3}}, {"a": {"best_epoch": 9}, "b": {"best_epoch": 3}}]
     said = start_warnings([FoldResult(np.array([place]), {"a": rows}, end) for place, end in enumerate(ends)])
     assert len(said) == 1
-    assert said[0].startswith("a: in 1 of 2 folds nothing learned")
+    assert said[0].startswith("a: in 1 of 2 folds no checkpoint beat the warm start")
 
 
 def test_a_mistaken_baseline_is_named_before_anything_is_trained(tmp_path: Path):
     make_cache(tmp_path / "cache", samples=30)
-    seen: list[tuple[int, int]] = []
+    progress = RecordedProgress()
     with pytest.raises(KnobctlError, match="unknown baselines"):
-        cross_validate(tmp_path / "cache", QUICK, baselines=["tables"], progress=lambda *done: seen.append(done))
-    assert not seen
+        cross_validate(tmp_path / "cache", QUICK, baselines=["tables"], progress=progress)
+    assert not progress.done
 
 
 def test_a_cache_without_tokens_says_so_before_anything_is_trained(tmp_path: Path):
@@ -169,7 +162,7 @@ def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
     with pytest.raises(CacheError, match="has no latency tokens"):
         cross_validate(write_array_cache(tmp_path / "few", np.ones((8, 4)), np.ones((8, 4))), QUICK)
     space = {"token_STPMD": np.zeros((8, 2, 1, 1, 4)), "splits": ["train"] * 8}
-    with pytest.raises(CacheError, match="has no latency_ms at all"):
+    with pytest.raises(CacheError, match="has no latency_ms in any row"):
         cross_validate(write_array_cache(tmp_path / "untimed", np.ones((8, 4)), unknown, **space), QUICK)
 
 
@@ -178,7 +171,7 @@ def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
     [
         (("--device", "nonsense"), "is unknown"),
         (("--seeds", ","), "at least one"),
-        (("--train-budget-encoder",), "one seed at a time: give one"),
+        (("--train-budget-encoder",), "works with one seed only"),
         (("--folds", "999"), "too few for 999 folds"),
     ],
 )
@@ -206,7 +199,7 @@ def test_the_report_says_what_it_rests_on(tmp_path: Path):
         "the cache has no image_id",
         "1 samples of split `all` lack some outcomes",
         "of the latency tokens of split `all` are missing",
-        "seed-1: in 2 of 2 folds nothing learned",
+        "seed-1: in 2 of 2 folds no checkpoint beat the warm start on val",
     ):
         assert words in said
     assert report.cluster_by == "sample_id"

@@ -19,7 +19,7 @@ from knobctl.replay.bases.targets import principal_targets
 from knobctl.replay.bases.token import fit_token_basis
 from knobctl.replay.recipes import recipe
 from knobctl.replay.tables import ReplayTables
-from knobctl.replay.training.data import make_bundle
+from knobctl.replay.training.data import prepare_training
 from knobctl.replay.training.inputs import project_tokens
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
@@ -169,8 +169,7 @@ def test_a_missing_token_is_masked_and_never_read():
     token, present = generated.token_STPMD.copy(), np.ones(generated.token_STPMD.shape[:4], dtype=bool)
     token[4, 1, 0], present[4, 1, 0] = np.nan, False
     tables = tables_of(generated, token_STPMD=token, token_present_STPM=present)
-    bundle = make_bundle(tables, encoder_for(tables), recipe("tuned"), "tables")
-    train = bundle.inputs["train"]
+    train = prepare_training(tables, encoder_for(tables), recipe("tuned")).inputs["train"]
     assert train.holes == 4  # the four settings of that tier and position
     assert train.allowed_NMJ[4, 0].tolist() == [True, True, False, True]
     assert bool(torch.isfinite(train.token_NJMF).all())

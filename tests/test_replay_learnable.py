@@ -16,6 +16,7 @@ from knobctl.data.knobs import KnobSpace
 from knobctl.replay.recipes import RECIPES, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.training.train import train_tables
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 QUICK = {"epochs": 2, "min_steps": 0, "batch_size": 32, "evaluations": 1, "log_interval": 2, "basis_rows": 1}
@@ -29,10 +30,10 @@ def tables():
 
 def run(tables, out, **changes):
     options = {name: changes.pop(name) for name in ("resume",) if name in changes}
-    said = []
+    progress = RecordedProgress()
     config = recipe("tuned", **{**QUICK, **changes})
-    report = train_tables(tables, encoder_for(tables), out, config, where="tables", say=said.append, **options)
-    return report, said
+    report = train_tables(tables, encoder_for(tables), out, config, where="tables", progress=progress, **options)
+    return report, progress.notes
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -78,10 +79,10 @@ WEIGHTS = RewardWeights(epsilon=0.0)  # complexity differs between settings what
 
 @pytest.mark.parametrize("estimator", ["grpo", "exact"])
 def test_a_cache_in_which_no_choice_matters_is_noted(tables, tmp_path, estimator):
-    report, said = run(all_alike(tables), tmp_path, estimator=estimator, reward_weights=WEIGHTS)
-    assert any("every setting earns each training sample the same reward" in note for note in report.notes)
-    assert set(report.notes) <= set(said)
-    tied = [note for note in report.notes if "all groups tied throughout (frac_reward_zero_std is 1)" in note]
+    report, notes = run(all_alike(tables), tmp_path, estimator=estimator, reward_weights=WEIGHTS)
+    assert any("the reward of each training sample is the same under every setting" in note for note in report.notes)
+    assert set(report.notes) <= set(notes)
+    tied = [note for note in report.notes if "the rewards of every group tied (frac_reward_zero_std is 1)" in note]
     assert len(tied) == (estimator == "grpo")
 
 
@@ -104,7 +105,7 @@ def test_ties_before_a_resumed_run_count(tables, tmp_path):
         lines = [line | {"frac_reward_zero_std": 1.0} if place or expected else line for place, line in enumerate(tied)]
         (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         report, _ = run(tables, tmp_path, resume=True)  # it was done already: only its log is read
-        assert len([note for note in report.notes if "all groups tied" in note]) == expected
+        assert len([note for note in report.notes if "rewards of every group tied" in note]) == expected
 
 
 def test_the_exact_estimator_logs_no_spread_of_groups(tables, tmp_path):

@@ -18,8 +18,9 @@ from knobctl.data.errors import CheckpointError, KnobctlError
 from knobctl.replay.recipes import recipe
 from knobctl.replay.training import train
 from knobctl.replay.training.log import MetricsWriter
-from knobctl.replay.training.resume import STATE_NAME
+from knobctl.replay.training.state import STATE_NAME
 from knobctl.replay.training.train import REPORT_NAME, train_tables
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 NO_VALUES = ("seed", "step", "epoch")
@@ -128,14 +129,14 @@ class Killed(BaseException):
 def killed_then_resumed(tables, out: Path, monkeypatch, *, before: dict[str, object], after: dict[str, object]) -> None:
     """A run that saves its state after epoch 2, logs one epoch more and is killed, and is then resumed."""
 
-    def progress(done: int, _total: int) -> None:
+    def on_step(done: int) -> None:
         monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0 if done < 2 else 1e9)
         if done == 3:
             raise Killed
 
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     with pytest.raises(Killed):
-        run(tables, out, progress=progress, **before)
+        run(tables, out, progress=RecordedProgress(on_step), **before)
     run(tables, out, resume=True, **after)
 
 

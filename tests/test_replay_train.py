@@ -18,9 +18,11 @@ from knobctl.replay.recipes import CLASSIC, TUNED, TrainConfig, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.tables import _numbered
 from knobctl.replay.training import train
+from knobctl.replay.training.data import require_trainable
 from knobctl.replay.training.inputs import settings_seen
 from knobctl.replay.training.train import train_controllers, train_tables
 from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 32, "evaluations": 4, "log_interval": 2, "basis_rows": 1}
@@ -58,17 +60,17 @@ def test_resuming_after_a_kill_is_bit_equal(tables, tmp_path, monkeypatch, chang
     class Killed(BaseException):
         pass
 
-    def stop(done, _total):
+    def stop(done):
         if done == 2:
             raise Killed
 
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     with pytest.raises(Killed):
-        run(tables, tmp_path / "cut", config, progress=stop)
+        run(tables, tmp_path / "cut", config, progress=RecordedProgress(stop))
     assert not list((tmp_path / "cut").rglob(WEIGHTS_NAME))
-    seen = []
-    run(tables, tmp_path / "cut", config, resume=True, progress=lambda done, _total: seen.append(done))
-    assert seen == [3, 4]
+    progress = RecordedProgress()
+    run(tables, tmp_path / "cut", config, resume=True, progress=progress)
+    assert progress.done == [(3, 4), (4, 4)]
     for path in (tmp_path / "whole").rglob(WEIGHTS_NAME):
         other = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == other.read_bytes()
@@ -78,7 +80,7 @@ def test_resuming_after_a_kill_is_bit_equal(tables, tmp_path, monkeypatch, chang
 
 def test_resuming_another_run_names_what_differs(tables, tmp_path):
     run(tables, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"config\.lr \(there null, now 0\.001\)"):
+    with pytest.raises(CheckpointError, match=r"config\.lr \(recorded null, now 0\.001\)"):
         run(tables, tmp_path / "out", quick(lr=1e-3), resume=True)
     with pytest.raises(CheckpointError, match="data"):
         run(replace(tables, latency_ms_SX=tables.latency_ms_SX * 2), tmp_path / "out", resume=True)
@@ -189,9 +191,9 @@ def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tabl
     accuracy[:, gone] = torch.nan  # no sample has these
     accuracy[::2, 0] = torch.nan  # every other sample lacks this one
     holed = replace(tables, accuracy_SX=accuracy)
-    notes = []
-    run(holed, tmp_path / "out", say=notes.append)
-    assert any("holes" in note for note in notes)
+    progress = RecordedProgress()
+    run(holed, tmp_path / "out", progress=progress)
+    assert any("no outcome and are masked" in note for note in progress.notes)
     controllers = Controllers.from_pretrained(tmp_path / "out")
     allowed_J, allowed_JA = settings_seen(holed)
     assert allowed_J.tolist() == [True, True, False, False]
@@ -274,9 +276,9 @@ def test_small_and_lopsided_caches_train(tmp_path, sizes):
         ({"split_indices": {}}, "no samples in split `train`"),
     ],
 )
-def test_what_cannot_be_trained_is_said_with_the_reason(tables, tmp_path, change, message):
+def test_tables_that_cannot_be_trained_on_are_refused_with_the_reason(tables, change, message):
     with pytest.raises(CacheError, match=message):
-        run(replace(tables, **change), tmp_path / "out")
+        require_trainable(replace(tables, **change), "the cache")
 
 
 def test_a_cache_on_disk_trains(tmp_path):
@@ -308,9 +310,9 @@ def test_no_cuda_is_said(tables, tmp_path, monkeypatch):
 def test_without_val_an_image_is_never_cut_in_two(tables, tmp_path):
     train_S = tables.indices("train")
     one = replace(tables, cluster_S=np.zeros_like(tables.cluster_S), split_indices={"train": train_S})
-    said: list[str] = []
-    run(one, tmp_path, say=said.append)
-    assert any("too few images" in line for line in said)
+    progress = RecordedProgress()
+    run(one, tmp_path, progress=progress)
+    assert any("too few images" in note for note in progress.notes)
 
 
 def test_a_choice_that_training_never_saw_is_left_out_for_samples_that_have_it(tables, tmp_path):

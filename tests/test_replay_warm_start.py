@@ -9,7 +9,7 @@ import torch
 
 from knobctl.replay.recipes import CLASSIC, recipe
 from knobctl.replay.tables import ChoiceGrid
-from knobctl.replay.training.data import make_bundle
+from knobctl.replay.training.data import prepare_training
 from knobctl.replay.training.policy import StackedPolicy
 from knobctl.replay.training.trainer import Trainer, surpasses
 from knobctl.replay.training.warm_start import (
@@ -29,13 +29,13 @@ def tables():
 
 def trainer_of(tables, **changes):
     config = recipe("tuned", **{"epochs": 2, "min_steps": 0, "basis_rows": 1, **changes})
-    return Trainer(make_bundle(tables, encoder_for(tables), config, "the test's tables"), config)
+    return Trainer(prepare_training(tables, encoder_for(tables), config), config)
 
 
 def table_rewards(trainer):
     """Each budget's highest mean reward over the training split."""
     train = trainer.inputs["train"]
-    known_NJA = known_rewards(train, ChoiceGrid.of(trainer.bundle.tables.space).exists_JA)
+    known_NJA = known_rewards(train, ChoiceGrid.of(trainer.data.tables.space).exists_JA)
     return torch.stack([mean_reward(train, known_NJA, budget).max() for budget in range(train.budgets)])
 
 
