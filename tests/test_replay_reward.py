@@ -1,4 +1,4 @@
-"""The reward, against values worked out by hand."""
+"""The reward, compared with values worked out by hand."""
 
 import math
 
@@ -14,24 +14,24 @@ def worth(accuracy, latency_ms, budget_ms, share, weights=None):
     return float(reward(*values, weights or RewardWeights()))
 
 
-def test_half_the_budget_used():
+def test_latency_of_half_the_budget():
     # over = -0.5: sigmoid(-5) = 0.0066929; saving 0.1 * 0.5; complexity 0.05 * 0.4
     assert worth(1, 50, 100, 0.4) == pytest.approx(1 - 0.5 * 0.0066928509 + 0.05 - 0.02, abs=1e-6)
 
 
-def test_twice_the_budget_used():
+def test_latency_of_twice_the_budget():
     # over = 1: sigmoid(10) = 0.9999546; violation 10 * 1
     assert worth(0, 200, 100, 1.0) == pytest.approx(-0.5 * 0.9999546021 - 10.0 - 0.05, abs=1e-5)
 
 
-def test_the_budget_met_to_the_millisecond():
+def test_latency_equal_to_the_budget():
     assert worth(0, 100, 100, 0.0) == pytest.approx(-0.25, abs=1e-7)
 
 
 @pytest.mark.parametrize(
     ("name", "change"), [("alpha", 0.5), ("beta", -0.25), ("gamma", -0.04), ("delta", 0), ("epsilon", -0.3)]
 )
-def test_each_weight_moves_its_own_term(name, change):
+def test_each_weight_scales_its_own_term(name, change):
     base = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0, "epsilon": 0.0}
     # accuracy 0.5, latency 20 % over: sigmoid(2) = 0.8808; 0.2^2 = 0.04; complexity 0.3
     got = worth(0.5, 120, 100, 0.3, RewardWeights(**{**base, name: 1.0}))
