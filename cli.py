@@ -11,6 +11,7 @@ from . import __version__
 from .cli_options import (
     SEEDS_NOTE,
     Bars,
+    ConsoleProgress,
     KnobctlGroup,
     dataset_options,
     emit,
@@ -19,7 +20,6 @@ from .cli_options import (
     log,
     model_options,
     moved_dataset_option,
-    progress,
     report_arguments,
     report_options,
     split_option,
@@ -269,8 +269,8 @@ def train(cache: Path, out: Path, threads: int, as_json: bool, **options: Any) -
         raise click.UsageError("give --seed or --seeds, not both.")
     how = {name: options[name] for name in ("resume", "tensorboard", "wandb_project")}
     config = training_config(seeds or (None if seed is None else (seed,)), options)
-    with progress("epochs") as advance, num_threads(threads):
-        report = train_controllers(cache, out, config, **how, say=log, progress=advance)
+    with num_threads(threads):
+        report = train_controllers(cache, out, config, **how, progress=ConsoleProgress())
     emit(report.to_dict(), as_json, lambda record: render_sections(str(out), record))
 
 
@@ -356,14 +356,14 @@ def cross_validate(cache: Path, seeds: str, threads: int, as_json: bool, **optio
     from .replay.training.cross_validate import cross_validate as run
 
     config = training_config(whole_numbers("--seeds", seeds), options)
-    with progress("epochs") as advance, num_threads(threads):
+    with num_threads(threads):
         report = run(
             cache,
             config,
             folds=options["folds"],
             fold_seed=options["fold_seed"],
             **report_arguments(options),
-            progress=advance,
+            progress=ConsoleProgress(),
         )
     emit(report.to_dict(), as_json, render_report)
 

@@ -99,11 +99,11 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar with the time left on stderr, silent when that is no terminal; the body reports (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(title, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
@@ -121,6 +121,24 @@ class Bars(Progress):
 def log(text: str) -> None:
     """Progress and notes go to stderr, so that stdout holds the result alone."""
     click.echo(text, err=True)
+
+
+class ConsoleProgress(Progress):
+    """Shows notes as lines and steps as a bar, on stderr."""
+
+    def note(self, text: str) -> None:
+        log(text)
+
+    @contextmanager
+    def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        with progress(title) as show:
+
+            def advance() -> None:
+                nonlocal done
+                done += 1
+                show(done, total)
+
+            yield advance
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

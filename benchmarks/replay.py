@@ -23,7 +23,7 @@ from knobctl.data.generated.population import GeneratedConfig, generate
 from knobctl.replay.evaluation.build_report import table_and_oracle
 from knobctl.replay.recipes import TUNED, TrainConfig
 from knobctl.replay.tables import ReplayTables
-from knobctl.replay.training.data import TrainingBundle, make_bundle
+from knobctl.replay.training.data import TrainingData, prepare_training
 from knobctl.replay.training.trainer import Trainer
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
@@ -31,7 +31,7 @@ LARGE = replace(TUNED, epochs=150, min_steps=0, batch_size=2048, lr=1e-2)
 TARGET_STEPS, TARGET_SAMPLES = 187_500, 15_000  # the system this replaces: 25 to 30 s a step
 
 
-def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> TrainingBundle:
+def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> TrainingData:
     """Returns the projected inputs of a generated cache, whose tokens are mapped from a file as a cache's are."""
     start = time.perf_counter()
     generated = generate(GeneratedConfig(samples, 1000, 0, d_model, budgets, seed=1), tokens)
@@ -53,7 +53,7 @@ def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> Trainin
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
     )
     start, cpu_start = time.perf_counter(), time.process_time()
-    bundle = make_bundle(tables, BudgetEncoder.from_seed(d_model, 0), TUNED, "the generated cache")
+    bundle = prepare_training(tables, BudgetEncoder.from_seed(d_model, 0), TUNED)
     cpu_s = time.process_time() - cpu_start
     report("bases fitted and inputs projected, once a run", time.perf_counter() - start, f"cpu {cpu_s:.0f} s")
     return bundle
@@ -63,7 +63,7 @@ def report(what: str, seconds: float, more: str = "") -> None:
     click.echo(f"{what:<48} {seconds:9.2f} s   {more:<52} load {os.getloadavg()[0]:.1f}")
 
 
-def first_samples(bundle: TrainingBundle, count: int) -> TrainingBundle:
+def first_samples(bundle: TrainingData, count: int) -> TrainingData:
     """Returns the bundle with fewer training samples: an epoch of them is a stretch of steps to time."""
     train = bundle.inputs["train"]
     fewer = replace(
@@ -75,7 +75,7 @@ def first_samples(bundle: TrainingBundle, count: int) -> TrainingBundle:
     return replace(bundle, inputs={**bundle.inputs, "train": fewer})
 
 
-def time_epoch(bundle: TrainingBundle, config: TrainConfig) -> tuple[float, float, int]:
+def time_epoch(bundle: TrainingData, config: TrainConfig) -> tuple[float, float, int]:
     """Returns the seconds, the processor's seconds and the steps of one epoch, after one that warms up."""
     trainer = Trainer(bundle, config)
     trainer.run_epoch()
@@ -84,7 +84,7 @@ def time_epoch(bundle: TrainingBundle, config: TrainConfig) -> tuple[float, floa
     return time.perf_counter() - start, time.process_time() - cpu_start, trainer.step - before
 
 
-def train_for(bundle: TrainingBundle, config: TrainConfig, goal: float = math.inf) -> tuple[float, float, int]:
+def train_for(bundle: TrainingData, config: TrainConfig, goal: float = math.inf) -> tuple[float, float, int]:
     """Returns (seconds in training alone, best reward on val, epochs), stopping at the goal."""
     trainer, spent = Trainer(bundle, config), 0.0
     while not trainer.done and float(trainer.best_reward_N.min()) < goal:

@@ -142,7 +142,7 @@ def test_training_takes_one_thread_unless_told(cache: Path, tmp_path: Path, monk
         once = run("train", cache, "--out", tmp_path / "controllers", "--epochs", 1)
         assert once.exit_code == 0, once.output
         more = run("train", cache, "--out", tmp_path / "controllers", "--epochs", 1, "--threads", 3, "--resume")
-        assert_one_line(more, "threads (there 1, now 3)")
+        assert_one_line(more, "threads (recorded 1, now 3)")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(had)

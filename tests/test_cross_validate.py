@@ -1,4 +1,4 @@
-"""Cross-validation: every sample tested once, by what has seen neither it nor another sample of its image."""
+"""Cross-validation: every sample is tested once, by policies fitted without any sample of its image."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from knobctl.replay.training.cross_validate import (
 from knobctl.tests.support.evaluation_cases import write_array_cache
 from knobctl.tests.support.foreign_cache import foreign_cache
 from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import encoder_for, small_generated, tables_of
 
 QUICK = recipe("tuned", seeds=(0, 1), epochs=2, min_steps=4, warm_start_steps=5)
 BASELINES = ("table", "neighbours", "neighbours_token", "oracle")
 
 
-def test_every_sample_is_tested_once_and_no_image_is_on_two_sides():
+def test_every_sample_is_tested_once_and_each_image_is_in_one_split():
     rng = np.random.default_rng(0)
     cluster_S = rng.integers(0, 40, size=300)
     sample_N = np.flatnonzero(rng.random(300) < 0.9)
@@ -51,13 +52,13 @@ def test_every_sample_is_tested_once_and_no_image_is_on_two_sides():
     assert set(other[0]["test"]) != set(splits[0]["test"])
 
 
-def test_two_folds_train_on_the_other_half_of_the_samples_that_do_not_select():
+def test_two_folds_divide_the_other_half_into_train_and_val():
     splits = fold_splits(np.arange(8), np.arange(8), 2, 3)
     assert [[len(rows) for rows in split.values()] for split in splits] == [[2, 2, 4]] * 2
 
 
-def test_too_few_images_or_folds_are_named():
-    with pytest.raises(KnobctlError, match=r"--folds is 1: at least 2"):
+def test_too_few_images_or_folds_are_refused():
+    with pytest.raises(KnobctlError, match=r"--folds is 1: give at least 2"):
         fold_splits(np.arange(9), np.arange(9), 1, 0)
     with pytest.raises(KnobctlError, match=r"9 images are too few for 5 folds.*give --folds 4 or fewer$"):
         fold_splits(np.arange(9), np.arange(9), 5, 0)
@@ -65,8 +66,8 @@ def test_too_few_images_or_folds_are_named():
         fold_splits(np.arange(3), np.arange(3), 5, 0)
 
 
-def test_nothing_of_the_test_fold_reaches_what_is_fitted():
-    """Half of the test samples get other outcomes, features and tokens: the other half's settings stay."""
+def test_fitting_never_reads_the_test_fold():
+    """Other outcomes, features and tokens for half of the test samples do not change the choices for the other half."""
     tables = tables_of(small_generated())
     splits = fold_splits(tables.cluster_S, np.arange(len(tables.sample_ids)), 4, 0)[0]
     changed, kept = np.array_split(splits["test"], 2)
@@ -85,8 +86,8 @@ def test_nothing_of_the_test_fold_reaches_what_is_fitted():
     )
 
     def chosen(tables) -> dict[str, np.ndarray]:
-        how = {"where": "here", "baselines": BASELINES, "with_ablations": True, "seed": 0}
-        policies, _ = fold_policies(tables.with_splits(splits), encoder_for(tables), QUICK, **how, progress=None)
+        how = {"baselines": BASELINES, "with_ablations": True, "seed": 0}
+        policies, _ = fold_policies(tables.with_splits(splits), encoder_for(tables), QUICK, **how, advance=lambda: None)
         return {policy.name: decide(policy, tables, kept, range(3)) for policy in policies}
 
     before, after = chosen(tables), chosen(other)
@@ -95,29 +96,21 @@ def test_nothing_of_the_test_fold_reaches_what_is_fitted():
         np.testing.assert_array_equal(setting_NM, after[name], err_msg=name)
 
 
-def test_the_report_pools_what_each_fold_chose(tmp_path: Path):
+def test_the_report_pools_the_choices_of_all_folds(tmp_path: Path):
     write_generated(small_generated(), tmp_path / "cache")
-    seen: list[tuple[int, int]] = []
-    report = cross_validate(
-        tmp_path / "cache",
-        QUICK,
-        folds=4,
-        baselines=BASELINES,
-        resamples=50,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    progress = RecordedProgress()
+    report = cross_validate(tmp_path / "cache", QUICK, folds=4, baselines=BASELINES, resamples=50, progress=progress)
     assert (report.folds, report.split, report.n_samples) == (4, "all", 200)
     assert report.subjects == ("seed-0", "seed-1")
     assert list(report.policies) == ["seed-0", "seed-1", *BASELINES]
-    assert seen == sorted(seen)
-    assert seen[-1] == (16, 16)  # 4 epochs for the least number of steps, in 4 folds
+    assert progress.done == [(step, 16) for step in range(1, 17)]  # 4 epochs, for min_steps, in each of 4 folds
     for versus in ("table", "neighbours", "neighbours_token"):
         assert report.compared("seed-0", versus) is not None
     record = json.loads(report.to_json())
     folds = record["controllers"]["seed-1"]["folds"]
     assert [fold["samples"] for fold in folds] == [{"train": 125, "val": 25, "test": 50}] * 4
     assert record["controllers"]["seed-1"]["settings"]["fold_seed"] == 0
-    # The oracle has each sample's best, whatever the fold; the table a setting per budget and fold.
+    # The oracle takes the best setting of each sample in any fold; the table one setting per budget and fold.
     table = report.decisions.tables
     best = [table.reward_BX(np.arange(200), np.full(200, budget)).max(axis=1).mean() for budget in table.budgets_ms_M]
     assert report.policies["oracle"].overall.metrics["reward"].value == pytest.approx(float(np.mean(best)), abs=1e-6)
@@ -129,7 +122,7 @@ def test_the_report_pools_what_each_fold_chose(tmp_path: Path):
     assert again.to_dict() == report.to_dict()
 
 
-def test_settings_are_pooled_in_the_samples_order():
+def test_settings_are_pooled_in_the_order_of_samples():
     results = [
         FoldResult(np.array([7, 3]), {"a": np.array([[1, 2], [3, 4]])}, {}),
         FoldResult(np.array([5]), {"a": np.array([[9, 9]])}, {}),
@@ -139,34 +132,34 @@ def test_settings_are_pooled_in_the_samples_order():
         pooled(results, np.array([3, 5, 6, 7]))
 
 
-def test_folds_that_learned_nothing_are_counted():
+def test_folds_that_kept_the_warm_start_are_counted():
     rows = np.zeros((1, 1), dtype=np.int64)
     ends = [{"a": {"best_epoch": 0}, "b": {"best_epoch": 3}}, {"a": {"best_epoch": 9}, "b": {"best_epoch": 3}}]
-    said = start_warnings([FoldResult(np.array([place]), {"a": rows}, end) for place, end in enumerate(ends)])
-    assert len(said) == 1
-    assert said[0].startswith("a: in 1 of 2 folds nothing learned")
+    warnings = start_warnings([FoldResult(np.array([place]), {"a": rows}, end) for place, end in enumerate(ends)])
+    assert len(warnings) == 1
+    assert warnings[0].startswith("a: in 1 of 2 folds no checkpoint beat the warm start")
 
 
-def test_a_mistaken_baseline_is_named_before_anything_is_trained(tmp_path: Path):
+def test_an_unknown_baseline_is_refused_before_training(tmp_path: Path):
     make_cache(tmp_path / "cache", samples=30)
-    seen: list[tuple[int, int]] = []
+    progress = RecordedProgress()
     with pytest.raises(KnobctlError, match="unknown baselines"):
-        cross_validate(tmp_path / "cache", QUICK, baselines=["tables"], progress=lambda *done: seen.append(done))
-    assert not seen
+        cross_validate(tmp_path / "cache", QUICK, baselines=["tables"], progress=progress)
+    assert not progress.done
 
 
-def test_a_cache_without_tokens_says_so_before_anything_is_trained(tmp_path: Path):
+def test_a_cache_without_tokens_is_refused_before_training(tmp_path: Path):
     make_cache(tmp_path / "cache", samples=30, tokens=False)
     with pytest.raises(CacheError, match=r"^cache .* has no latency tokens"):
         cross_validate(tmp_path / "cache", QUICK)
 
 
-def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
+def test_caches_that_cannot_be_trained_on_are_refused(tmp_path: Path):
     unknown = np.full((8, 4), np.nan)
     with pytest.raises(CacheError, match="has no latency tokens"):
         cross_validate(write_array_cache(tmp_path / "few", np.ones((8, 4)), np.ones((8, 4))), QUICK)
     space = {"token_STPMD": np.zeros((8, 2, 1, 1, 4)), "splits": ["train"] * 8}
-    with pytest.raises(CacheError, match="has no latency_ms at all"):
+    with pytest.raises(CacheError, match="has no latency_ms in any row"):
         cross_validate(write_array_cache(tmp_path / "untimed", np.ones((8, 4)), unknown, **space), QUICK)
 
 
@@ -175,11 +168,11 @@ def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
     [
         (("--device", "nonsense"), "is unknown"),
         (("--seeds", ","), "at least one"),
-        (("--train-budget-encoder",), "one seed at a time: give one"),
+        (("--train-budget-encoder",), "works with one seed only"),
         (("--folds", "999"), "too few for 999 folds"),
     ],
 )
-def test_what_the_command_cannot_do_is_one_line(tmp_path: Path, options: tuple[str, ...], words: str):
+def test_invalid_options_of_the_command_are_one_line(tmp_path: Path, options: tuple[str, ...], words: str):
     cache = make_cache(tmp_path / "cache", samples=20)
     refused = CliRunner().invoke(main, ["cross-validate", str(cache), *options])
     assert refused.exit_code == 1, refused.output
@@ -187,8 +180,8 @@ def test_what_the_command_cannot_do_is_one_line(tmp_path: Path, options: tuple[s
     assert words in refused.stderr
 
 
-def test_the_report_says_what_it_rests_on(tmp_path: Path):
-    """A cache without image ids, with an outcome and tokens missing; and training that cannot better its start."""
+def test_the_report_contains_the_warnings_of_cache_and_training(tmp_path: Path):
+    """A cache without image ids, with an outcome and tokens missing; and training that cannot beat its warm start."""
     cache = foreign_cache(
         tmp_path / "cache",
         ids=[f"s{index}" for index in range(20)],
@@ -198,18 +191,18 @@ def test_the_report_says_what_it_rests_on(tmp_path: Path):
         ),
     )
     report = cross_validate(cache, replace(QUICK, lr=1e-12), folds=2, baselines=["table"], resamples=20)
-    said = " | ".join(report.warnings)
+    warnings = " | ".join(report.warnings)
     for words in (
         "the cache has no image_id",
         "1 samples of split `all` lack some outcomes",
         "of the latency tokens of split `all` are missing",
-        "seed-1: in 2 of 2 folds nothing learned",
+        "seed-1: in 2 of 2 folds no checkpoint beat the warm start on val",
     ):
-        assert words in said
+        assert words in warnings
     assert report.cluster_by == "sample_id"
 
 
-def test_the_commands_options_reach_the_report(tmp_path: Path):
+def test_the_options_of_the_command_reach_the_report(tmp_path: Path):
     cache = make_cache(tmp_path / "cache", samples=40)
     asked = ["--folds", "2", "--seeds", "5", "--epochs", "1", "--resamples", "30", "--seed", "4", "--json"]
     asked += ["--budgets", "20,80", "--baseline", "table", "--ablations"]

@@ -1,4 +1,4 @@
-"""The frozen bases: ridge from sums, what cross-fitting guards against, and that training and deployment read alike."""
+"""The frozen input bases: ridge regression from sums, cross-fitting, and equal features in training and deployment."""
 
 from dataclasses import replace
 
@@ -10,20 +10,16 @@ from knobctl.controllers.bases import CLAMP, TokenBasis, waves_of
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.generated.cache import write_generated
 from knobctl.data.generated.population import GeneratedConfig, generate
-from knobctl.replay.bases.fit import (
-    budget_waves,
-    draw_waves,
-    fit_budget_basis,
-    fit_language_basis,
-    fit_token_basis,
-    fold_of_samples,
-    leading_directions,
-    principal_targets,
-)
+from knobctl.replay.bases.budget import budget_waves, fit_budget_basis
+from knobctl.replay.bases.folds import fold_of_samples
+from knobctl.replay.bases.fourier import draw_waves, leading_directions
+from knobctl.replay.bases.language import fit_language_basis
 from knobctl.replay.bases.ridge import FoldSums, fit_ridge
+from knobctl.replay.bases.targets import principal_targets
+from knobctl.replay.bases.token import fit_token_basis
 from knobctl.replay.recipes import recipe
 from knobctl.replay.tables import ReplayTables
-from knobctl.replay.training.data import make_bundle
+from knobctl.replay.training.data import prepare_training
 from knobctl.replay.training.inputs import project_tokens
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
@@ -47,7 +43,7 @@ def test_ridge_solves_the_normal_equations():
     torch.testing.assert_close(damped_DD @ fit.weight_DQ, x_RD.T @ y_RQ, rtol=1e-4, atol=1e-3)
 
 
-def test_a_folds_weights_do_not_depend_on_its_rows():
+def test_held_out_weights_do_not_depend_on_the_folds_own_rows():
     x_RD, y_RQ = noise(50, 4), noise(50, 1, seed=1)
     changed_RQ = y_RQ.clone()
     changed_RQ[2::5] += 100.0
@@ -56,10 +52,10 @@ def test_a_folds_weights_do_not_depend_on_its_rows():
     assert not torch.allclose(fits[0].weight_KDQ[1], fits[1].weight_KDQ[1])
 
 
-def test_explained_variance_is_that_of_the_rows_left_out():
+def test_explained_variance_is_measured_on_held_out_rows():
     x_RD = noise(400, 3)
-    told_R1 = x_RD[:, :1] * 2
-    y_RQ = torch.cat([told_R1, noise(400, 1, seed=5), torch.zeros(400, 1)], dim=1)
+    known_R1 = x_RD[:, :1] * 2
+    y_RQ = torch.cat([known_R1, noise(400, 1, seed=5), torch.zeros(400, 1)], dim=1)
     explained = fit_ridge(sums_of(x_RD, y_RQ)).explained_Q
     assert float(explained[0]) > 0.999
     assert float(explained[1]) < 0.02
@@ -81,14 +77,14 @@ def test_samples_of_one_image_share_a_fold():
     assert set(fold.tolist()) == set(range(5))
 
 
-def test_principal_targets_take_a_hole_for_the_columns_mean():
+def test_principal_targets_count_a_hole_as_the_columns_mean():
     value = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [3.0, 0.0], [2.0, 0.0]])
     target = principal_targets(value, 1)
     assert abs(float(target[1, 0])) < 1e-6
     assert float(target[2, 0]) == pytest.approx(-float(target[0, 0]))
 
 
-def test_the_budget_basis_reads_budgets_between_the_grids():
+def test_the_budget_basis_interpolates_between_the_grids_budgets():
     budgets = torch.tensor([50.0, 100.0, 200.0, 400.0])
     tables = tables_of(small_generated(space=SMALL_SPACE, d_model=64))
     encoder = encoder_for(tables)
@@ -100,7 +96,7 @@ def test_the_budget_basis_reads_budgets_between_the_grids():
     assert float((got - wanted)[:, :4].abs().max()) < 0.15
 
 
-def test_what_predicts_nothing_fades():
+def test_a_feature_without_predictive_value_fades():
     generated = small_generated(space=SMALL_SPACE, train=300)
     needs_SD = torch.cat([torch.from_numpy(generated.need_SL), noise(len(generated.sample_ids), 20)], dim=1)
     seeing = tables_of(generated, language_feature_SD=needs_SD.numpy())
@@ -112,13 +108,13 @@ def test_what_predicts_nothing_fades():
     assert explained[1] < 0.05
 
 
-def test_smooth_features_show_what_bends():
+def test_smooth_features_capture_non_linear_dependence():
     generated = small_generated(space=SMALL_SPACE, train=600, d_model=4)
     detail_S1 = torch.from_numpy(generated.need_SL[:, :1])
-    bent_S1 = (3.0 * detail_S1).cos()  # the input tells the need up to its sign and a period
-    feature_SD = torch.cat([3.0 * bent_S1, (3.0 * detail_S1).sin() * 3.0, noise(len(detail_S1), 2)], dim=1)
+    cosine_S1 = (3.0 * detail_S1).cos()  # the input determines the need up to its sign and a period
+    feature_SD = torch.cat([3.0 * cosine_S1, (3.0 * detail_S1).sin() * 3.0, noise(len(detail_S1), 2)], dim=1)
     accuracy_SX = torch.from_numpy(generated.accuracy_SX).clone()
-    accuracy_SX[:, :] = (bent_S1.square() > 0.5).float()  # even in both inputs: no line sees it
+    accuracy_SX[:, :] = (cosine_S1.square() > 0.5).float()  # even in both inputs: invisible to a linear projection
     tables = tables_of(generated, language_feature_SD=feature_SD.numpy(), accuracy_SX=accuracy_SX.numpy())
     fold = fold_of_samples(tables.cluster_S[tables.indices("train")], 5, 0)
     fitted = fit_language_basis(tables, fold, 48)
@@ -129,7 +125,7 @@ def test_smooth_features_show_what_bends():
     assert float(features[:, 32:].std(dim=0).max()) == pytest.approx(1.0, abs=0.2)
 
 
-def test_directions_that_tell_budgets_apart_are_left_out():
+def test_directions_that_distinguish_budgets_are_left_out():
     x_RD = noise(300, 6) * torch.tensor([10.0, 5.0, 1.0, 1.0, 1.0, 1.0])
     budget_BD = torch.tensor([[1.0, 0, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0, 0]])
     found = leading_directions(x_RD.T @ x_RD, 300, budget_BD)
@@ -149,7 +145,7 @@ def test_waves_approximate_a_kernel():
     assert float((got_BB - wanted_BB).abs().max()) < 0.08
 
 
-def test_projection_and_deployment_read_a_token_alike():
+def test_projection_and_deployment_give_the_same_token_features():
     tables = tables_of(small_generated(space=SMALL_SPACE, d_model=12))
     basis = TokenBasis(12, 48, tiers=2, positions=2, waves=20)
     basis.projection_PDF.copy_(noise(2, 12, 48) / 12)
@@ -168,19 +164,18 @@ def test_projection_and_deployment_read_a_token_alike():
     assert float(projected.abs().max()) <= CLAMP
 
 
-def test_a_missing_token_is_masked_and_not_read():
+def test_a_missing_token_is_masked_and_never_read():
     generated = small_generated(space=SMALL_SPACE)
     token, present = generated.token_STPMD.copy(), np.ones(generated.token_STPMD.shape[:4], dtype=bool)
     token[4, 1, 0], present[4, 1, 0] = np.nan, False
     tables = tables_of(generated, token_STPMD=token, token_present_STPM=present)
-    bundle = make_bundle(tables, encoder_for(tables), recipe("tuned"), "tables")
-    train = bundle.inputs["train"]
+    train = prepare_training(tables, encoder_for(tables), recipe("tuned")).inputs["train"]
     assert train.holes == 4  # the four settings of that tier and position
     assert train.allowed_NMJ[4, 0].tolist() == [True, True, False, True]
     assert bool(torch.isfinite(train.token_NJMF).all())
 
 
-def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
+def test_generated_data_is_reproducible_and_its_cache_reads_back(tmp_path):
     config = GeneratedConfig(10, 3, 3, d_model=8, n_budgets=2, hole_share=0.1, space=SMALL_SPACE, seed=3)
     first, second = generate(config), generate(config)
     np.testing.assert_array_equal(first.token_STPMD, second.token_STPMD)
@@ -196,16 +191,15 @@ def test_the_generator_repeats_and_its_cache_reads_back(tmp_path):
     assert [len(tables.indices(split)) for split in ("train", "val", "test")] == [10, 3, 3]
 
 
-def test_one_odd_dimension_leaves_the_others_readable(monkeypatch):
-    monkeypatch.setattr("knobctl.replay.bases.fit.MOMENT_SAMPLES", 40)
+def test_an_outlier_in_one_dimension_does_not_spoil_the_others():
     tables = tables_of(small_generated(space=SMALL_SPACE))
     train_S = tables.indices("train")
     token_STPMD = tables.token_STPMD.copy()
     token_STPMD[..., 0] = 0.0
     fold_S = fold_of_samples(tables.cluster_S[train_S], 5, 0)
-    plain = fit_token_basis(replace(tables, token_STPMD=token_STPMD), fold_S, 30, 1, 0)
+    plain = fit_token_basis(replace(tables, token_STPMD=token_STPMD), fold_S, 30, 1, 0, moment_samples=40)
     odd_STPMD = token_STPMD.copy()
-    odd_STPMD[train_S[1], ..., 0] = 1.0  # not among the 40 samples that the spread is taken over
-    odd = fit_token_basis(replace(tables, token_STPMD=odd_STPMD), fold_S, 30, 1, 0)
+    odd_STPMD[train_S[1], ..., 0] = 1.0  # not among the 40 samples that the spread is computed from
+    odd = fit_token_basis(replace(tables, token_STPMD=odd_STPMD), fold_S, 30, 1, 0, moment_samples=40)
     assert plain.explained_F.sum() > 0.1
     torch.testing.assert_close(odd.explained_F, plain.explained_F, rtol=0.1, atol=0.02)

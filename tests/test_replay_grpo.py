@@ -1,4 +1,4 @@
-"""GRPO's pure functions, and the sampled gradient against the exact one and against autograd."""
+"""GRPO's pure functions; the sampled gradient compared with the exact one and with autograd."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ from knobctl.tests.support.replay_cases import small_inputs, small_networks
 
 
 def batch_of(inputs, seeds=1, requests=4, group=5, seed=0):
-    """A batch, and the uniforms of its draws."""
+    """Returns a batch and the uniforms of its draws."""
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randint(len(inputs), (seeds, requests), generator=generator)
     budget = torch.randint(inputs.budgets, (seeds, requests), generator=generator)
@@ -31,7 +31,7 @@ def batch_of(inputs, seeds=1, requests=4, group=5, seed=0):
 
 
 def grpo_gradients(policy, inputs, batch, uniform, *, scale_rewards="none", clip=None, entropy_bonus=0.0):
-    """Fills both stages' gradients with those of the loss on fresh draws; returns the draws and their advantages."""
+    """Writes the gradients of the loss on new draws to both stages; returns the draws and their advantages."""
     draws = policy.draw(inputs, batch, uniform)
     reward = gather_reward(inputs, batch, draws.choice1_NBG, draws.choice2_NBG)
     advantage = group_advantages(reward, scale_rewards, clip)
@@ -41,7 +41,7 @@ def grpo_gradients(policy, inputs, batch, uniform, *, scale_rewards="none", clip
 
 
 def plain_policy(policy):
-    """The same networks by autograd alone: the policy, and the leaves that carry both stages' parameters."""
+    """Returns the same policy with plain autograd, and the leaf tensors with the parameters of both stages."""
     leaves = [stage.flat.detach().clone().requires_grad_() for stage in (policy.stage1, policy.stage2)]
 
     def network(stage, leaf):
@@ -56,16 +56,16 @@ def plain_policy(policy):
     return StackedPolicy(network(policy.stage1, leaves[0]), network(policy.stage2, leaves[1])), leaves
 
 
-def test_ties_teach_nothing():
+def test_ties_give_zero_advantage():
     reward_BG = torch.tensor([[1.0, 4.0], [5.0, 5.0]])
     torch.testing.assert_close(group_advantages(reward_BG), torch.tensor([[-1.5, 1.5], [0.0, 0.0]]))
     for scale in ("none", "group", "batch"):
         assert not group_advantages(reward_BG, scale)[1].any()
 
 
-def test_scaling_by_group_and_by_batch():
+def test_advantages_scaled_by_group_and_by_batch():
     reward_BG = torch.tensor([[1.0, 3.0], [5.0, 5.0]])
-    # the group's deviation is sqrt(2); the batch's is sqrt(11/3): mean 3.5, squares 6.25 + .25 + 2.25 + 2.25
+    # standard deviation of the group sqrt(2), of the batch sqrt(11/3): mean 3.5, squares 6.25 + .25 + 2.25 + 2.25
     by_group = group_advantages(reward_BG, "group", floor=0.0)[0]
     torch.testing.assert_close(by_group, torch.tensor([-1.0, 1.0]) / math.sqrt(2))
     by_batch = group_advantages(reward_BG, "batch", floor=0.0)[0]
@@ -76,7 +76,7 @@ def test_a_clipped_advantage_is_bounded():
     assert group_advantages(torch.tensor([[-90.0, 10.0]]), clip=1.0).tolist() == [[-1.0, 1.0]]
 
 
-def test_a_group_of_one_prefers_nothing():
+def test_a_group_of_one_gives_zero_advantage():
     for scale in ("none", "group", "batch"):
         assert group_advantages(torch.tensor([[7.0]]), scale).tolist() == [[0.0]]
 
@@ -89,7 +89,7 @@ def test_permuting_a_group_permutes_its_advantages():
         torch.testing.assert_close(group_advantages(reward_BG[:, order], scale), advantage_BG[:, order])
 
 
-def test_the_clip_stops_what_has_moved_too_far():
+def test_the_clip_stops_gradients_beyond_its_range():
     old, ratio = torch.zeros(1, 4), torch.tensor([[1.5, 1.5, 0.5, 0.5]])
     advantage = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     loss = clipped_loss(ratio.log(), old, advantage, epsilon=0.2)
@@ -97,18 +97,18 @@ def test_the_clip_stops_what_has_moved_too_far():
     assert float(clip_ratio(ratio.log(), old, advantage, epsilon=0.2)) == 0.5
 
 
-def test_the_kl_estimate_averages_to_the_kl():
+def test_the_kl_estimate_is_unbiased():
     policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
     estimate = (policy * kl_estimate(policy.log(), reference.log())).sum()
     torch.testing.assert_close(estimate, (policy * (policy / reference).log()).sum())
 
 
-def test_entropy_of_a_coin_and_of_a_certainty():
+def test_entropy_of_a_fair_coin_and_of_a_certain_outcome():
     assert float(entropy(torch.tensor([0.5, 0.5]).log())) == pytest.approx(math.log(2))
     assert float(entropy(torch.tensor([1.0, 0.0]).log())) == 0.0
 
 
-def test_what_is_not_allowed_has_probability_exactly_0_and_is_never_drawn():
+def test_masked_choices_have_probability_0_and_are_never_drawn():
     allowed = torch.tensor([False, True, False, True, False])
     log_prob = log_probs(lambda logits: logits, torch.tensor([9.0, 0.0, 9.0, 0.0, 9.0]), allowed)
     assert log_prob.exp().tolist() == [0.0, 0.5, 0.0, 0.5, 0.0]
@@ -116,7 +116,7 @@ def test_what_is_not_allowed_has_probability_exactly_0_and_is_never_drawn():
     assert sample_choices(log_prob, uniform).tolist() == [1, 1, 1, 3, 3, 3]
 
 
-def test_draws_come_as_often_as_they_are_likely():
+def test_frequencies_of_draws_match_probabilities():
     log_prob = torch.tensor([0.1, 0.6, 0.3]).log()
     draws = sample_choices(log_prob, torch.rand(100_000, generator=torch.Generator().manual_seed(0)))
     assert (draws.bincount() / len(draws)).tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.01)
@@ -124,14 +124,14 @@ def test_draws_come_as_often_as_they_are_likely():
 
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize(("scale_rewards", "clip"), [("none", None), ("group", None), ("batch", 0.5)])
-def test_the_grpo_gradient_is_autograds_of_the_clipped_loss(holes, scale_rewards, clip):
+def test_the_grpo_gradient_equals_autograd_of_the_clipped_loss(holes, scale_rewards, clip):
     inputs, policy = small_inputs(holes=holes), StackedPolicy(*small_networks(seeds=2))
     batch, uniform = batch_of(inputs, seeds=2)
     options = {"scale_rewards": scale_rewards, "clip": clip, "entropy_bonus": 0.3}
     draws, advantage = grpo_gradients(policy, inputs, batch, uniform, **options)
     plain, leaves = plain_policy(policy)
     again = plain.of_draws(inputs, batch, draws)
-    old = again.log_prob_NBG.detach()  # one update per batch: the ratio is 1 and the clip does not act
+    old = again.log_prob_NBG.detach()  # one update per batch: the ratio is 1 and the clip has no effect
     loss, _ = grpo_loss(again, advantage, epsilon=0.2, beta=0.0, entropy_bonus=0.3, old_log_prob_NBG=old)
     gradients = torch.autograd.grad(loss, leaves)
     for stage, gradient in zip((policy.stage1, policy.stage2), gradients, strict=True):
@@ -140,7 +140,7 @@ def test_the_grpo_gradient_is_autograds_of_the_clipped_loss(holes, scale_rewards
 
 
 @pytest.mark.parametrize("holes", [False, True])
-def test_the_exact_gradient_is_autograds(holes):
+def test_the_exact_gradient_equals_autograd(holes):
     inputs, policy = small_inputs(holes=holes), StackedPolicy(*small_networks(seeds=2))
     batch, _ = batch_of(inputs, seeds=2)
     exact_loss(policy, inputs, batch, entropy_bonus=0.3)[0].backward()
@@ -151,8 +151,8 @@ def test_the_exact_gradient_is_autograds(holes):
         assert stage.grad.any()
 
 
-def test_the_gradient_of_the_inputs_is_autograds():
-    """A budget encoder that learns gets its gradient through Stage1's inputs."""
+def test_the_input_gradient_equals_autograd():
+    """A trained budget encoder gets its gradient through the inputs of Stage1."""
     inputs, policy = small_inputs(), StackedPolicy(*small_networks(seeds=2))
     batch, _ = batch_of(inputs, seeds=2)
     found = []
@@ -178,7 +178,7 @@ def test_every_parameter_gets_a_gradient():
             stage.grad.zero_()
 
 
-def test_seeds_side_by_side_do_not_touch_each_other():
+def test_seeds_trained_together_are_independent():
     inputs = small_inputs()
     together = StackedPolicy(*small_networks(seeds=3))
     batch, uniform = batch_of(inputs, seeds=3)
@@ -192,8 +192,8 @@ def test_seeds_side_by_side_do_not_touch_each_other():
         torch.testing.assert_close(alone.stage2.grad[0], together.stage2.grad[seed])
 
 
-def test_the_sampled_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
-    """Every group of 2 draws is listed with its probability, so the mean is exact: no tolerance for luck."""
+def test_the_expected_sampled_gradient_is_the_exact_one_times_g_minus_1_over_g():
+    """Enumerates all groups of 2 draws with their probabilities, so the expectation is exact."""
     prob1, prob2 = torch.tensor([0.2, 0.8]).double(), torch.tensor([[0.5, 0.5], [0.1, 0.9]]).double()
     reward = torch.tensor([[1.0, -2.0], [0.5, 3.0]]).double()
     logits = [prob.log().requires_grad_() for prob in (prob1, prob2)]
@@ -202,16 +202,16 @@ def test_the_sampled_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
     mean1, mean2 = torch.zeros(2).double(), torch.zeros(2, 2).double()
     group = 2
     for draws in itertools.product(itertools.product(range(2), range(2)), repeat=group):
-        likely = math.prod(float(prob1[j] * prob2[j, a]) for j, a in draws)
+        probability = math.prod(float(prob1[j] * prob2[j, a]) for j, a in draws)
         advantages = group_advantages(torch.stack([reward[j, a] for j, a in draws])[None])[0]
         for (j, a), advantage in zip(draws, advantages, strict=True):
-            mean1 += likely * advantage / group * (torch.eye(2)[j] - prob1)
-            mean2[j] += likely * advantage / group * (torch.eye(2)[a] - prob2[j])
+            mean1 += probability * advantage / group * (torch.eye(2)[j] - prob1)
+            mean2[j] += probability * advantage / group * (torch.eye(2)[a] - prob2[j])
     torch.testing.assert_close(mean1, exact1 * (group - 1) / group)
     torch.testing.assert_close(mean2, exact2 * (group - 1) / group)
 
 
-def test_the_grpo_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
+def test_the_mean_grpo_gradient_approaches_the_exact_one_times_g_minus_1_over_g():
     inputs, policy = small_inputs(samples=1, budgets=1), StackedPolicy(*small_networks())
     group, requests = 4, 60_000
     sample = torch.zeros(1, requests, dtype=torch.int64)
@@ -224,7 +224,7 @@ def test_the_grpo_gradients_mean_is_the_exact_one_times_g_minus_1_over_g():
         assert float((grad - wanted).norm() / wanted.norm()) < 0.03
 
 
-def test_the_expected_reward_by_hand():
+def test_the_expected_reward():
     log_prob1, log_prob2 = torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).log()
-    reward = torch.tensor([[[4.0, float("nan")], [0.0, 2.0]]])  # what cannot be chosen is not looked at
+    reward = torch.tensor([[[4.0, float("nan")], [0.0, 2.0]]])  # rewards of impossible choices are ignored
     assert float(expected_reward(log_prob1, log_prob2, reward)) == pytest.approx(0.25 * 4 + 0.75 * 1)

@@ -1,4 +1,4 @@
-"""Training settings that cannot learn anything are refused; runs that learned nothing from rewards say so."""
+"""Training settings with which nothing can be learned are refused; runs that learned nothing from rewards note it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from knobctl.data.knobs import KnobSpace
 from knobctl.replay.recipes import RECIPES, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.training.train import train_tables
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 QUICK = {"epochs": 2, "min_steps": 0, "batch_size": 32, "evaluations": 1, "log_interval": 2, "basis_rows": 1}
@@ -30,10 +31,10 @@ def tables():
 
 def run(tables, out, **changes):
     options = {name: changes.pop(name) for name in ("resume",) if name in changes}
-    said = []
+    progress = RecordedProgress()
     config = recipe("tuned", **{**QUICK, **changes})
-    report = train_tables(tables, encoder_for(tables), out, config, where="tables", say=said.append, **options)
-    return report, said
+    report = train_tables(tables, encoder_for(tables), out, config, where="tables", progress=progress, **options)
+    return report, progress.notes
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -51,22 +52,22 @@ def run(tables, out, **changes):
         ({"advantage_clip": 0.0}, "advantage_clip must be above 0"),
     ],
 )
-def test_settings_that_cannot_learn_are_refused(name, changes, message):
+def test_settings_with_which_nothing_can_be_learned_are_refused(name, changes, message):
     with pytest.raises(KnobctlError, match=message):
         recipe(name, **changes)
 
 
 @pytest.mark.parametrize("weight", ["alpha", "beta", "gamma", "delta", "epsilon"])
-def test_one_term_of_the_reward_is_enough(weight):
+def test_a_single_reward_term_is_enough(weight):
     recipe("tuned", reward_weights=replace(NONE, **{weight: 1.0}))
 
 
-def test_the_exact_estimator_draws_no_groups():
+def test_the_exact_estimator_accepts_groups_of_one():
     recipe("tuned", group_size=1, estimator="exact")
 
 
-def all_alike(tables):
-    """Returns tables in which all settings answer and take alike, rewarded for just that."""
+def equal_settings(tables):
+    """Returns tables in which accuracy and latency are the same under all settings."""
     return replace(
         tables,
         accuracy_SX=np.repeat(tables.accuracy_SX[:, :1], tables.accuracy_SX.shape[1], axis=1),
@@ -74,41 +75,41 @@ def all_alike(tables):
     )
 
 
-WEIGHTS = RewardWeights(epsilon=0.0)  # complexity differs between settings whatever they do
+WEIGHTS = RewardWeights(epsilon=0.0)  # complexity differs between settings in any table
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "exact"])
-def test_a_cache_in_which_no_choice_matters_is_noted(tables, tmp_path, estimator):
-    report, said = run(all_alike(tables), tmp_path, estimator=estimator, reward_weights=WEIGHTS)
-    assert any("every setting earns each training sample the same reward" in note for note in report.notes)
-    assert set(report.notes) <= set(said)
-    tied = [note for note in report.notes if "all groups tied throughout (frac_reward_zero_std is 1)" in note]
+def test_a_cache_with_equal_rewards_for_all_settings_is_noted(tables, tmp_path, estimator):
+    report, notes = run(equal_settings(tables), tmp_path, estimator=estimator, reward_weights=WEIGHTS)
+    assert any("the reward of each training sample is the same under every setting" in note for note in report.notes)
+    assert set(report.notes) <= set(notes)
+    tied = [note for note in report.notes if "the rewards of every group tied (frac_reward_zero_std is 1)" in note]
     assert len(tied) == (estimator == "grpo")
 
 
-def test_a_single_setting_is_noted(tmp_path):
+def test_a_cache_with_a_single_setting_is_noted(tmp_path):
     space = KnobSpace(("low",), (1,), (4,), (4,))
     report, _ = run(tables_of(small_generated(space=space)), tmp_path)
     assert any("nothing to choose" in note for note in report.notes)
 
 
-def test_runs_that_learn_are_not_noted(tables, tmp_path):
+def test_runs_that_learn_have_no_note(tables, tmp_path):
     report, _ = run(tables, tmp_path, seeds=(1, 2))
     assert not [note for note in report.notes if "tied" in note or "reward" in note]
 
 
-def test_ties_before_a_resumed_run_count(tables, tmp_path):
-    """Rewards that differed before the interruption were learned from, whatever the rest of the run shows."""
+def test_ties_before_resuming_are_counted(tables, tmp_path):
+    """A run that learned before the interruption has no note, even if all later rewards tie."""
     run(tables, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     for tied, expected in ((log, 1), ([log[0] | {"frac_reward_zero_std": 0.5}, *log[1:]], 0)):
         lines = [line | {"frac_reward_zero_std": 1.0} if place or expected else line for place, line in enumerate(tied)]
         (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        report, _ = run(tables, tmp_path, resume=True)  # it was done already: only its log is read
-        assert len([note for note in report.notes if "all groups tied" in note]) == expected
+        report, _ = run(tables, tmp_path, resume=True)  # already complete: only its log is read
+        assert len([note for note in report.notes if "rewards of every group tied" in note]) == expected
 
 
-def test_the_exact_estimator_logs_no_spread_of_groups(tables, tmp_path):
+def test_the_exact_estimator_logs_no_spread_within_groups(tables, tmp_path):
     run(tables, tmp_path, estimator="exact")
     with (tmp_path / "log.csv").open() as file:
         steps = [row for row in csv.DictReader(file) if row["reward"]]
@@ -116,7 +117,7 @@ def test_the_exact_estimator_logs_no_spread_of_groups(tables, tmp_path):
     assert {row["reward_std"] + row["frac_reward_zero_std"] for row in steps} == {""}
 
 
-def test_a_seed_trained_beside_others_differs_in_the_last_digits_at_most(tables, tmp_path):
+def test_training_seeds_together_changes_at_most_the_last_digits(tables, tmp_path):
     run(tables, tmp_path / "alone", seeds=(7,))
     run(tables, tmp_path / "beside", seeds=(7, 8))
     alone, beside = (load_file(path / WEIGHTS_NAME) for path in (tmp_path / "alone", tmp_path / "beside" / "seed-7"))

@@ -1,4 +1,4 @@
-"""Training's output directory: what the system refuses is one line, and `--resume` goes on; logs and trackers agree."""
+"""The output directory of training: system errors are one line and `--resume` continues; logs and trackers agree."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from knobctl.data.errors import CheckpointError, KnobctlError
 from knobctl.replay.recipes import recipe
 from knobctl.replay.training import train
 from knobctl.replay.training.log import MetricsWriter
-from knobctl.replay.training.resume import STATE_NAME
+from knobctl.replay.training.state import STATE_NAME
 from knobctl.replay.training.train import REPORT_NAME, train_tables
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 NO_VALUES = ("seed", "step", "epoch")
@@ -33,7 +34,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def weights(tables, tmp_path_factory) -> bytes:
-    """What a run that nothing stops writes."""
+    """The weights of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "out"
     run(tables, out)
     return (out / WEIGHTS_NAME).read_bytes()
@@ -46,7 +47,7 @@ def run(tables, out, **options):
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """While the body runs, no file may grow beyond `size` bytes: a write beyond fails as on a full disk."""
+    """Limits files to `size` bytes in the body; larger writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -73,14 +74,12 @@ def long_name(folder: Path) -> Path:
     return folder / ("x" * 300)
 
 
-def where_nothing_can_be_made(_folder: Path) -> Path:
+def not_creatable(_folder: Path) -> Path:
     return Path("/proc/knobctl")
 
 
-@pytest.mark.parametrize(
-    "place", [below_a_file, dangling_link, below_a_dangling_link, long_name, where_nothing_can_be_made]
-)
-def test_a_directory_that_cannot_be_made_is_one_line(tables, tmp_path, place: Callable[[Path], Path]):
+@pytest.mark.parametrize("place", [below_a_file, dangling_link, below_a_dangling_link, long_name, not_creatable])
+def test_a_directory_that_cannot_be_created_is_one_line(tables, tmp_path, place: Callable[[Path], Path]):
     out = place(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         run(tables, out)
@@ -91,7 +90,7 @@ def test_a_directory_that_cannot_be_made_is_one_line(tables, tmp_path, place: Ca
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", REPORT_NAME, STATE_NAME, CONFIG_NAME, WEIGHTS_NAME])
-def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(tables, weights, tmp_path, name):
+def test_a_file_that_cannot_be_written_is_one_line_and_the_run_resumes(tables, weights, tmp_path, name):
     out = tmp_path / "out"
     (out / name).mkdir(parents=True)
     (out / name / "in the way").touch()
@@ -104,8 +103,8 @@ def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(tables, we
 
 
 @pytest.mark.parametrize("size", [0, 200, 1_000, 20_000])
-def test_a_full_disk_is_one_line_and_resume_goes_on(tables, weights, tmp_path, monkeypatch, size):
-    """The lock, the log, the state and the weights, each the first that does not fit."""
+def test_a_full_disk_is_one_line_and_the_run_resumes(tables, weights, tmp_path, monkeypatch, size):
+    """The sizes are such that the first file that does not fit is the lock, the log, the state or the weights."""
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     out = tmp_path / "out"
     with pytest.raises(CheckpointError, match=r"out.* cannot be written: File too large.*--resume"), room_for(size):
@@ -122,30 +121,30 @@ def test_a_log_on_a_full_disk_is_one_line(tables, tmp_path):
 
 
 class Killed(BaseException):
-    """Ends a run where it is."""
+    """Ends a run at any point."""
 
 
 def killed_then_resumed(tables, out: Path, monkeypatch, *, before: dict[str, object], after: dict[str, object]) -> None:
-    """A run that saves its state after epoch 2, logs one epoch more and is killed, and is then resumed."""
+    """Runs until the state after epoch 2 is saved and epoch 3 is logged, is killed, and resumes."""
 
-    def progress(done: int, _total: int) -> None:
+    def on_step(done: int) -> None:
         monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0 if done < 2 else 1e9)
         if done == 3:
             raise Killed
 
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     with pytest.raises(Killed):
-        run(tables, out, progress=progress, **before)
+        run(tables, out, progress=RecordedProgress(on_step), **before)
     run(tables, out, resume=True, **after)
 
 
 def logged(out: Path) -> Counter[tuple[str, int]]:
-    """How often `log.jsonl` has each step of each value."""
+    """Returns how often `log.jsonl` contains each step of each value."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return Counter((f"seed-42/{name}", line["step"]) for line in lines for name in line if name not in NO_VALUES)
 
 
-def shown_by_tensorboard(out: Path) -> Counter[tuple[str, int]]:
+def tensorboard_steps(out: Path) -> Counter[tuple[str, int]]:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -154,14 +153,14 @@ def shown_by_tensorboard(out: Path) -> Counter[tuple[str, int]]:
     return Counter((name, event.step) for name in events.Tags()["scalars"] for event in events.Scalars(name))
 
 
-def kept_by_wandb(out: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
-    """For each folder of an offline run: its id, and how often it has each step of each value."""
+def wandb_runs(out: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
+    """Returns the id of each offline run, and how often it contains each step of each value."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
     for path in sorted((out / "wandb").glob("offline-run-*/run-*.wandb")):
         steps: Counter[tuple[str, int]] = Counter()
-        for data in leveldb_records(path.read_bytes()[7:]):  # after the file's own header
+        for data in leveldb_records(path.read_bytes()[7:]):  # after the header of the file
             history = Record.FromString(data).history
             names = [item.key or "/".join(item.nested_key) for item in history.item]
             steps.update((name, history.step.num) for name in names if name.startswith("seed-"))
@@ -170,24 +169,24 @@ def kept_by_wandb(out: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
 
 
 def leveldb_records(log: bytes, block: int = 32768) -> Iterator[bytes]:
-    """Yields the records of a LevelDB log: pieces of at most a block, each with checksum, length and kind before it."""
-    place, record = 7, b""  # the header counts for the first block
+    """Yields the records of a LevelDB log: pieces of at most a block, each after its checksum, length and kind."""
+    place, record = 7, b""  # the header is part of the first block
     log = bytes(7) + log
     while place < len(log):
-        if block - place % block < 7:  # too little for a piece: zeros
+        if block - place % block < 7:  # too short for a piece: padding
             place += block - place % block
             continue
         length, kind = int.from_bytes(log[place + 4 : place + 6], "little"), log[place + 6]
         record += log[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
+        if kind in (1, 4):  # a whole record, or its last piece
             yield record
             record = b""
 
 
 @pytest.fixture
 def wandb_offline(monkeypatch) -> None:
-    """Weights & Biases without a network. It reads the environment once, unless it is torn down."""
+    """Weights & Biases in offline mode. It reads the environment only once, unless it is torn down."""
     wandb = pytest.importorskip("wandb.sdk")
     wandb.teardown()
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}.items():
@@ -195,34 +194,34 @@ def wandb_offline(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("before", [{"tensorboard": True}, {}], ids=["from the start", "since the resume"])
-def test_tensorboard_shows_each_step_once_after_kill_and_resume(tables, tmp_path, monkeypatch, before):
+def test_tensorboard_shows_each_step_once_after_a_kill_and_resume(tables, tmp_path, monkeypatch, before):
     pytest.importorskip("tensorboard")
     killed_then_resumed(tables, tmp_path, monkeypatch, before=before, after={"tensorboard": True})
-    assert shown_by_tensorboard(tmp_path) == logged(tmp_path)
+    assert tensorboard_steps(tmp_path) == logged(tmp_path)
     assert set(logged(tmp_path).values()) == {1}
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_a_new_run_removes_an_earlier_run_s_events(tables, tmp_path, again):
+def test_a_new_run_removes_the_events_of_an_earlier_one(tables, tmp_path, again):
     pytest.importorskip("tensorboard")
     run(tables, tmp_path, tensorboard=True)
     run(tables, tmp_path, tensorboard=again)
-    assert shown_by_tensorboard(tmp_path) == (logged(tmp_path) if again else Counter())
+    assert tensorboard_steps(tmp_path) == (logged(tmp_path) if again else Counter())
 
 
 @pytest.mark.usefixtures("wandb_offline")
-def test_resume_goes_on_with_the_same_wandb_run_and_a_new_run_is_another(tables, tmp_path, monkeypatch):
+def test_resuming_continues_the_wandb_run_and_a_new_run_gets_its_own(tables, tmp_path, monkeypatch):
     project = {"wandb_project": "knobctl-test"}
     killed_then_resumed(tables, tmp_path, monkeypatch, before=project, after=project)
-    (first, _), (second, steps) = kept_by_wandb(tmp_path)
+    (first, _), (second, steps) = wandb_runs(tmp_path)
     assert first == second
-    assert steps == logged(tmp_path)  # the resumed part is whole: offline, nobody knows what the first one has
+    assert steps == logged(tmp_path)  # the resumed part is complete: offline, the service's last step is unknown
     run(tables, tmp_path, **project)
-    assert len({run_id for run_id, _ in kept_by_wandb(tmp_path)}) == 2
+    assert len({run_id for run_id, _ in wandb_runs(tmp_path)}) == 2
 
 
-def test_wandb_gets_each_line_once(tables, tmp_path, monkeypatch):
-    """A service that has the killed run's steps, beyond the state that the run resumes from, and goes on after them."""
+def test_wandb_receives_each_line_once(tables, tmp_path, monkeypatch):
+    """The service already has steps of the killed run beyond its saved state, and continues after them."""
     asked, sent = [], []
 
     class Run:
@@ -258,7 +257,7 @@ def test_wandb_gets_each_line_once(tables, tmp_path, monkeypatch):
         ({}, "a/b", "Invalid project name"),
     ],
 )
-def test_what_wandb_refuses_is_one_line_and_the_earlier_run_stays(
+def test_an_error_of_wandb_is_one_line_and_keeps_the_earlier_run(
     tables, tmp_path, monkeypatch, environment, project, reason
 ):
     run(tables, tmp_path)
@@ -272,7 +271,7 @@ def test_what_wandb_refuses_is_one_line_and_the_earlier_run_stays(
     assert before.items() <= {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}.items()
 
 
-def test_a_folder_called_wandb_does_not_pass_for_the_package(tables, tmp_path, monkeypatch):
+def test_a_folder_named_wandb_is_not_taken_for_the_package(tables, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
     with pytest.raises(KnobctlError, match="needs the package `wandb`"):
         run(tables, tmp_path, wandb_project="mine")
@@ -282,9 +281,7 @@ def test_a_folder_called_wandb_does_not_pass_for_the_package(tables, tmp_path, m
     ("package", "options"),
     [("tensorboard", {"tensorboard": True}), ("wandb", {"wandb_project": "mine"})],
 )
-def test_a_tracker_that_is_not_installed_is_named_and_the_earlier_run_stays(
-    tables, tmp_path, monkeypatch, package, options
-):
+def test_a_missing_tracker_package_is_named_and_keeps_the_earlier_run(tables, tmp_path, monkeypatch, package, options):
     run(tables, tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == package or name.startswith("torch.utils.tens")]:
         monkeypatch.delitem(sys.modules, name)
@@ -294,9 +291,9 @@ def test_a_tracker_that_is_not_installed_is_named_and_the_earlier_run_stays(
     assert (tmp_path / CONFIG_NAME).exists()
 
 
-def test_a_kill_while_a_run_is_resumed_loses_no_line_of_the_log(tables, tmp_path):
-    """The lines that a resumed run keeps are on disk before anything new is logged."""
+def test_a_kill_while_resuming_loses_no_line_of_the_log(tables, tmp_path):
+    """The lines that a resumed run keeps are written before anything new is logged."""
     run(tables, tmp_path)
     text = (tmp_path / "log.jsonl").read_text()
-    MetricsWriter(tmp_path, {}, resume_step=10_000)  # opened and never closed
+    MetricsWriter(tmp_path, {}, resume_step=10_000)  # opened, never closed
     assert (tmp_path / "log.jsonl").read_text() == text

@@ -15,17 +15,17 @@ def worth(accuracy, latency_ms, budget_ms, share, weights=None):
     return float(reward(*values, weights or RewardWeights()))
 
 
-def test_a_latency_of_half_the_budget():
+def test_latency_of_half_the_budget():
     # over = -0.5: sigmoid(-5) = 0.0066929; saving 0.1 * 0.5; complexity 0.05 * 0.4
     assert worth(1, 50, 100, 0.4) == pytest.approx(1 - 0.5 * 0.0066928509 + 0.05 - 0.02, abs=1e-6)
 
 
-def test_a_latency_of_twice_the_budget():
+def test_latency_of_twice_the_budget():
     # over = 1: sigmoid(10) = 0.9999546; violation 10 * 1
     assert worth(0, 200, 100, 1.0) == pytest.approx(-0.5 * 0.9999546021 - 10.0 - 0.05, abs=1e-5)
 
 
-def test_a_latency_equal_to_the_budget():
+def test_latency_equal_to_the_budget():
     assert worth(0, 100, 100, 0.0) == pytest.approx(-0.25, abs=1e-7)
 
 

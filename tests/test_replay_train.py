@@ -1,8 +1,8 @@
-"""Training end to end on small generated tables: repeat, resume, seeds, logs, holes, unusual caches, refusals."""
+"""Training end to end on small generated tables: repetition, resuming, seeds, logs, holes, unusual caches, refusals."""
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -18,9 +18,11 @@ from knobctl.replay.recipes import CLASSIC, TUNED, TrainConfig, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.tables import _numbered
 from knobctl.replay.training import train
+from knobctl.replay.training.data import require_trainable
 from knobctl.replay.training.inputs import settings_seen
 from knobctl.replay.training.train import train_controllers, train_tables
 from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 32, "evaluations": 4, "log_interval": 2, "basis_rows": 1}
@@ -43,7 +45,7 @@ def weights(path):
     return (path / WEIGHTS_NAME).read_bytes()
 
 
-def test_same_cache_and_seed_give_bit_equal_controllers(tables, tmp_path):
+def test_the_same_cache_and_seed_give_bit_equal_controllers(tables, tmp_path):
     run(tables, tmp_path / "a")
     run(tables, tmp_path / "b")
     run(tables, tmp_path / "c", quick(seeds=(7,)))
@@ -58,17 +60,17 @@ def test_resuming_after_a_kill_is_bit_equal(tables, tmp_path, monkeypatch, chang
     class Killed(BaseException):
         pass
 
-    def stop(done, _total):
+    def stop(done):
         if done == 2:
             raise Killed
 
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     with pytest.raises(Killed):
-        run(tables, tmp_path / "cut", config, progress=stop)
+        run(tables, tmp_path / "cut", config, progress=RecordedProgress(stop))
     assert not list((tmp_path / "cut").rglob(WEIGHTS_NAME))
-    seen = []
-    run(tables, tmp_path / "cut", config, resume=True, progress=lambda done, _total: seen.append(done))
-    assert seen == [3, 4]
+    progress = RecordedProgress()
+    run(tables, tmp_path / "cut", config, resume=True, progress=progress)
+    assert progress.done == [(3, 4), (4, 4)]
     for path in (tmp_path / "whole").rglob(WEIGHTS_NAME):
         other = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == other.read_bytes()
@@ -76,15 +78,15 @@ def test_resuming_after_a_kill_is_bit_equal(tables, tmp_path, monkeypatch, chang
     assert logs[0] == logs[1]
 
 
-def test_resuming_another_run_names_what_differs(tables, tmp_path):
+def test_resuming_another_run_is_refused_with_the_difference(tables, tmp_path):
     run(tables, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"config\.lr \(there null, now 0\.001\)"):
+    with pytest.raises(CheckpointError, match=r"config\.lr \(recorded null, now 0\.001\)"):
         run(tables, tmp_path / "out", quick(lr=1e-3), resume=True)
     with pytest.raises(CheckpointError, match="data"):
         run(replace(tables, latency_ms_SX=tables.latency_ms_SX * 2), tmp_path / "out", resume=True)
 
 
-def test_a_half_written_state_is_refused(tables, tmp_path):
+def test_a_truncated_state_is_refused(tables, tmp_path):
     run(tables, tmp_path / "out")
     state = tmp_path / "out" / "training_state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
@@ -92,7 +94,7 @@ def test_a_half_written_state_is_refused(tables, tmp_path):
         run(tables, tmp_path / "out", resume=True)
 
 
-def test_several_seeds_make_a_checkpoint_each_and_differ(tables, tmp_path):
+def test_each_seed_gets_its_own_checkpoint(tables, tmp_path):
     report = run(tables, tmp_path / "out", quick(seeds=(0, 1, 2)))
     assert [seed.path for seed in report.seeds] == [str(tmp_path / "out" / f"seed-{s}") for s in (0, 1, 2)]
     found = {weights(tmp_path / "out" / f"seed-{s}") for s in (0, 1, 2)}
@@ -100,7 +102,7 @@ def test_several_seeds_make_a_checkpoint_each_and_differ(tables, tmp_path):
     json.loads(report.to_json())
 
 
-def test_the_log_has_the_fields_usual_names(tables, tmp_path):
+def test_the_log_has_the_usual_columns(tables, tmp_path):
     run(tables, tmp_path / "out", quick(num_iterations=2, beta=0.1, lr=0.05, warm_start_steps=0))
     with (tmp_path / "out" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -118,7 +120,7 @@ def test_the_log_has_the_fields_usual_names(tables, tmp_path):
         assert sum(terms) == pytest.approx(float(row["val_reward"]), abs=1e-4)
 
 
-def test_the_gradients_norm_is_logged_as_it_was_before_clipping(tables, tmp_path):
+def test_the_gradient_norm_is_logged_before_clipping(tables, tmp_path):
     run(tables, tmp_path / "out", quick(max_grad_norm=1e-6))
     with (tmp_path / "out" / "log.csv").open() as file:
         norms = [float(row["grad_norm"]) for row in csv.DictReader(file) if row["grad_norm"]]
@@ -126,32 +128,36 @@ def test_the_gradients_norm_is_logged_as_it_was_before_clipping(tables, tmp_path
     assert min(norms) > 1e-5
 
 
-def test_training_learns(tables, tmp_path):
+def test_training_improves_the_reward(tables, tmp_path):
     before = run(tables, tmp_path / "a", quick(epochs=1, lr=1e-6, warm_start_steps=0))
     after = run(tables, tmp_path / "b", quick(epochs=60, warm_start_steps=0))
     assert after.seeds[0].val_reward > before.seeds[0].val_reward + 0.05
 
 
-def test_the_classic_recipe_is_the_originals():
+def test_the_classic_recipe_has_the_original_values():
     assert (CLASSIC.batch_size, CLASSIC.epochs, CLASSIC.lr, CLASSIC.stage1_lr_ratio) == (8, 100, 1e-4, 1.0)
     assert (CLASSIC.weight_decay, CLASSIC.group_size, CLASSIC.scale_rewards) == (1e-5, 5, "group")
     assert (CLASSIC.seeds, CLASSIC.estimator, CLASSIC.entropy_bonus_start, CLASSIC.ema_decay) == ((42,), "grpo", 0, 0)
     assert CLASSIC.epochs_for(15_000) * 15_000 // CLASSIC.batch_size == 187_500
 
 
-def test_the_learning_rate_goes_with_the_size_of_the_cache_unless_it_is_given():
+def test_the_default_learning_rate_depends_on_the_number_of_samples():
     rates = [TUNED.lr_for(samples) for samples in (10, 320, 2000, 8000, 100_000)]
     assert rates == pytest.approx([1e-3, 1e-3, 2.5e-3, 5e-3, 5e-3])
     assert replace(TUNED, lr=1e-4).lr_for(10) == 1e-4
 
 
-def test_a_config_survives_its_record_and_refuses_nonsense():
+def test_a_config_round_trips_and_refuses_invalid_values():
     assert TrainConfig.from_dict(json.loads(json.dumps(TUNED.to_dict()))) == TUNED
     for change in ({"epochs": 0}, {"lr": 0.0}, {"estimator": "magic"}, {"seeds": ()}, {"seeds": (1, 1)}):
         with pytest.raises(KnobctlError, match="training settings"):
             replace(TUNED, **change)
     with pytest.raises(KnobctlError, match="recipe"):
         recipe("nonesuch")
+
+
+def test_every_setting_has_a_help_text():
+    assert [item.name for item in fields(TrainConfig) if not item.metadata.get("help")] == []
 
 
 def setting_index(tables):
@@ -179,15 +185,15 @@ def choices(controllers, tables, sample_ids, available=None):
     return [tuple(axis[i] for axis, i in zip(axes, value, strict=True)) for value in values]
 
 
-def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tables, tmp_path):
+def test_settings_without_outcomes_are_never_chosen(tables, tmp_path):
     accuracy = tables.accuracy_SX.copy()
     gone = [x for x, s in enumerate(tables.space.settings) if s.tier == "high" or s.num_blocks == 4]
     accuracy[:, gone] = np.nan  # no sample has these
     accuracy[::2, 0] = np.nan  # every other sample lacks this one
     holed = replace(tables, accuracy_SX=accuracy)
-    notes = []
-    run(holed, tmp_path / "out", say=notes.append)
-    assert any("holes" in note for note in notes)
+    progress = RecordedProgress()
+    run(holed, tmp_path / "out", progress=progress)
+    assert any("no outcome and are masked" in note for note in progress.notes)
     controllers = Controllers.from_pretrained(tmp_path / "out")
     allowed_J, allowed_JA = settings_seen(holed)
     assert allowed_J.tolist() == [True, True, False, False]
@@ -209,14 +215,14 @@ def test_a_setting_that_no_sample_has_is_never_chosen_and_holes_are_avoided(tabl
         assert available[row, index[0]]
 
 
-def test_a_sample_with_nothing_left_is_an_error(tables, tmp_path):
+def test_a_sample_without_any_outcome_is_an_error(tables, tmp_path):
     accuracy = tables.accuracy_SX.copy()
     accuracy[3] = np.nan
     with pytest.raises(CacheError, match=r"generated/000003.*no setting left"):
         run(replace(tables, accuracy_SX=accuracy), tmp_path / "out")
 
 
-def test_a_choice_is_the_same_alone_and_among_many(tables, tmp_path):
+def test_choices_do_not_depend_on_the_batch(tables, tmp_path):
     run(tables, tmp_path / "out")
     controllers = Controllers.from_pretrained(tmp_path / "out")
     test = tables.indices("test")[:8]
@@ -225,8 +231,8 @@ def test_a_choice_is_the_same_alone_and_among_many(tables, tmp_path):
     assert together == alone
 
 
-def test_replay_sees_what_the_saved_controllers_choose(tables, tmp_path):
-    """The greedy reward that selected the checkpoint is what the loaded policy earns on `val`."""
+def test_replay_and_the_loaded_controllers_make_the_same_choices(tables, tmp_path):
+    """The greedy reward that selected the checkpoint equals that of the loaded policy on `val`."""
     report = run(tables, tmp_path / "out", quick(epochs=20))
     controllers = Controllers.from_pretrained(tmp_path / "out")
     val = tables.indices("val")
@@ -254,7 +260,7 @@ def test_other_knob_values_train(tmp_path, name):
 @pytest.mark.parametrize(
     "sizes", [{"train": 7, "val": 1, "test": 2}, {"train": 1, "val": 0, "test": 0}, {"n_budgets": 1}, {"val": 0}]
 )
-def test_small_and_lopsided_caches_train(tmp_path, sizes):
+def test_small_and_unbalanced_caches_train(tmp_path, sizes):
     tables = tables_of(small_generated(**{"space": SMALL_SPACE, "d_model": 12, **sizes}))
     report = run(tables, tmp_path / "out", quick(epochs=2))
     assert np.isfinite(report.seeds[0].val_reward)
@@ -270,9 +276,9 @@ def test_small_and_lopsided_caches_train(tmp_path, sizes):
         ({"split_indices": {}}, "no samples in split `train`"),
     ],
 )
-def test_what_cannot_be_trained_is_said_with_the_reason(tables, tmp_path, change, message):
+def test_tables_that_cannot_be_trained_on_are_refused_with_the_reason(tables, change, message):
     with pytest.raises(CacheError, match=message):
-        run(replace(tables, **change), tmp_path / "out")
+        require_trainable(replace(tables, **change), "the cache")
 
 
 def test_a_cache_on_disk_trains(tmp_path):
@@ -288,28 +294,28 @@ def test_a_cache_on_disk_without_tokens_is_refused(tmp_path):
         train_controllers(cache, tmp_path / "out", quick())
 
 
-def test_an_output_directory_with_something_else_is_left_alone(tables, tmp_path):
+def test_an_output_directory_with_other_files_is_refused(tables, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match=r"thesis\.tex"):
         run(tables, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_no_cuda_is_said(tables, tmp_path, monkeypatch):
+def test_cuda_without_a_gpu_is_refused(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(KnobctlError, match="--device cpu"):
         run(tables, tmp_path / "out", quick(device="cuda"))
 
 
-def test_without_val_an_image_is_never_cut_in_two(tables, tmp_path):
+def test_without_val_an_image_stays_in_one_split(tables, tmp_path):
     train_S = tables.indices("train")
     one = replace(tables, cluster_S=np.zeros_like(tables.cluster_S), split_indices={"train": train_S})
-    said: list[str] = []
-    run(one, tmp_path, say=said.append)
-    assert any("too few images" in line for line in said)
+    progress = RecordedProgress()
+    run(one, tmp_path, progress=progress)
+    assert any("too few images" in note for note in progress.notes)
 
 
-def test_a_choice_that_training_never_saw_is_left_out_for_samples_that_have_it(tables, tmp_path):
+def test_a_setting_absent_from_training_is_masked_for_samples_that_have_it(tables, tmp_path):
     accuracy_SX = tables.accuracy_SX.copy()
     low = [x for x, setting in enumerate(tables.space.settings) if setting.tier == "low"]
     unseen = [x for x in low if tables.space.settings[x].top_k == 2]
@@ -317,7 +323,9 @@ def test_a_choice_that_training_never_saw_is_left_out_for_samples_that_have_it(t
     run(replace(tables, accuracy_SX=accuracy_SX), tmp_path)
     policy = TwoStagePolicy(Controllers.from_pretrained(tmp_path))
     available_X = np.ones(len(tables.space.settings), dtype=bool)
-    available_X[[x for x in low if x not in unseen]] = False  # of `low` the request has only what training lacked
+    available_X[[x for x in low if x not in unseen]] = (
+        False  # of tier `low`, the request has only settings absent from training
+    )
     requests = Requests(
         sample_ids=("one",),
         datasets=("generated",),
@@ -339,7 +347,7 @@ def test_resuming_with_another_encoder_or_other_images_is_refused(tables, tmp_pa
         train_tables(tables, encoder, tmp_path, quick(), where="the test's tables", resume=True)
 
 
-def test_a_time_out_written_as_a_latency_is_refused_by_name(tables, tmp_path):
+def test_a_timeout_recorded_as_a_latency_is_refused_naming_the_sample(tables, tmp_path):
     latency_ms_SX = tables.latency_ms_SX.copy()
     latency_ms_SX[tables.indices("train")[4], 3] = 3.4e38
     with pytest.raises(CacheError, match=r"generated/.*3\.4e\+38 ms.*null"):
@@ -349,23 +357,23 @@ def test_a_time_out_written_as_a_latency_is_refused_by_name(tables, tmp_path):
 @pytest.mark.parametrize(
     "wrong", [{"patience": 0}, {"max_grad_norm": -1.0}, {"reward_weights": RewardWeights(alpha=float("nan"))}]
 )
-def test_settings_that_undo_training_are_refused(wrong):
+def test_settings_that_prevent_training_are_refused(wrong):
     with pytest.raises(KnobctlError, match=next(iter(wrong)).split("_")[0]):
         quick(**wrong)
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps"])
-def test_a_device_that_training_does_not_know_is_said(tables, tmp_path, device):
+def test_an_unknown_device_is_refused(tables, tmp_path, device):
     with pytest.raises(KnobctlError, match=device):
         run(tables, tmp_path, quick(device=device))
 
 
-def test_another_runs_seeds_are_removed(tables, tmp_path):
+def test_seeds_of_an_earlier_run_are_removed(tables, tmp_path):
     run(tables, tmp_path, quick(seeds=(5, 6)))
     run(tables, tmp_path)
     assert not list(tmp_path.glob("seed-*/*.json"))
 
 
-def test_long_names_cost_their_own_length():
+def test_numbering_long_names_takes_memory_for_one_copy():
     names = ["a", "b\0", "b", "c" * 10_000_000, "a"]
     assert _numbered(names).tolist() == [0, 2, 1, 3, 0]

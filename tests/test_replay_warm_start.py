@@ -1,4 +1,4 @@
-"""Training begins at a look-up table per dataset, and gives it up only for what is better beyond luck."""
+"""Training starts from a look-up table per dataset, which only a significantly better checkpoint replaces."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from knobctl.replay.recipes import CLASSIC, recipe
-from knobctl.replay.training.data import make_bundle
+from knobctl.replay.training.data import prepare_training
 from knobctl.replay.training.policy import StackedPolicy
 from knobctl.replay.training.trainer import Trainer, surpasses
 from knobctl.replay.training.warm_start import (
@@ -33,17 +33,17 @@ def exists(tables):
 
 def trainer_of(tables, **changes):
     config = recipe("tuned", **{"epochs": 2, "min_steps": 0, "basis_rows": 1, **changes})
-    return Trainer(make_bundle(tables, encoder_for(tables), config, "the test's tables"), config)
+    return Trainer(prepare_training(tables, encoder_for(tables), config), config)
 
 
 def table_rewards(trainer):
-    """Each budget's highest mean reward over the training split."""
+    """The highest mean reward of a setting over the training split, for each budget."""
     train = trainer.inputs["train"]
-    known_NJA = known_rewards(train, exists(trainer.bundle.tables))
+    known_NJA = known_rewards(train, exists(trainer.data.tables))
     return torch.stack([mean_reward(train, known_NJA, budget).max() for budget in range(train.budgets)])
 
 
-def test_the_start_chooses_what_the_table_chooses(tables):
+def test_the_warm_start_makes_the_choices_of_the_table(tables):
     trainer = trainer_of(tables, seeds=(0, 1))
     exists_JA = exists(tables)
     _, reward_NSM = trainer.policy.greedy(average_sample(trainer.inputs["train"], exists_JA))
@@ -54,11 +54,11 @@ def test_the_start_chooses_what_the_table_chooses(tables):
     assert torch.all((best_M - cold_NSM[:, 0]).mean(dim=1) > 0.05)
 
 
-def test_holes_count_in_no_mean(tables):
+def test_holes_are_left_out_of_the_means(tables):
     accuracy_SX = tables.accuracy_SX.copy()
     train_S = tables.indices("train")
-    accuracy_SX[train_S[::2], 3] = math.nan  # known of every other sample
-    accuracy_SX[train_S, 5] = math.nan  # of none
+    accuracy_SX[train_S[::2], 3] = math.nan  # known for every other sample
+    accuracy_SX[train_S, 5] = math.nan  # known for none
     trainer = trainer_of(replace(tables, accuracy_SX=accuracy_SX))
     train, exists_JA = trainer.inputs["train"], exists(tables)
     average = average_sample(train, exists_JA)
@@ -70,8 +70,8 @@ def test_holes_count_in_no_mean(tables):
     assert not average.allowed_NJA[0, nowhere[0], nowhere[1]]
 
 
-def test_datasets_that_differ_start_at_tables_of_their_own(tables):
-    """Half of the samples, told apart by their language feature, answer in the other settings."""
+def test_each_dataset_starts_from_its_own_table(tables):
+    """Half of the samples, identifiable by their language feature, are correct under the other half of the settings."""
     train_S = tables.indices("train")
     dataset_S = np.arange(len(tables.sample_ids)) % 2
     odd_S = dataset_S == 1
@@ -91,7 +91,7 @@ def test_datasets_that_differ_start_at_tables_of_their_own(tables):
     assert train_reward["a table each"] > train_reward["one table"] + 0.3
 
 
-def test_a_small_dataset_s_rewards_are_drawn_towards_those_of_all(tables):
+def test_mean_rewards_of_a_small_dataset_are_shrunk_towards_the_overall_mean(tables):
     train = trainer_of(tables).inputs["train"]
     exists_JA = exists(tables)
     group_N = torch.zeros(len(train), dtype=torch.int64)
@@ -103,7 +103,7 @@ def test_a_small_dataset_s_rewards_are_drawn_towards_those_of_all(tables):
     torch.testing.assert_close(averages.language_NF[1], train.language_NF[:PRIOR_SAMPLES].mean(dim=0))
 
 
-def test_one_surpasses_another_by_over_a_standard_error_of_the_paired_difference():
+def test_surpassing_needs_more_than_a_standard_error_of_the_paired_difference():
     other_NV = torch.zeros(3, 4, dtype=torch.float64)
     reward_NV = torch.tensor([[0.2, 0.2, 0.2, 0.1], [1.0, -0.9, 0.3, -0.1], [-0.2, -0.2, -0.2, -0.1]]).double()
     assert surpasses(reward_NV, other_NV).tolist() == [True, False, False]
@@ -111,7 +111,7 @@ def test_one_surpasses_another_by_over_a_standard_error_of_the_paired_difference
 
 
 def evaluated(trainer, rewards_NV, monkeypatch):
-    """Evaluates once, as if val had earned these; returns which epoch each seed keeps."""
+    """Evaluates once with these rewards on val; returns the best epoch of each seed."""
     budgets = trainer.inputs["val"].budgets
     reward_NVM = torch.as_tensor(rewards_NV)[:, :, None].expand(-1, -1, budgets)
     choice_NVM = torch.zeros(reward_NVM.shape).long()
@@ -121,18 +121,18 @@ def evaluated(trainer, rewards_NV, monkeypatch):
     return trainer.best_epoch_N.tolist()
 
 
-def test_the_latest_weights_are_kept_unless_earlier_ones_are_better_beyond_luck(tables, monkeypatch):
+def test_the_latest_weights_are_kept_unless_earlier_ones_are_significantly_better(tables, monkeypatch):
     trainer = trainer_of(tables)
     start_V = trainer.top_reward_NV[0]
     noise_V = torch.linspace(-1, 1, len(start_V)).double()
-    assert evaluated(trainer, (start_V - 0.01 + noise_V)[None], monkeypatch) == [0]  # less than the start
+    assert evaluated(trainer, (start_V - 0.01 + noise_V)[None], monkeypatch) == [0]  # below the start
     assert evaluated(trainer, (start_V + 0.05)[None], monkeypatch) == [2]
-    assert evaluated(trainer, (start_V + 0.04 + noise_V)[None], monkeypatch) == [3]  # as good, as far as val can tell
-    assert evaluated(trainer, (start_V + 0.03)[None], monkeypatch) == [3]  # surely worse than the second
+    assert evaluated(trainer, (start_V + 0.04 + noise_V)[None], monkeypatch) == [3]  # no significant difference on val
+    assert evaluated(trainer, (start_V + 0.03)[None], monkeypatch) == [3]  # significantly worse than the second
     assert trainer.best_reward_N[0] == pytest.approx(float((start_V + 0.04).mean()))
 
 
-def test_what_is_kept_is_the_start_where_training_finds_nothing_better(tables):
+def test_the_warm_start_is_kept_if_no_checkpoint_beats_it(tables):
     trainer = trainer_of(tables, lr=1e-9)
     start = [tensor.clone() for tensor in trainer.best]
     while not trainer.done:
@@ -142,11 +142,11 @@ def test_what_is_kept_is_the_start_where_training_finds_nothing_better(tables):
     assert all(torch.equal(a, b) for a, b in zip(start, trainer.best, strict=True))
 
 
-def test_the_classic_recipe_starts_at_even_chances():
+def test_the_classic_recipe_has_no_warm_start():
     assert CLASSIC.warm_start_steps == 0
 
 
-def test_a_pair_that_a_sample_lacks_counts_in_no_mean(tables):
+def test_stage1_choices_without_outcomes_are_left_out_of_the_means(tables):
     accuracy_SX = tables.accuracy_SX.copy()
     train_S = tables.indices("train")
     high_X = [x for x, setting in enumerate(tables.space.settings) if setting.tier == "high"]
@@ -160,7 +160,7 @@ def test_a_pair_that_a_sample_lacks_counts_in_no_mean(tables):
         torch.testing.assert_close(average.reward_NMJA[0, :, pair, compute], reward_NMX[1::2, :, setting].mean(dim=0))
 
 
-def test_the_start_is_no_evaluation_without_a_better_one(tables):
+def test_the_warm_start_does_not_count_against_patience(tables):
     trainer = trainer_of(tables, seeds=(0, 1, 2, 3), patience=1)
     assert trainer.stale_N.tolist() == [0, 0, 0, 0]
     assert not trainer.done

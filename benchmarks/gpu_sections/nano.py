@@ -24,7 +24,7 @@ from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRun
 from knobctl.precompute.run.work_counts import Ledger
 from knobctl.replay.recipes import TUNED, TrainConfig
 from knobctl.replay.tables import ReplayTables
-from knobctl.replay.training.data import TrainingBundle, make_bundle
+from knobctl.replay.training.data import TrainingData, prepare_training
 from knobctl.replay.training.trainer import Trainer
 from knobctl.tools.nano.small_print import SMALL_PRINT_SEED, small_print_rows
 from precompute import PUBLISHED_ORDER
@@ -85,10 +85,10 @@ def precompute_and_train(work: Work) -> Iterator[Row]:
     yield "precompute", _precompute_row(knobs, results, seconds, ledger)
     yield from _latency_rows(knobs, results)
     config = replace(TUNED, device=str(work.device), **({"min_steps": 60} if work.is_small else {}))
-    bundle = make_bundle(tables_of(knobs, results), knobs.encoder, config, "the samples measured here")
+    bundle = prepare_training(tables_of(knobs, results), knobs.encoder, config)
     yield "train", _train_row(f"{len(results)} samples of nano", bundle, config)
     count, d_model = (100, 32) if work.is_small else (4000, 256)
-    large = make_bundle(generated_tables(count, d_model), BudgetEncoder.from_seed(d_model, 0), TUNED, "generated")
+    large = prepare_training(generated_tables(count, d_model), BudgetEncoder.from_seed(d_model, 0), TUNED)
     for device in dict.fromkeys((str(work.device), "cpu")):
         for batch_size in (256, 2048):
             timed = replace(TUNED, device=device, batch_size=batch_size, warm_start_steps=0)
@@ -176,7 +176,7 @@ def generated_tables(samples: int, d_model: int) -> ReplayTables:
     )
 
 
-def _train_row(what: str, bundle: TrainingBundle, config: TrainConfig) -> dict[str, object]:
+def _train_row(what: str, bundle: TrainingData, config: TrainConfig) -> dict[str, object]:
     """Trains as `train` does, evaluations included, to the end."""
     start = time.perf_counter()
     trainer = Trainer(bundle, config)
@@ -194,7 +194,7 @@ def _train_row(what: str, bundle: TrainingBundle, config: TrainConfig) -> dict[s
     }
 
 
-def _step_row(what: str, bundle: TrainingBundle, config: TrainConfig) -> dict[str, object]:
+def _step_row(what: str, bundle: TrainingData, config: TrainConfig) -> dict[str, object]:
     """Times the steps of two epochs, after one that warms up."""
     trainer = Trainer(bundle, config)
     trainer.run_epoch()

@@ -1,7 +1,7 @@
-"""Ridge regression from sums of squares alone, cross-validated by fold. Knows nothing of caches or controllers.
+"""Ridge regression from sums of squares and products, cross-validated by fold; independent of caches and controllers.
 
-Shapes: K folds, D inputs, Q targets, L penalties. A fold's sums suffice for its fit and for its error, so the rows
-(gigabytes of tokens) are read once. One eigendecomposition of the inputs' sums serves every penalty.
+Shapes: K folds, D inputs, Q targets, L penalties. The sums of a fold are enough for both its fit and its error, so the
+rows (gigabytes of tokens) are read once. One eigendecomposition serves all penalties.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, 100.0)  # times the mean diagonal of x'x
-NOTHING = 1e-6  # share of the largest target's variance below which one is rounding error
+PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, 100.0)  # relative to the mean diagonal of x'x
+MIN_VARIANCE_SHARE = 1e-6  # targets with less of the largest target's variance are rounding error
 
 
 @dataclass
 class FoldSums:
-    """Sums over the rows of each fold; inputs and targets centred by the caller."""
+    """Sums of products over the rows of each fold; the caller centres inputs and targets."""
 
     xx_KDD: Tensor
     xy_KDQ: Tensor
@@ -44,22 +44,28 @@ class FoldSums:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """Weights from all rows, and from all rows but one fold's.
-
-    `explained_Q` is the share of each target's variance that the held-out fits explain, at the penalty chosen for it;
-    0 at best for a target that the inputs do not reveal.
-    """
+    """Weights fitted to all rows, and to all rows outside each fold."""
 
     weight_DQ: Tensor
     weight_KDQ: Tensor
-    explained_Q: Tensor
+    explained_Q: Tensor  # share of each target's variance explained on held-out folds, in [0, 1]
+
+    def gains(self, sums: FoldSums, best: float) -> Tensor:
+        """Returns the factor of each target's feature, [Q], which gives it the standard deviation sqrt(explained/best).
+
+        A feature without predictive value on held-out folds fades; normalised, it would be as large as the others.
+        `best` is the largest explained share among the features that the controllers compare.
+        """
+        variance_Q = (self.weight_DQ * (sums.xx_KDD.sum(dim=0) @ self.weight_DQ)).sum(dim=0) / max(1, sums.rows)
+        return (self.explained_Q / max(best, 1e-12)).sqrt() / variance_Q.sqrt().clamp(min=1e-12)
 
 
 def fit_ridge(sums: FoldSums, start: RidgeFit | None = None, penalties: tuple[float, ...] = PENALTIES) -> RidgeFit:
-    """Fits each target with the penalty that predicts held-out folds best.
+    """Fits each target with the penalty that gives the smallest error on held-out folds.
 
-    `start` is what weights are shrunk towards (instead of 0): a fit to more rows of a related kind. With one fold
-    there is nothing to hold out, and the largest penalty is taken.
+    Args:
+        start: weights are shrunk towards those of this fit, to more rows of a related kind, instead of towards 0.
+        penalties: candidates, ascending; with a single fold there is no held-out error, and the last one is used.
     """
     folds, inputs, targets = sums.xy_KDQ.shape
     xx_DD, xy_DQ = sums.xx_KDD.sum(dim=0), sums.xy_KDQ.sum(dim=0)
@@ -81,19 +87,19 @@ def fit_ridge(sums: FoldSums, start: RidgeFit | None = None, penalties: tuple[fl
     total_Q = sums.yy_KQ.sum(dim=0).double()
     error_Q = error_LQ.gather(0, best_Q[None])[0]
     explained_Q = (1.0 - error_Q / total_Q.clamp(min=1e-30)).clamp(0.0, 1.0)
-    explained_Q[total_Q <= NOTHING * float(total_Q.max())] = 0.0  # what does not vary needs no explaining
+    explained_Q[total_Q <= MIN_VARIANCE_SHARE * float(total_Q.max())] = 0.0  # a constant has no variance to explain
     return RidgeFit(weight_DQ, weight_KDQ, explained_Q.float())
 
 
 def _solutions(xx_DD: Tensor, xy_DQ: Tensor, ridge_L: Tensor, start_DQ: Tensor | None) -> Tensor:
-    """Returns the weights under every penalty, [L, D, Q].
+    """Returns the weights for every penalty, [L, D, Q].
 
-    Rounding leaves eigenvalues wrong by 1e-7 of the largest, and below 0 where there are fewer rows than inputs; the
-    smallest penalty is a thousandth of their mean.
+    The rounding error of eigenvalues is about 1e-7 of the largest, and makes some negative if there are fewer rows than
+    inputs; the smallest penalty, a thousandth of their mean, is well above it.
     """
     value_D, vector_DD = torch.linalg.eigh(xx_DD)
     gradient_DQ = xy_DQ if start_DQ is None else xy_DQ - xx_DD @ start_DQ
-    turned_DQ = vector_DD.T @ gradient_DQ
-    shrunk_LDQ = turned_DQ / (value_D.clamp(min=0.0) + ridge_L[:, None])[:, :, None]
-    found_LDQ = vector_DD @ shrunk_LDQ
+    rotated_DQ = vector_DD.T @ gradient_DQ
+    damped_LDQ = rotated_DQ / (value_D.clamp(min=0.0) + ridge_L[:, None])[:, :, None]
+    found_LDQ = vector_DD @ damped_LDQ
     return found_LDQ if start_DQ is None else start_DQ + found_LDQ

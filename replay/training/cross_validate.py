@@ -1,8 +1,8 @@
-"""`knobctl cross-validate`: is what training gives better than the baselines, with every sample of a cache as a test?
+"""`knobctl cross-validate`: compares trained controllers with baselines, testing on every sample of a cache.
 
-A fifth of a cache is a small test set: differences of a hundredth of reward drown in it. Here the images are divided
-into folds; each fold is tested by controllers and baselines that were fitted on the others, and all folds' decisions
-are measured together. Nothing is fitted or selected on a sample that it is tested on.
+A fifth of a cache is too small a test set for differences of 0.01 in reward. Here the images are divided into folds;
+controllers and baselines fitted on the other folds decide for the samples of each fold, and the decisions of all folds
+are measured together. No policy is tested on a sample that it was fitted or selected on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import open_cache
 from ...data.errors import KnobctlError
 from ...data.policy import Policy
+from ...data.progress import SILENT, Progress
 from ...devices import find_device
-from ..bases.fit import fold_of_samples
+from ..bases.folds import fold_of_samples
 from ..evaluation.bootstrap import DEFAULT_RESAMPLES
 from ..evaluation.build_report import cache_record, cluster_column, report_of_choices
 from ..evaluation.report import EvaluationReport
@@ -34,39 +35,39 @@ from ..policies.lookup import BudgetTable
 from ..policies.registry import DEFAULT_BASELINES, build_baselines
 from ..recipes import TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
-from .data import make_bundle, require_trainable
+from .data import prepare_training, require_trainable
 from .train import controllers_of
 from .trainer import Trainer
 
-ALL = "all"  # the split of the report: every sample that has outcomes
+ALL = "all"  # the split of the report: every sample with outcomes
 DEFAULT_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What one fold's policies chose for its test samples, and how each seed's training ended."""
+    """The decisions of one fold's policies for its test samples, and the result of training each seed."""
 
     test_N: NDArray[np.int64]
     chosen: Mapping[str, NDArray[np.int64]]  # [N, M] by policy
-    training: Mapping[str, dict[str, Any]]  # by the name of the seed's controllers
+    training: Mapping[str, dict[str, Any]]  # by name of the controllers
 
 
 def fold_splits(
     cluster_S: NDArray[np.int64], sample_N: NDArray[np.int64], folds: int, fold_seed: int
 ) -> list[dict[str, NDArray[np.int64]]]:
-    """Returns train, val and test for every fold: all samples of an image together, each sample in one test split.
+    """Returns train, val and test for every fold; all samples of an image are in one split, and tested once.
 
-    `val` is half of the fold after the test one, so that 5 folds give the shares of precompute's split: 70 % train,
-    10 % val, 20 % test. Raises KnobctlError for fewer than 2 folds, or fewer images than half folds.
+    `val` is half of the fold after the tested one, so that 5 folds give the same shares as precompute: 70 % train, 10 %
+    val, 20 % test. Raises KnobctlError for fewer than 2 folds, or fewer than two images per fold.
     """
     if folds < 2:
-        raise KnobctlError(f"--folds is {folds}: at least 2 are needed, one to test and one to train on")
+        raise KnobctlError(f"--folds is {folds}: give at least 2, one to test and one to train on")
     images = len(np.unique(cluster_S[sample_N]))
     if images < 4:
         raise KnobctlError(f"cross-validation needs at least 4 images with outcomes, and the cache has {images}")
     if images < 2 * folds:
         raise KnobctlError(
-            f"{images} images are too few for {folds} folds, each of which needs one to test and one to select on: "
+            f"{images} images are too few for {folds} folds, each with one image to test and one to select on: "
             f"give --folds {images // 2} or fewer"
         )
     half_N = fold_of_samples(cluster_S[sample_N], 2 * folds, fold_seed)
@@ -89,20 +90,26 @@ def cross_validate(
     with_ablations: bool = False,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> EvaluationReport:
-    """Trains on every fold's other images and returns one report of all decisions, a subject for each seed.
+    """Trains on the other images of every fold and returns one report on all decisions, with one subject per seed.
 
-    Baselines are fitted on the same samples as the controllers. Intervals resample images and take what was fitted as
-    given: they say how far figures would move with other test images, not with other training images. The cache's own
-    splits are not used.
+    Baselines are fitted on the same samples as the controllers. Intervals resample images with the fitted policies held
+    fixed: they cover the choice of test images, not that of training images. The splits of the cache are not used.
 
     Args:
-        config: the recipe, with its seeds; the reward of the report is the one that it trains on.
-        progress: gets (epochs done, epochs in all) of all folds together.
+        config: the recipe, with its seeds; its reward is also that of the report.
+        folds: how many; each is tested once.
+        fold_seed: of the division into folds.
+        budgets_ms: budgets to report on; None: all of the cache.
+        baselines: names of baselines; None: the usual ones.
+        with_ablations: also report each stage and each knob alone.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and the random baseline.
+        progress: receives a step for each epoch, over all folds.
 
     Raises:
-        KnobctlError: too few images, or a cache that cannot train controllers.
+        KnobctlError: too few images, an unknown baseline, or a cache that cannot train controllers.
     """
     find_device(config.device)
     cache = open_cache(Path(cache_path))
@@ -117,21 +124,22 @@ def cross_validate(
     sample_N = everything.measured(ALL)
     budget_M = tables.grid_indices(budgets_ms)
     encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
+    split_folds = fold_splits(tables.cluster_S, sample_N, folds, fold_seed)
     results = []
-    for fold, splits in enumerate(fold_splits(tables.cluster_S, sample_N, folds, fold_seed)):
-        policies, training = fold_policies(
-            tables.with_splits(splits),
-            encoder,
-            config,
-            where=f"fold {fold + 1} of {folds} of cache {cache_path}",
-            baselines=baselines or DEFAULT_BASELINES,
-            with_ablations=with_ablations,
-            seed=seed,
-            progress=None if progress is None else _overall(progress, fold, folds),
-        )
-        test_N = splits["test"]
-        chosen = {policy.name: decide(policy, everything, test_N, budget_M) for policy in policies}
-        results.append(FoldResult(test_N, chosen, training))
+    with progress.steps("epochs", sum(config.epochs_for(len(splits["train"])) for splits in split_folds)) as advance:
+        for splits in split_folds:
+            policies, training = fold_policies(
+                tables.with_splits(splits),
+                encoder,
+                config,
+                baselines=baselines or DEFAULT_BASELINES,
+                with_ablations=with_ablations,
+                seed=seed,
+                advance=advance,
+            )
+            test_N = splits["test"]
+            chosen = {policy.name: decide(policy, everything, test_N, budget_M) for policy in policies}
+            results.append(FoldResult(test_N, chosen, training))
     report = report_of_choices(
         RequestSet.of(everything, sample_N, budget_M, latency_runs(cache, sample_N)),
         pooled(results, sample_N),
@@ -160,29 +168,29 @@ def cross_validate(
 
 
 def pooled(results: Sequence[FoldResult], sample_N: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Returns every policy's settings for all samples, [N, M], in the order of `sample_N`."""
+    """Returns the settings that each policy chose for all samples, [N, M], in the order of `sample_N`."""
     place = {int(sample): row for row, sample in enumerate(sample_N)}
     chosen = {}
     for name in results[0].chosen:
         setting_NM = np.full((len(sample_N), results[0].chosen[name].shape[1]), -1, dtype=np.int64)
         for result in results:
             setting_NM[[place[int(sample)] for sample in result.test_N]] = result.chosen[name]
-        assert (setting_NM >= 0).all(), "every sample is in one test split"
+        assert (setting_NM >= 0).all(), "every sample must be in one test split"
         chosen[name] = setting_NM
     return chosen
 
 
 def start_warnings(results: Sequence[FoldResult]) -> list[str]:
-    """Says for which seeds, and in how many folds, nothing that was learned replaced the start of training."""
-    said = []
+    """Returns a warning for each seed that kept its warm start in some folds."""
+    warnings = []
     for name in results[0].training:
         kept = sum(result.training[name]["best_epoch"] == 0 for result in results)
         if kept:
-            said.append(
-                f"{name}: in {kept} of {len(results)} folds nothing learned earned more on val than the start, a "
-                "look-up table per dataset, which stands for it there"
+            warnings.append(
+                f"{name}: in {kept} of {len(results)} folds no checkpoint beat the warm start on val, and the "
+                "controllers choose like a look-up table per dataset"
             )
-    return said
+    return warnings
 
 
 def fold_policies(
@@ -190,24 +198,22 @@ def fold_policies(
     encoder: BudgetEncoder,
     config: TrainConfig,
     *,
-    where: str,
     baselines: Sequence[str],
     with_ablations: bool,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    advance: Callable[[], None],
 ) -> tuple[list[Policy], dict[str, dict[str, Any]]]:
-    """Returns controllers and baselines fitted on the tables' `train` and selected on `val`, and how training ended.
+    """Returns controllers and baselines fitted on the tables' `train` and selected on `val`, and results of training.
 
-    Nothing of `test` is read.
+    Never reads `test`. Calls `advance` after each epoch.
     """
-    fitted = build_baselines(baselines, tables, seed=seed)  # first: a mistaken name should not cost a training run
-    trainer = Trainer(make_bundle(tables, encoder, config, where), config)
+    fitted = build_baselines(baselines, tables, seed=seed)  # first, so that a misspelt name is found before training
+    trainer = Trainer(prepare_training(tables, encoder, config), config)
     while not trainer.done:
         trainer.run_epoch()
         if trainer.evaluation_due:
             trainer.evaluate()
-        if progress is not None:
-            progress(trainer.epoch, trainer.epochs)
+        advance()
     policies: list[Policy] = []
     training = {}
     for index, trained in enumerate(config.seeds):
@@ -215,14 +221,9 @@ def fold_policies(
         policies.append(TwoStagePolicy(controllers_of(trainer, index), name))
         training[name] = {
             "samples": {split: len(tables.indices(split)) for split in ("train", "val", "test")},
-            "best_epoch": int(trainer.best_epoch_N[index]),  # 0: the warm start was kept
+            "best_epoch": int(trainer.best_epoch_N[index]),  # 0: no checkpoint beat the warm start
             "val_reward": float(trainer.best_reward_N[index]),
         }
     if with_ablations:
         policies += [part for policy in list(policies) for part in ablations(policy, BudgetTable(tables))]
     return policies + fitted, training
-
-
-def _overall(progress: Callable[[int, int], None], fold: int, folds: int) -> Callable[[int, int], None]:
-    """Returns what turns a fold's (epochs done, epochs in all) into that of all folds."""
-    return lambda done, total: progress(fold * total + done, folds * total)

@@ -1,4 +1,4 @@
-"""Everything a training run reads, made from a cache's tables: fitted bases and the inputs of each split."""
+"""The data of a training run: the fitted bases, and the inputs of the splits `train` and `val`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.stage1 import BUDGET_FEATURES, LANGUAGE_FEATURES
 from ...controllers.stage2 import TOKEN_FEATURES
 from ...data.errors import CacheError
-from ..bases.fit import FOLDS, FittedBasis, fit_budget_basis, fit_language_basis, fit_token_basis, fold_of_samples
+from ..bases.budget import fit_budget_basis
+from ..bases.folds import FOLDS, FittedBasis, fold_of_samples
+from ..bases.language import fit_language_basis
+from ..bases.token import fit_token_basis
 from ..recipes import TrainConfig
 from ..tables import ReplayTables
 from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
 from .log import TIE
 
-FOLD_SEED = 0  # folds belong to the cache, not to a run: all seeds read the same features
-SELECTION_SHARE = 0.1
-SELECTION_MIN = 50
+FOLD_SEED = 0  # independent of the run's seeds, so that all of them read the same features
+SELECTION_SHARE = 0.1  # of `train`, in a cache without `val`
+SELECTION_MIN = 50  # training samples needed to set that share aside
 
 
 @dataclass(frozen=True)
-class TrainingBundle:
-    """Frozen bases and what the loop gathers from, per split."""
+class TrainingData:
+    """The frozen bases, and what they make of each split."""
 
     tables: ReplayTables
     encoder: BudgetEncoder
@@ -35,56 +38,57 @@ class TrainingBundle:
     language_basis: VectorBasis
     token_basis: TokenBasis
     inputs: Mapping[str, ReplayInputs]  # train, val
-    explained: Mapping[str, list[float]]  # per target, on folds left out
-    notes: tuple[str, ...]  # what a user should know of this cache
+    explained: Mapping[str, list[float]]  # share of each target's variance, on held-out folds
+    notes: tuple[str, ...]  # what a user should know about this cache
 
 
 def require_trainable(tables: ReplayTables, where: str, *, allow_constant_accuracy: bool = False) -> None:
     """Raises CacheError, with the reason, for a cache that cannot train both controllers.
 
-    A cache whose accuracy is the same throughout trains them on latency alone, which is seldom meant.
+    Constant accuracy would train them on latency alone, which is rarely intended.
     """
     if tables.d_model == 0:
-        raise CacheError(
-            f"{where} has no language features: Stage1 has no input, so controllers cannot be trained on it"
-        )
+        raise CacheError(f"{where} has no language features, the input of Stage1: controllers cannot be trained on it")
     if tables.token_STPMD is None or tables.token_present_STPM is None:
         raise CacheError(
-            f"{where} has no latency tokens: Stage2 has no input, so controllers cannot be trained on it "
-            "(baselines and their comparison need none); precompute with the model to get them"
+            f"{where} has no latency tokens, the input of Stage2: controllers cannot be trained on it (comparing "
+            "baselines needs none); run `knobctl precompute` with the model to compute them"
         )
     if not len(tables.budgets_ms_M):
-        raise CacheError(f"{where} has no budgets: neither a reward nor Stage1's input can be had without one")
+        raise CacheError(f"{where} has no budgets: both the reward and Stage1's input require one")
     if not len(tables.indices("train")):
-        raise CacheError(f"{where} has no samples in split `train`: there is nothing to learn from")
+        raise CacheError(f"{where} has no samples in split `train`")
     if not np.isfinite(tables.latency_ms_SX).any():
-        raise CacheError(f"{where} has no latency_ms at all: the reward needs it")
+        raise CacheError(f"{where} has no latency_ms in any row: the reward requires it")
     accuracy = tables.accuracy_SX[np.isfinite(tables.accuracy_SX)]
     if not allow_constant_accuracy and len(accuracy) and bool((accuracy == accuracy[0]).all()):
         raise CacheError(
-            f"{where} has accuracy {float(accuracy[0]):g} for every sample under every setting, so nothing about "
-            "answers can be learned: check its metric and answers (`knobctl inspect`), recompute accuracy with "
+            f"{where} has accuracy {float(accuracy[0]):g} for every sample under every setting, so only latency could "
+            "be learned: check its metric and answers (`knobctl inspect`), recompute accuracy with "
             "`knobctl rescore`, or train on latency alone with --allow-constant-accuracy"
         )
 
 
 def split_for_selection(tables: ReplayTables) -> tuple[ReplayTables, list[str]]:
-    """Returns tables that have a `val` split; without one, a tenth of `train` (by image) stands in.
+    """Returns tables with a `val` split, and notes for the user.
 
-    With too few samples for that, the training split selects for itself.
+    If the cache has none, a tenth of `train`, divided by image, becomes `val`; if `train` is too small for that, it
+    also serves as `val`.
     """
     if len(tables.indices("val")):
         return tables, []
     train_S = tables.indices("train")
     if len(train_S) < SELECTION_MIN:
-        note = f"the cache has no `val` split and {len(train_S)} training samples: selection uses these themselves"
+        note = (
+            f"the cache has no `val` split and only {len(train_S)} training samples: they are also used for selection"
+        )
         return _with_splits(tables, train_S, train_S), [note]
     fold_S = fold_of_samples(tables.cluster_S[train_S], round(1 / SELECTION_SHARE), FOLD_SEED)
     selecting = int((fold_S == 0).sum())
-    if selecting > len(train_S) / 2:  # nearly all samples are of one image, which no split may cut
-        note = f"the cache has no `val` split and too few images to make one of: all {len(train_S)} select themselves"
+    if selecting > len(train_S) / 2:  # most samples share one image, and an image belongs to one split
+        note = f"the cache has no `val` split and too few images for one: all {len(train_S)} training samples select"
         return _with_splits(tables, train_S, train_S), [note]
-    note = f"the cache has no `val` split: {selecting} of {len(train_S)} training samples select instead"
+    note = f"the cache has no `val` split: {selecting} of {len(train_S)} training samples are set aside for selection"
     return _with_splits(tables, train_S[fold_S != 0], train_S[fold_S == 0]), [note]
 
 
@@ -93,9 +97,11 @@ def _with_splits(tables: ReplayTables, train: NDArray[np.int64], val: NDArray[np
 
 
 @torch.no_grad()
-def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfig, where: str) -> TrainingBundle:
-    """Fits the bases on `train` and projects the splits; training samples through fits that did not see them."""
-    require_trainable(tables, where, allow_constant_accuracy=config.allow_constant_accuracy)
+def prepare_training(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfig) -> TrainingData:
+    """Fits the bases on `train` and projects the splits; each training sample through fits without its fold.
+
+    The tables must pass `require_trainable`. Raises CacheError for a sample that no setting is left for.
+    """
     tables, notes = split_for_selection(replace(tables, weights=config.reward_weights))
     budgets_ms_M = torch.from_numpy(tables.budgets_ms_M)
     train_S = tables.indices("train")
@@ -107,8 +113,6 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
     inputs = {
         "train": replay_inputs(tables, train_S, *_cross_fitted(tables, train_S, fold_S, language, token), budget_MF)
     }
-    assert isinstance(language.whole, VectorBasis)
-    assert isinstance(token.whole, TokenBasis)
     val_S = tables.indices("val")
     inputs["val"] = replay_inputs(
         tables,
@@ -119,14 +123,16 @@ def make_bundle(tables: ReplayTables, encoder: BudgetEncoder, config: TrainConfi
         settings_seen(tables)[1],
     )
     if not _accuracy_depends_on_setting(tables, train_S):
-        notes.append("accuracy is the same under every setting for each training sample: only latency can be learned")
+        notes.append(
+            "the accuracy of each training sample is the same under every setting: only latency can be learned"
+        )
     if _rewards_tie(inputs["train"]):
-        notes.append("every setting earns each training sample the same reward: there is nothing to choose")
+        notes.append("the reward of each training sample is the same under every setting: there is nothing to choose")
     for split, made in inputs.items():
         if made.holes:
-            notes.append(f"split {split}: {made.holes:,} (sample, setting) pairs are holes, masked for their samples")
+            notes.append(f"split {split}: {made.holes:,} (sample, setting) pairs have no outcome and are masked")
     explained = {"language": language.explained_F.tolist(), "token": token.explained_F.tolist()}
-    return TrainingBundle(tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes))
+    return TrainingData(tables, encoder, budget_basis, language.whole, token.whole, inputs, explained, tuple(notes))
 
 
 def _accuracy_depends_on_setting(tables: ReplayTables, sample_N: NDArray[np.int64]) -> bool:
@@ -138,7 +144,7 @@ def _accuracy_depends_on_setting(tables: ReplayTables, sample_N: NDArray[np.int6
 
 
 def _rewards_tie(inputs: ReplayInputs) -> bool:
-    """Whether no request has two choices that differ in reward."""
+    """Returns whether no request has two choices with different rewards."""
     for budget in range(inputs.budgets):
         highest_NJA = lowest_NJA = inputs.reward_NMJA[:, budget]
         if inputs.allowed_NMJ is not None and inputs.allowed_NJA is not None:
@@ -154,17 +160,15 @@ def _cross_fitted(
     tables: ReplayTables,
     train_S: NDArray[np.int64],
     fold_S: NDArray[np.int64],
-    language: FittedBasis,
-    token: FittedBasis,
+    language: FittedBasis[VectorBasis],
+    token: FittedBasis[TokenBasis],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the training split's features, [N, F] and [N, J, M, F], each sample's from fits of other folds."""
+    """Returns the training split's features, [N, F] and [N, J, M, F], each sample's from a fit to the other folds."""
     language_NF = torch.empty(len(train_S), LANGUAGE_FEATURES)
     shape = (len(train_S), tables.space.num_stage1_choices, len(tables.budgets_ms_M), TOKEN_FEATURES)
     token_NJMF = torch.empty(shape)
-    for fold, (vector_basis, token_basis) in enumerate(zip(language.by_fold, token.by_fold, strict=True)):
-        assert isinstance(vector_basis, VectorBasis)
-        assert isinstance(token_basis, TokenBasis)
-        mine_N = np.flatnonzero(fold_S == fold)
-        language_NF[mine_N] = project_language(tables, train_S[mine_N], vector_basis)
-        token_NJMF[mine_N] = project_tokens(tables, train_S[mine_N], token_basis)
+    for fold, (language_basis, token_basis) in enumerate(zip(language.by_fold, token.by_fold, strict=True)):
+        rows_N = np.flatnonzero(fold_S == fold)
+        language_NF[rows_N] = project_language(tables, train_S[rows_N], language_basis)
+        token_NJMF[rows_N] = project_tokens(tables, train_S[rows_N], token_basis)
     return language_NF, token_NJMF

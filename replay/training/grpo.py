@@ -1,6 +1,6 @@
 """GRPO (Shao et al., 2024, "DeepSeekMath") as pure functions: advantages, clipped loss, KL, entropy.
 
-Shapes: any leading dimensions `...` (seeds, groups); G draws in a group, C choices of a head. Knows nothing of knobs.
+Independent of knobs. Shapes: any leading dimensions `...` (seeds, groups); G draws in a group, C choices of a head.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from ..recipes import SCALE_REWARDS
 
-STD_FLOOR = 1e-4  # added to a standard deviation before dividing by it, as the common trainers do
+STD_FLOOR = 1e-4  # added to a standard deviation before dividing by it, as in other GRPO trainers
 
 
 def group_advantages(
     reward_BG: Tensor, scale_rewards: str = "none", clip: float | None = None, floor: float = STD_FLOOR
 ) -> Tensor:
-    """Returns how far each draw's reward lies above its group's mean, [..., B, G], bounded to +-clip.
+    """Returns each draw's reward minus its group's mean, [..., B, G], clipped to +-clip.
 
-    `scale_rewards` divides it by the standard deviation of its "group", of the whole "batch" (B and G together), or
-    by nothing ("none"). A group whose rewards all tie gets zeros: it prefers nothing, so it teaches nothing.
+    `scale_rewards` divides the differences by the standard deviation of the "group", of the "batch" (B and G together),
+    or not at all ("none"). A group whose rewards all tie gets zeros.
     """
     advantage_BG = reward_BG - reward_BG.mean(dim=-1, keepdim=True)
     if scale_rewards == "group":
@@ -37,27 +37,27 @@ def group_advantages(
 
 
 def _correction(reward_BG: Tensor, dims: int) -> int:
-    """A single draw has no spread to correct for."""
+    """Returns 0 for a single draw, whose corrected standard deviation is undefined."""
     return 1 if math.prod(reward_BG.shape[-dims:]) > 1 else 0
 
 
 def entropy(log_prob_C: Tensor) -> Tensor:
-    """Returns the entropy in nats over the last dimension; choices of probability 0 add nothing."""
-    finite_C = log_prob_C.clamp(min=-80.0)  # e^-80 adds nothing to the sum, and 0 * -80 is 0 where 0 * -inf is not
+    """Returns the entropy in nats over the last dimension; choices of probability 0 contribute 0."""
+    finite_C = log_prob_C.clamp(min=-80.0)  # 0 * -80 is 0, whereas 0 * -inf is NaN; e^-80 is negligible
     return -(log_prob_C.exp() * finite_C).sum(dim=-1)
 
 
 def clipped_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsilon: float) -> Tensor:
-    """Returns the clipped surrogate of PPO for each draw, to be minimised; same shape as its inputs."""
+    """Returns PPO's clipped surrogate loss of each draw, in the shape of the inputs."""
     ratio = (log_prob - old_log_prob).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - epsilon, 1.0 + epsilon) * advantage)
 
 
 def clip_ratio(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, epsilon: float) -> Tensor:
-    """Returns the share of draws [..., B, G] whose gradient the clip has stopped, [...]."""
+    """Returns the share of draws [..., B, G] whose gradient is zero because of the clip, [...]."""
     ratio = (log_prob - old_log_prob).exp()
-    stopped = ((ratio < 1.0 - epsilon) & (advantage < 0)) | ((ratio > 1.0 + epsilon) & (advantage > 0))
-    return stopped.float().mean(dim=(-2, -1))
+    clipped = ((ratio < 1.0 - epsilon) & (advantage < 0)) | ((ratio > 1.0 + epsilon) & (advantage > 0))
+    return clipped.float().mean(dim=(-2, -1))
 
 
 def kl_estimate(log_prob: Tensor, reference_log_prob: Tensor) -> Tensor:
@@ -69,11 +69,10 @@ def kl_estimate(log_prob: Tensor, reference_log_prob: Tensor) -> Tensor:
 def sample_choices(log_prob_C: Tensor, uniform_G: Tensor) -> Tensor:
     """Returns draws by inverse CDF, [..., G], from log-probabilities [..., C] and uniforms in [0, 1) [..., G].
 
-    A choice of probability 0 is never drawn: the CDF does not rise there, and what rounding leaves above the CDF's
-    end goes to the last choice that can be drawn.
+    A choice of probability 0 is never drawn, even if rounding puts a uniform above the end of the CDF.
     """
     cdf_C = log_prob_C.exp().cumsum(dim=-1)
-    scaled_G = uniform_G * cdf_C[..., -1:]  # the CDF's end may miss 1 by rounding
+    scaled_G = uniform_G * cdf_C[..., -1:]  # rounding may leave the end of the CDF unequal to 1
     draw_G = torch.searchsorted(cdf_C, scaled_G, right=True)
     last_1 = torch.searchsorted(cdf_C, cdf_C[..., -1:].contiguous(), right=False)
     return torch.minimum(draw_G, last_1)

@@ -1,4 +1,4 @@
-"""What training logs, under the names that GRPO trainers use, in CSV and JSON Lines, and with trackers where asked."""
+"""The training log, with the column names that GRPO trainers use: CSV, JSON Lines, and optional trackers."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import Tensor
 
 from ...data.files.atomic import write_atomically
 from ..reward import TERMS
-from .trackers import Board, Tracker, WandbRun, remove_events
+from .trackers import TensorBoardLog, Tracker, WandbRun, remove_events
 
 COLUMNS = (
     "seed",
     "epoch",
     "step",
     "reward",  # mean over draws
-    "reward_std",  # mean over groups of the standard deviation within
-    "frac_reward_zero_std",  # share of groups whose rewards tie
+    "reward_std",  # standard deviation within a group, mean over groups
+    "frac_reward_zero_std",  # share of groups whose rewards are tied
     "entropy",
     "kl",
     "clip_ratio",
     "grad_norm",  # before clipping
     "lr",
-    "val_reward",  # greedy, at evaluations only
+    "val_reward",  # of greedy choices, at evaluations only
     *(f"val_{term}_term" for term in TERMS),
 )
-TIE = 1e-6  # a group whose rewards spread less than this ties
+TIE = 1e-6  # rewards that differ by less than this are tied
 
 
 class StepLog:
-    """Gathers the steps between two lines. Reducing waits until a line is due: it costs more than a small step."""
+    """Collects the steps between two lines of the log, and reduces them together: that costs more than a step."""
 
     def __init__(self) -> None:
         self._rewards: list[Tensor] = []
@@ -45,13 +45,13 @@ class StepLog:
         self.lines: list[dict[str, float]] = []
 
     def add(self, reward_NBG: Tensor, seen: Mapping[str, Tensor]) -> None:
-        """Adds a step: its draws' rewards (exact: the expected one, [N, B, 1]) and columns of one value a seed [N]."""
+        """Adds the rewards of a step's draws (exact estimator: expected rewards, [N, B, 1]), and columns [N]."""
         self._rewards.append(reward_NBG)
         self._seen.append(seen)
 
     def close(self, epoch: int, step: int, lr: float, grad_norm_N: Tensor) -> None:
-        """Reduces to one line per seed; `grad_norm_N` is the last step's, before any clipping."""
-        # The exact estimator has one value a group, and so no spread.
+        """Reduces the steps to one line per seed; `grad_norm_N` is that of the last step, before clipping."""
+        # The exact estimator has one value per group, and so no spread.
         spread = [reward.std(dim=2) for reward in self._rewards if reward.shape[2] > 1]
         reward_N = torch.stack([reward.mean(dim=(1, 2)) for reward in self._rewards]).mean(dim=0)
         columns = {"reward": reward_N, "grad_norm": grad_norm_N}
@@ -67,9 +67,9 @@ class StepLog:
 
 
 class MetricsWriter:
-    """Appends lines to `log.csv` and `log.jsonl`, and to TensorBoard and Weights & Biases where asked.
+    """Appends lines to `log.csv` and `log.jsonl` and, if requested, to TensorBoard and Weights & Biases.
 
-    Resuming drops the lines after the step it resumes from, so that no step is logged twice.
+    A resumed run first drops the lines after the step that it resumes from, so that no step is logged twice.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class MetricsWriter:
         log = out / "log.jsonl"
         kept = _lines_until(log, resume_step) if resume_step else []
         self._trackers: list[Tracker] = []
-        self._tied: dict[int, bool] = {}  # by seed: whether every line so far says that all groups tied
+        self._tied: dict[int, bool] = {}  # by seed: whether all groups were tied in every line so far
         for line in kept:
             self._note_ties(line)
         with ExitStack() as stack:
-            if wandb_project is not None:  # first: where it fails, nothing of an earlier run is lost
+            if wandb_project is not None:  # first: if it fails, the files of an earlier run are untouched
                 run = WandbRun(out, wandb_project, config, resume_step, kept)
                 self._trackers.append(stack.enter_context(run))
             if not resume_step:
                 remove_events(out)
             if tensorboard:
-                self._trackers.append(stack.enter_context(Board(out, resume_step, kept)))
+                self._trackers.append(stack.enter_context(TensorBoardLog(out, resume_step, kept)))
             write_atomically(log, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._jsonl = stack.enter_context(log.open("a", encoding="utf-8"))
             self._csv = stack.enter_context((out / "log.csv").open("w", encoding="utf-8", newline=""))
@@ -120,7 +120,7 @@ class MetricsWriter:
             tracker.write(seed, line)
 
     def flush(self) -> None:
-        """Puts every line where a kill cannot take it away: before the state that relies on them is saved."""
+        """Writes all lines out, so that they survive a kill; call it before saving the state that relies on them."""
         self._jsonl.flush()
         self._csv.flush()
         for tracker in self._trackers:
@@ -128,7 +128,7 @@ class MetricsWriter:
 
     @property
     def tied_seeds(self) -> list[int]:
-        """Seeds whose groups all tied from the first step to the last one logged: rewards taught them nothing."""
+        """Seeds whose groups were all tied in every logged step, so that nothing was learned from rewards."""
         return sorted(seed for seed, tied in self._tied.items() if tied)
 
     def _note_ties(self, record: dict[str, float]) -> None:
@@ -138,7 +138,7 @@ class MetricsWriter:
 
 
 def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
-    """Returns the log's whole lines up to `step`; a kill may have cut the last one."""
+    """Returns the complete lines of the log up to `step`; a kill may have truncated the last line."""
     if not path.is_file():
         return []
     lines = []

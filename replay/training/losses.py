@@ -1,7 +1,7 @@
 """The losses of training, as functions of a policy's log-probabilities; autograd differentiates them.
 
-Shapes: N seeds, B requests, G draws, J choices of Stage1, A of Stage2. A loss is summed over seeds, which share no
-parameter, so each seed's gradient is that of its own loss.
+Shapes: N seeds, B requests, G draws, J choices of Stage1, A of Stage2. A loss is the sum over seeds; they share no
+parameters, so the gradient of each seed is that of its own loss.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ def grpo_loss(
     old_log_prob_NBG: Tensor | None = None,
     reference_log_prob_NBG: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the GRPO loss and what the log shows of it, per seed [N].
+    """Returns the GRPO loss and the columns of the log that it determines, per seed [N].
 
     Args:
-        old_log_prob_NBG: when the draws were made. None: they were made by the policy as it is. The probability ratio
-            is then 1, the clip does not act, and the gradient is that of -advantage * log-probability.
-        reference_log_prob_NBG: of the policy that `beta` keeps this one near; None leaves the term out.
+        old_log_prob_NBG: of the policy that made the draws; None if it is this one. The probability ratio is then 1,
+            the clip has no effect, and the gradient is that of -advantage * log-probability.
+        reference_log_prob_NBG: of the policy in the KL term; None omits the term.
     """
-    seen = {"entropy": entropy(draws.log_prob1_NBJ).mean(dim=-1) + entropy(draws.log_prob2_NBGA).mean(dim=(-2, -1))}
+    columns = {"entropy": entropy(draws.log_prob1_NBJ).mean(dim=-1) + entropy(draws.log_prob2_NBGA).mean(dim=(-2, -1))}
     log_prob = draws.log_prob_NBG
     if old_log_prob_NBG is None:
         loss_NBG = -advantage_NBG * log_prob
     else:
         loss_NBG = clipped_loss(log_prob, old_log_prob_NBG, advantage_NBG, epsilon)
-        seen["clip_ratio"] = clip_ratio(log_prob.detach(), old_log_prob_NBG, advantage_NBG, epsilon)
+        columns["clip_ratio"] = clip_ratio(log_prob.detach(), old_log_prob_NBG, advantage_NBG, epsilon)
     loss = loss_NBG.sum() / loss_NBG[0].numel()
     if entropy_bonus:
-        loss = loss - entropy_bonus * seen["entropy"].sum()
+        loss = loss - entropy_bonus * columns["entropy"].sum()
     if reference_log_prob_NBG is not None:
-        seen["kl"] = kl_estimate(log_prob, reference_log_prob_NBG).mean(dim=(-2, -1))
-        loss = loss + beta * seen["kl"].sum()
-    return loss, {name: value.detach() for name, value in seen.items()}
+        columns["kl"] = kl_estimate(log_prob, reference_log_prob_NBG).mean(dim=(-2, -1))
+        loss = loss + beta * columns["kl"].sum()
+    return loss, {name: value.detach() for name, value in columns.items()}
 
 
 def exact_loss(
     policy: StackedPolicy, inputs: ReplayInputs, batch: Batch, *, entropy_bonus: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns minus the mean expected reward and the entropy bonus; the expected rewards [N, B]; the entropies [N].
+    """Returns the loss, the expected rewards [N, B] and the entropies [N].
 
-    The entropy is Stage1's plus Stage2's after each choice, weighted by how likely Stage1 makes it (held fixed).
+    The loss is the negative mean of expected reward and entropy bonus. The entropy is that of Stage1 plus that of
+    Stage2 after each choice, weighted by the choice's probability, through which no gradient flows.
     """
     log_prob1, log_prob2 = policy.of_all(inputs, batch)
     value_NB = expected_reward(log_prob1, log_prob2, inputs.reward_NMJA[batch.sample_NB, batch.budget_NB])
@@ -65,7 +66,7 @@ def exact_loss(
 def expected_reward(log_prob1_BJ: Tensor, log_prob2_BJA: Tensor, reward_BJA: Tensor) -> Tensor:
     """Returns sum_j p1(j) sum_a p2(a | j) reward(j, a), [..., B]. Rewards of choices with probability 0 are ignored.
 
-    It is what GRPO estimates by sampling, so its gradient is the reference for GRPO's.
+    GRPO estimates its gradient by sampling.
     """
     reward_BJA = reward_BJA.masked_fill(log_prob2_BJA == -math.inf, 0.0)
     return (log_prob1_BJ.exp() * (log_prob2_BJA.exp() * reward_BJA).sum(dim=-1)).sum(dim=-1)

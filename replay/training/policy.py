@@ -1,7 +1,7 @@
-"""The controllers of N seeds on one split's features: log-probabilities, draws and greedy choices.
+"""The controllers of N seeds on the features of one split: log-probabilities, draws and greedy choices.
 
-Shapes: N seeds, B requests (a sample under a budget), G draws in a group, J choices of Stage1, A of Stage2, C of
-Stage1's choices that Stage2 follows.
+Shapes: N seeds, B requests (a sample under a budget), G draws in a group, J choices of Stage1, A of Stage2, C choices
+of Stage1 that Stage2 is evaluated after.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .stacked_mlp import StackedMlp
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests of a step: rows of the split and of its budgets, [N, B] each."""
+    """The requests of a step: indices of samples and of budgets, [N, B] each."""
 
     sample_NB: Tensor
     budget_NB: Tensor
@@ -27,7 +27,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draws:
-    """Joint draws of both stages [N, B, G], and the log-probabilities that they come from."""
+    """Joint draws of both stages [N, B, G], and the log-probabilities of all choices."""
 
     choice1_NBG: Tensor
     choice2_NBG: Tensor
@@ -43,7 +43,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class StackedPolicy:
-    """Both stages of every seed. Gradients of a loss on what it returns lie in the stages' `grad`."""
+    """Both stages of every seed. Differentiating a loss on its results writes the gradients to the stages' `grad`."""
 
     stage1: StackedMlp
     stage2: StackedMlp
@@ -67,7 +67,7 @@ class StackedPolicy:
         return log_probs(self.stage2, feature, allowed).unflatten(1, choice1_NBC.shape[1:])
 
     def draw(self, inputs: ReplayInputs, batch: Batch, uniform_NBG2: Tensor) -> Draws:
-        """Returns the joint draws that the uniforms in [0, 1) stand for."""
+        """Returns joint draws by inverse CDF, from uniforms in [0, 1)."""
         log_prob1 = self.log_probs1(inputs, batch)
         choice1 = sample_choices(log_prob1.detach(), uniform_NBG2[..., 0].contiguous())
         log_prob2 = self.log_probs2(inputs, batch, choice1)
@@ -75,7 +75,7 @@ class StackedPolicy:
         return Draws(choice1, choice2, log_prob1, log_prob2)
 
     def of_draws(self, inputs: ReplayInputs, batch: Batch, draws: Draws) -> Draws:
-        """Returns the same draws with the log-probabilities that this policy gives them."""
+        """Returns the same draws with their log-probabilities under this policy."""
         log_prob1 = self.log_probs1(inputs, batch)
         log_prob2 = self.log_probs2(inputs, batch, draws.choice1_NBG)
         return Draws(draws.choice1_NBG, draws.choice2_NBG, log_prob1, log_prob2)
@@ -88,9 +88,9 @@ class StackedPolicy:
 
     @torch.no_grad()
     def greedy(self, inputs: ReplayInputs, rows: int = 8192) -> tuple[Tensor, Tensor]:
-        """Returns each seed's most likely choices for every sample and budget, and their rewards, [N, samples, M] each.
+        """Returns the most likely choices of each seed for every sample and budget, and their rewards.
 
-        A choice is j * A + a, the pair of Stage1 and that of Stage2 in one number.
+        Both are [N, samples, M]; a choice is j * A + a for choice j of Stage1 and a of Stage2.
         """
         seeds, budgets = len(self.stage1.flat), inputs.budgets
         total = len(inputs) * budgets
@@ -109,6 +109,6 @@ class StackedPolicy:
 
 def gather_reward(inputs: ReplayInputs, batch: Batch, choice1_NBC: Tensor, choice2_NBC: Tensor) -> Tensor:
     """Returns the reward of these choices, [N, B, C]."""
-    _, budgets, choices, computes = inputs.reward_NMJA.shape
+    _, budgets, choices1, choices2 = inputs.reward_NMJA.shape
     request_NB1 = (batch.sample_NB * budgets + batch.budget_NB)[..., None]
-    return inputs.reward_NMJA.view(-1)[(request_NB1 * choices + choice1_NBC) * computes + choice2_NBC]
+    return inputs.reward_NMJA.view(-1)[(request_NB1 * choices1 + choice1_NBC) * choices2 + choice2_NBC]

@@ -1,8 +1,7 @@
-"""N copies of a controller's perceptron side by side, one per seed, with a hand-written backward pass.
+"""N copies of a controller's perceptron, one per seed, evaluated as one, with a hand-written backward pass.
 
-In steps of 8 requests autograd costs more than the arithmetic; these few fused lines do not. Autograd differentiates a
-loss down to the logits and calls `StackedMlp.backward` for the rest. A test compares it with autograd. Shapes: N seeds,
-B rows.
+In steps of 8 requests the overhead of autograd exceeds the arithmetic. Autograd differentiates a loss down to the
+logits and calls `StackedMlp.backward` for the rest; a test compares it with autograd. Shapes: N seeds, B rows.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from ...controllers.mlp import Mlp
 
-Tape = list[tuple[Tensor, Tensor]]  # each layer's input and, but for the last, its pre-activation
+Tape = list[tuple[Tensor, Tensor]]  # input of each layer and, except for the last one, its pre-activation
 
 
 class StackedMlp:
-    """Parameters of N perceptrons in one flat [N, parameters] tensor, gradients in another; both also seen by layer."""
+    """The parameters of N perceptrons in one flat [N, parameters] tensor, and their gradients in another."""
 
     def __init__(self, networks: Sequence[Mlp], device: torch.device | str = "cpu") -> None:
         self.widths = networks[0].widths
@@ -29,10 +28,10 @@ class StackedMlp:
         self.weights, self.biases = self.views(flat)
         self._weight_grads, self._bias_grads = self.views(self.grad)
         self.flat = flat.detach().requires_grad_()
-        self.flat.grad = self.grad  # `backward` replaces its content, so nothing needs to be zeroed between steps
+        self.flat.grad = self.grad  # overwritten by `backward`, so it is not zeroed between steps
 
     def views(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the weights [N, in, out] and biases [N, 1, out] that lie in `flat`, without copying."""
+        """Returns views of `flat`: weights [N, in, out] and biases [N, 1, out] of each layer."""
         weights, biases, start = [], [], 0
         for inputs, outputs in zip(self.widths[:-1], self.widths[1:], strict=True):
             weights.append(flat[:, start : start + inputs * outputs].unflatten(1, (inputs, outputs)))
@@ -44,14 +43,13 @@ class StackedMlp:
     def __call__(self, x_NBI: Tensor) -> Tensor:
         """Returns the logits [N, B, out].
 
-        A loss made from them fills `grad` when it is differentiated, replacing what was there, so a loss may contain
-        the logits of one call only.
+        Differentiating a loss overwrites `grad`, so a loss may depend on the logits of one call only.
         """
         logits: Tensor = _Logits.apply(self, self.flat, x_NBI)
         return logits
 
     def forward(self, x_NBI: Tensor) -> tuple[Tensor, Tape]:
-        """Returns the logits and what `backward` needs."""
+        """Returns the logits and the intermediate results that `backward` needs."""
         tape = []
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             before = torch.baddbmm(bias, x_NBI, weight)
@@ -61,7 +59,7 @@ class StackedMlp:
         return torch.baddbmm(self.biases[-1], x_NBI, self.weights[-1]), tape
 
     def backward(self, logit_grad_NBO: Tensor, tape: Tape, *, with_input: bool = False) -> Tensor | None:
-        """Writes the gradients of sum(logits * logit_grad) to `grad`; returns the input's [N, B, in] if asked for."""
+        """Writes the gradients of sum(logits * logit_grad) to `grad`; returns that of the input on request."""
         grad = logit_grad_NBO
         for layer in range(len(self.weights) - 1, -1, -1):
             x_NBI, _ = tape[layer]
@@ -73,7 +71,7 @@ class StackedMlp:
         return torch.bmm(grad, self.weights[0].transpose(1, 2)) if with_input else None
 
     def write_to(self, network: Mlp, seed_index: int, flat: Tensor | None = None) -> None:
-        """Copies one seed's parameters (or those in `flat`) into a module."""
+        """Copies the parameters of one seed, from `flat` if given, into a module."""
         weights, biases = self.views(self.flat if flat is None else flat)
         with torch.no_grad():
             for target, source in zip(network.weights, weights, strict=True):
@@ -83,7 +81,7 @@ class StackedMlp:
 
 
 class _Logits(torch.autograd.Function):
-    """The seam between autograd, above the logits, and the hand-written backward pass, below them."""
+    """Connects autograd, above the logits, with the hand-written backward pass below them."""
 
     @staticmethod
     def forward(ctx: Any, network: StackedMlp, flat: Tensor, x_NBI: Tensor) -> Tensor:  # noqa: ARG004
@@ -94,7 +92,7 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, logit_grad_NBO: Tensor) -> tuple[None, None, Tensor | None]:
-        # `backward` has filled `flat.grad` itself, so there is nothing to accumulate.
+        # `backward` writes to `flat.grad` itself, so autograd has nothing to accumulate.
         return None, None, ctx.network.backward(logit_grad_NBO, ctx.tape, with_input=ctx.needs_input_grad[2])
 
 

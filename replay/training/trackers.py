@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: where the lines of the training log go beside the log itself."""
+"""TensorBoard and Weights & Biases as additional destinations of the training log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ...data.errors import CheckpointError, KnobctlError
 from ...data.files.atomic import write_atomically
 from ...data.files.bounded_json import dump_json, read_json
 
-BOARD_NAME = "tensorboard"
-RUN_NAME = "wandb_run.json"  # which Weights & Biases run this is, for --resume
-# By option: what is imported from where, and the package that it needs.
+TENSORBOARD_NAME = "tensorboard"
+WANDB_NAME = "wandb_run.json"  # id of the Weights & Biases run, for --resume
+# By option: module, attribute, and the package that provides them.
 _PACKAGES = {
     "--tensorboard": ("torch.utils.tensorboard", "SummaryWriter", "tensorboard"),
     "--wandb-project": ("wandb", "init", "wandb"),
@@ -28,10 +28,10 @@ class Tracker(Protocol):
     """One destination of log lines, open while its context lasts."""
 
     def write(self, seed: int, line: Line) -> None:
-        """Sends one line, which has `step` and `epoch`."""
+        """Sends one line, which contains `step` and `epoch`."""
 
     def flush(self) -> None:
-        """Returns when what was written survives a kill, where the destination can promise that."""
+        """Returns once all lines survive a kill, if the destination supports that."""
 
     def __enter__(self) -> Self: ...
 
@@ -41,36 +41,32 @@ class Tracker(Protocol):
 
 
 def require_packages(*, tensorboard: bool, wandb_project: str | None) -> None:
-    """Raises KnobctlError when a tracker that was asked for is not installed."""
-    asked = {"--tensorboard": tensorboard, "--wandb-project": wandb_project is not None}
+    """Raises KnobctlError for a requested tracker that is not installed."""
+    requested = {"--tensorboard": tensorboard, "--wandb-project": wandb_project is not None}
     for option, (module, name, package) in _PACKAGES.items():
-        if asked[option]:
+        if requested[option]:
             try:
                 getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError) as cause:  # a folder `wandb` imports as an empty package
+            except (ImportError, AttributeError) as cause:  # a folder named `wandb` is imported as an empty package
                 raise KnobctlError(
                     f"{option} needs the package `{package}` ({cause}): pip install 'knobctl[logging]'"
                 ) from cause
 
 
 def values_of(line: Line) -> Line:
-    """Returns what a line measures, without what says where it belongs."""
+    """Returns the measurements of a line, without seed, step and epoch."""
     return {name: value for name, value in line.items() if name not in ("seed", "step", "epoch")}
 
 
-class Board:
-    """TensorBoard's event files in `out/tensorboard`.
-
-    A new run removes those of an earlier one; a resumed run hides from TensorBoard what was logged after the step that
-    it resumes from.
-    """
+class TensorBoardLog:
+    """Event files in `out/tensorboard`. A resumed run hides what was logged after the step that it resumes from."""
 
     def __init__(self, out: Path, resume_step: int, earlier: Sequence[Line]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        has_events = any((out / BOARD_NAME).glob("events.out.tfevents.*"))
-        self._writer = SummaryWriter(str(out / BOARD_NAME), purge_step=resume_step + 1 if resume_step else None)
-        if not has_events:  # the run began without TensorBoard
+        has_events = any((out / TENSORBOARD_NAME).glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(out / TENSORBOARD_NAME), purge_step=resume_step + 1 if resume_step else None)
+        if not has_events:  # the run started without TensorBoard
             for line in earlier:
                 self.write(int(line["seed"]), line)
 
@@ -91,13 +87,13 @@ class Board:
 
 
 def remove_events(out: Path) -> None:
-    """Removes an earlier run's event files, which TensorBoard would show together with the new ones."""
-    for path in (out / BOARD_NAME).glob("events.out.tfevents.*"):
+    """Removes the event files of an earlier run, which TensorBoard would show together with the new ones."""
+    for path in (out / TENSORBOARD_NAME).glob("events.out.tfevents.*"):
         path.unlink()
 
 
 class WandbRun:
-    """A run of Weights & Biases. Resuming goes on with the same one, whose id is kept in `out`."""
+    """A run of Weights & Biases. A resumed training run continues it; its id is stored in `out`."""
 
     def __init__(
         self, out: Path, project: str, config: dict[str, Any], resume_step: int, earlier: Sequence[Line]
@@ -105,23 +101,23 @@ class WandbRun:
         import wandb
 
         self._project, self._error = project, wandb.Error
-        run_id = _run_id(out / RUN_NAME, project) if resume_step else None
+        run_id = _run_id(out / WANDB_NAME, project) if resume_step else None
         with self._errors():
             self._run = wandb.init(
                 project=project, config=config, dir=str(out), id=run_id, resume=None if run_id is None else "allow"
             )
-        write_atomically(out / RUN_NAME, dump_json({"project": project, "id": self._run.id}))
-        for line in earlier:  # what the service already has is left out by `write`
+        write_atomically(out / WANDB_NAME, dump_json({"project": project, "id": self._run.id}))
+        for line in earlier:  # `write` skips what the service already has
             self.write(int(line["seed"]), line)
 
     def write(self, seed: int, line: Line) -> None:
         step = int(line["step"])
         with self._errors():
-            if step >= self._run.step:  # a killed run may have logged beyond the state that it resumes from
+            if step >= self._run.step:  # a killed run may have logged beyond its saved state
                 self._run.log({f"seed-{seed}/{name}": value for name, value in values_of(line).items()}, step=step)
 
     def flush(self) -> None:
-        """Nothing to do: the service's own process holds the lines."""
+        """Does nothing: the lines are held by the service's own process."""
 
     def __enter__(self) -> Self:
         return self
@@ -134,19 +130,19 @@ class WandbRun:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns what goes wrong with the service into one line."""
+        """Turns an error of the service into a KnobctlError."""
         try:
             yield
         except (self._error, ConnectionError, TimeoutError) as cause:
             reason = " ".join(str(cause).split())[:300]
             raise KnobctlError(
-                f"--wandb-project {self._project}: Weights & Biases says: {reason} "
-                "Log in with `wandb login`, log without a network with WANDB_MODE=offline, or leave the option out"
+                f"--wandb-project {self._project}: Weights & Biases reports: {reason} "
+                "Log in with `wandb login`, log offline with WANDB_MODE=offline, or omit the option"
             ) from cause
 
 
 def _run_id(path: Path, project: str) -> str | None:
-    """Returns the id of the run in `project` that `path` records; None when it records none."""
+    """Returns the id of the run of `project` recorded in `path`, or None."""
     if not path.is_file():
         return None
     record = read_json(path, error=CheckpointError, max_bytes=4096)

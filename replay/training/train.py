@@ -1,4 +1,4 @@
-"""`knobctl train`: a cache in, controllers out. Ties the parts together and knows where files lie."""
+"""`knobctl train`: trains controllers from a cache and writes checkpoints, log and report."""
 
 from __future__ import annotations
 
@@ -19,39 +19,48 @@ from ...data.cache.reader import open_cache
 from ...data.errors import CheckpointError
 from ...data.files.atomic import write_atomically
 from ...data.files.lock import DirectoryLock
+from ...data.progress import SILENT, Progress
 from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
 from ..evaluation.figures import gap_closed
 from ..recipes import TUNED, TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
-from .data import make_bundle, require_trainable
+from .data import prepare_training, require_trainable
 from .inputs import settings_seen
 from .log import MetricsWriter, StepLog
-from .resume import STATE_NAME, data_digest, load_state, save_state
-from .trackers import BOARD_NAME, RUN_NAME, require_packages
+from .state import STATE_NAME, data_digest, load_state, save_state
+from .trackers import TENSORBOARD_NAME, WANDB_NAME, require_packages
 from .trainer import Trainer
 
 REPORT_NAME = "train.json"
 SAVE_EVERY_S = 20.0
-OWN_NAMES = {CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME, "log.csv", "log.jsonl", BOARD_NAME, RUN_NAME, "wandb"}
-
-Say = Callable[[str], None]
+OWN_NAMES = {
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    REPORT_NAME,
+    STATE_NAME,
+    "log.csv",
+    "log.jsonl",
+    TENSORBOARD_NAME,
+    WANDB_NAME,
+    "wandb",
+}
 
 
 @dataclass(frozen=True)
 class SeedReport:
-    """What one seed came to. Rewards are greedy means over `val` and all budgets."""
+    """The result of one seed. Rewards are those of greedy choices, averaged over `val` and all budgets."""
 
     seed: int
     path: str
-    best_epoch: int  # 0: the warm start was kept
+    best_epoch: int  # 0: no checkpoint beat the warm start
     val_reward: float
-    val_gap_closed: float | None  # as `validate` reports it: 0 = budget-only table, 1 = oracle; None if these are equal
+    val_gap_closed: float | None  # as `validate` reports it: 0 = budget-only table, 1 = oracle; None if they are equal
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What `train` did, JSON-able. Rewards on `val` selected the checkpoints: report quality on `test` (validate)."""
+    """The result of a training run. Checkpoints were selected by their reward on `val`: report quality on `test`."""
 
     cache: str
     recipe: str
@@ -63,8 +72,8 @@ class TrainReport:
     val_table_reward: float
     val_oracle_reward: float
     parameters: dict[str, int]
-    explained_variance: dict[str, list[float]]  # of each basis target, on folds left out
-    seconds: dict[str, float]  # reading, fitting the bases and projecting, training
+    explained_variance: dict[str, list[float]]  # share of each basis target's variance, on held-out folds
+    seconds: dict[str, float]  # reading the cache, preparing (bases and projection), training
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,28 +91,33 @@ def train_controllers(
     resume: bool = False,
     tensorboard: bool = False,
     wandb_project: str | None = None,
-    say: Say | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> TrainReport:
     """Trains Stage1 and Stage2 from the cache and writes the checkpoint to `out` (several seeds: `out/seed-<seed>`).
 
     Args:
-        resume: go on with the run in `out`, bit-equal to one that was never stopped; a fresh `out` starts anew.
-        say: gets notes for the user, one line each. progress: gets (epochs done, epochs in all).
+        resume: continue the interrupted run in `out`; the result is bit-equal to an uninterrupted run. An `out` without
+            a run starts a new one.
+        tensorboard: also write the log for TensorBoard, to `out/tensorboard`.
+        wandb_project: also log to this Weights & Biases project.
+        progress: receives the warnings, and a step for each epoch.
 
     Raises:
-        KnobctlError: the cache cannot train controllers, `out` holds something else, or resuming does not fit.
+        KnobctlError: the cache cannot train controllers, `out` contains other files, or the run in `out` has other
+            settings or another cache.
     """
     start = time.perf_counter()
-    say = say or (lambda _line: None)
     cache = open_cache(Path(cache_path))
     for warning in accuracy_warnings(cache):
-        say(warning)
+        progress.note(warning)
     tables = ReplayTables.from_cache(cache)
     require_trainable(tables, f"cache {cache_path}", allow_constant_accuracy=config.allow_constant_accuracy)
     encoder = budget_encoder_for(cache.budget_encoder_path, tables.d_model, seed=0)
     if cache.budget_encoder_path is None:
-        say(f"cache {cache_path} has no budget encoder: one is made from seed 0 for Stage1, and live is refused")
+        progress.note(
+            f"cache {cache_path} has no budget encoder: Stage1 gets one generated from seed 0, and `validate --live` "
+            "is not possible"
+        )
     return train_tables(
         tables,
         encoder,
@@ -113,7 +127,6 @@ def train_controllers(
         resume=resume,
         tensorboard=tensorboard,
         wandb_project=wandb_project,
-        say=say,
         progress=progress,
         reading_s=time.perf_counter() - start,
     )
@@ -129,11 +142,15 @@ def train_tables(
     resume: bool = False,
     tensorboard: bool = False,
     wandb_project: str | None = None,
-    say: Say = lambda _line: None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
     reading_s: float = 0.0,
 ) -> TrainReport:
-    """As `train_controllers`, from tables already in memory."""
+    """As `train_controllers`, from tables in memory that pass `require_trainable`.
+
+    Args:
+        where: the cache's name in the report.
+        reading_s: seconds that reading the tables took, for the report.
+    """
     find_device(config.device)
     require_packages(tensorboard=tensorboard, wandb_project=wandb_project)
     with _output_errors(out):
@@ -149,13 +166,13 @@ def train_tables(
         }
         saved = load_state(out, identity) if resume else None
         if resume and saved is None:
-            say(f"{out} holds no training state yet: training starts anew")
+            progress.note(f"{out} holds no training state yet: starting a new run")
         start = time.perf_counter()
-        bundle = make_bundle(tables, encoder, config, where)
-        for note in bundle.notes:
-            say(note)
-        fitting_s = time.perf_counter() - start
-        trainer = Trainer(bundle, config)
+        data = prepare_training(tables, encoder, config)
+        for note in data.notes:
+            progress.note(note)
+        preparing_s = time.perf_counter() - start
+        trainer = Trainer(data, config)
         if saved is not None:
             trainer.load_state(saved)
         start = time.perf_counter()
@@ -167,58 +184,55 @@ def train_tables(
             _train(trainer, metrics, lambda: save_state(out, identity, trainer.state()), progress)
             notes = tie_notes(metrics.tied_seeds)
         for note in notes:
-            say(note)
-        seconds = {"reading": reading_s, "bases": fitting_s, "training": time.perf_counter() - start}
-        report = _finish(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()}, notes)
+            progress.note(note)
+        seconds = {"reading": reading_s, "bases": preparing_s, "training": time.perf_counter() - start}
+        report = _save(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()}, notes)
         write_atomically(out / REPORT_NAME, (report.to_json() + "\n").encode())
     for seed in report.seeds:
         if config.warm_start_steps and seed.best_epoch == 0:
-            say(
-                f"seed {seed.seed}: nothing learned on {report.training_samples} samples earned more on val than "
-                "the start: these controllers choose like a look-up table per dataset"
+            progress.note(
+                f"seed {seed.seed}: no checkpoint beat the warm start on val ({report.training_samples} training "
+                "samples): these controllers choose like a look-up table per dataset"
             )
-    worse = [seed for seed in report.seeds if seed.val_reward < report.val_table_reward and seed.best_epoch]
-    for seed in worse:
-        say(
-            f"seed {seed.seed}: reward {seed.val_reward:.4f} on val is below the budget-only table's "
-            f"{report.val_table_reward:.4f}: these controllers are not worth using"
-        )
+        elif seed.best_epoch and seed.val_reward < report.val_table_reward:
+            progress.note(
+                f"seed {seed.seed}: reward {seed.val_reward:.4f} on val is below the budget-only table's "
+                f"{report.val_table_reward:.4f}: do not use these controllers"
+            )
     return report
 
 
 def tie_notes(seeds: Sequence[int]) -> list[str]:
-    """Says for which seeds no group of draws ever differed in reward."""
+    """Returns a note for each of these seeds, whose groups of draws never differed in reward."""
     return [
-        f"seed {seed}: all groups tied throughout (frac_reward_zero_std is 1), so nothing was learned from rewards: "
-        "look at the reward weights and at whether accuracy and latency depend on the setting (`knobctl inspect`)"
+        f"seed {seed}: the rewards of every group tied (frac_reward_zero_std is 1), so nothing was learned from them: "
+        "check the reward weights, and with `knobctl inspect` that accuracy and latency depend on the setting"
         for seed in seeds
     ]
 
 
-def _train(
-    trainer: Trainer, metrics: MetricsWriter, save: Callable[[], None], progress: Callable[[int, int], None] | None
-) -> None:
-    """Runs epochs until done, evaluating and saving the state on the way."""
+def _train(trainer: Trainer, metrics: MetricsWriter, save: Callable[[], None], progress: Progress) -> None:
+    """Runs the remaining epochs; evaluates and saves the state at intervals."""
     config, saved_at = trainer.config, time.monotonic()
 
     def write(log: StepLog) -> None:
         for seed, line in zip(config.seeds, log.lines, strict=True):
             metrics.write(seed, line)
 
-    while not trainer.done:
-        trainer.run_epoch(write)
-        if trainer.evaluation_due:
-            _evaluate(trainer, metrics)
-        if trainer.done or time.monotonic() - saved_at > SAVE_EVERY_S:
-            metrics.flush()
-            save()
-            saved_at = time.monotonic()
-        if progress is not None:
-            progress(trainer.epoch, trainer.epochs)
+    with progress.steps("epochs", trainer.epochs, done=trainer.epoch) as advance:
+        while not trainer.done:
+            trainer.run_epoch(write)
+            if trainer.evaluation_due:
+                _evaluate(trainer, metrics)
+            if trainer.done or time.monotonic() - saved_at > SAVE_EVERY_S:
+                metrics.flush()
+                save()
+                saved_at = time.monotonic()
+            advance()
 
 
 def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
-    tables = trainer.bundle.tables
+    tables = trainer.data.tables
     reward_N, choice = trainer.evaluate()
     for index, seed in enumerate(trainer.config.seeds):
         setting_NM = tables.space.setting_JA.ravel()[choice[index].numpy()]
@@ -227,10 +241,10 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
         metrics.write(seed, {**line, **{f"val_{name}_term": value for name, value in terms.items()}})
 
 
-def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
-    """Writes every seed's checkpoint and returns the report."""
-    bundle, config = trainer.bundle, trainer.config
-    table, oracle = table_and_oracle(bundle.tables, "val")
+def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
+    """Writes the checkpoint of every seed and returns the report."""
+    data, config = trainer.data, trainer.config
+    table, oracle = table_and_oracle(data.tables, "val")
     reports, counts = [], {}
     for index, seed in enumerate(config.seeds):
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
@@ -247,29 +261,29 @@ def _finish(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], 
         seeds=tuple(reports),
         epochs=trainer.epoch,
         steps=trainer.step,
-        training_samples=len(bundle.inputs["train"]),
+        training_samples=len(data.inputs["train"]),
         val_table_reward=table,
         val_oracle_reward=oracle,
         parameters=counts,
-        explained_variance=dict(bundle.explained),
+        explained_variance=dict(data.explained),
         seconds=seconds,
-        notes=(*bundle.notes, *notes),
+        notes=(*data.notes, *notes),
     )
 
 
 def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
-    """Returns one seed's best controllers, ready to choose or to save."""
+    """Returns the best controllers of one seed."""
     from ... import __version__
 
-    bundle, config = trainer.bundle, trainer.config
-    tables = bundle.tables
+    data, config = trainer.data, trainer.config
+    tables = data.tables
     model = ModelIdentity(
         tables.model_name or "unknown", tables.d_model, tables.n_blocks, tables.native_top_k, tables.model_fingerprint
     )
-    made = Controllers.untrained(tables.space, model, tuple(tables.budgets_ms_M.tolist()), bundle.encoder)
-    made.stage1.language_basis.load_state_dict(bundle.language_basis.state_dict())
-    made.stage1.budget_basis.load_state_dict(bundle.budget_basis.state_dict())
-    made.stage2.token_basis.load_state_dict(bundle.token_basis.state_dict())
+    made = Controllers.untrained(tables.space, model, tuple(tables.budgets_ms_M.tolist()), data.encoder)
+    made.stage1.language_basis.load_state_dict(data.language_basis.state_dict())
+    made.stage1.budget_basis.load_state_dict(data.budget_basis.state_dict())
+    made.stage2.token_basis.load_state_dict(data.token_basis.state_dict())
     if config.train_budget_encoder:
         made.stage1_budget_encoder = BudgetEncoder.from_seed(tables.d_model, 0)
     trainer.write_best(
@@ -277,7 +291,7 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
     )
     allowed_J, allowed_JA = settings_seen(tables)
     made.stage1.allowed_J.copy_(allowed_J)
-    # A pair that no sample has is never chosen by Stage1; an open mask there keeps its softmax defined.
+    # Rows of choices that Stage1 never makes are left unmasked, because the softmax of a fully masked row is undefined.
     made.stage2.allowed_JA.copy_(allowed_JA | ~allowed_J[:, None])
     made.cache_fingerprint = tables.fingerprint
     made.settings = {
@@ -291,36 +305,38 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
 
 @contextmanager
 def _output_errors(out: Path) -> Iterator[None]:
-    """Turns what the system says of the output directory into one line."""
+    """Turns an OSError from writing to the output directory into a CheckpointError."""
     try:
         yield
-    except BrokenPipeError:  # of a terminal or pipe that notes go to
+    except BrokenPipeError:  # from the terminal or pipe that notes are written to
         raise
     except OSError as cause:
         path = cause.filename or out  # a failed write does not name its file
         raise CheckpointError(
-            f"{path} cannot be written: {cause.strerror or cause}. Make room there and let it be written, then run "
-            "again with --resume; or name another directory with --out"
+            f"{path} cannot be written: {cause.strerror or cause}. Free disk space or fix its permissions and run "
+            "again with --resume, or choose another directory with --out"
         ) from cause
 
 
 def _check_out(out: Path) -> None:
-    """Refuses to write among files that are not a training run's."""
+    """Raises CheckpointError for a directory with files that do not belong to a training run."""
     if out.is_symlink() and not out.exists():
-        raise CheckpointError(f"{out} is a link to {out.readlink()}, which does not exist: make that directory")
+        raise CheckpointError(f"{out} is a link to {out.readlink()}, which does not exist: create that directory")
     if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out} is a file: name a directory for the controllers")
+        raise CheckpointError(f"{out} is a file: choose a directory for the controllers")
     if not out.is_dir():
         return
     names = {path.name for path in out.iterdir()}
     foreign = sorted(n for n in names - OWN_NAMES if not n.startswith((".tmp-", "seed-", "writer.lock")))
     if foreign:
-        raise CheckpointError(f"{out} holds something else ({', '.join(foreign[:3])}): name an empty or new directory")
+        raise CheckpointError(
+            f"{out} contains other files ({', '.join(foreign[:3])}): choose an empty or new directory"
+        )
 
 
 def _remove_earlier_run(out: Path) -> None:
     for name in (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME):
         (out / name).unlink(missing_ok=True)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        for path in out.glob(f"seed-*/{name}"):  # another run's seeds would pass for this one's
+        for path in out.glob(f"seed-*/{name}"):  # otherwise the seeds of another run would look like part of this one
             path.unlink()

@@ -1,6 +1,6 @@
-"""The training loop for N seeds side by side: epochs of steps, the running mean of weights, selection by greedy reward.
+"""The training loop for N seeds at a time: epochs of steps, moving average of the weights, selection by greedy reward.
 
-Knows nothing of files; `state()` and `load_state()` hand over everything that the next epoch depends on.
+It reads and writes no files; `state()` and `load_state()` exchange everything that the next epoch depends on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...controllers.mlp import Mlp
 from ...controllers.stage1 import Stage1
 from ...controllers.stage2 import Stage2
 from ..recipes import TrainConfig
-from .data import TrainingBundle
+from .data import TrainingData
 from .grpo import group_advantages
 from .inputs import ReplayInputs
 from .log import StepLog
@@ -29,35 +29,35 @@ from .warm_start import average_samples, learn_table
 
 
 class Trainer:
-    """Parameters, optimizer, generators, running means and the best so far of every seed."""
+    """Parameters, optimizer, generators, moving averages and best weights so far of every seed."""
 
-    def __init__(self, bundle: TrainingBundle, config: TrainConfig) -> None:
+    def __init__(self, data: TrainingData, config: TrainConfig) -> None:
         self.config = config
         self.device = torch.device(config.device)
-        self.bundle = bundle
-        self.inputs: dict[str, ReplayInputs] = {k: v.to(self.device) for k, v in bundle.inputs.items()}
-        networks = [_initial_networks(bundle, seed) for seed in config.seeds]
+        self.data = data
+        self.inputs: dict[str, ReplayInputs] = {k: v.to(self.device) for k, v in data.inputs.items()}
+        networks = [_initial_networks(data, seed) for seed in config.seeds]
         self.stage1 = StackedMlp([pair[0] for pair in networks], self.device)
         self.stage2 = StackedMlp([pair[1] for pair in networks], self.device)
         self.policy = StackedPolicy(self.stage1, self.stage2)
         self.encoder: BudgetEncoder | None = None
         if config.train_budget_encoder:
-            self.encoder = BudgetEncoder.from_seed(bundle.encoder.d_model, 0)
-            self.encoder.load_state_dict(bundle.encoder.state_dict())
+            self.encoder = BudgetEncoder.from_seed(data.encoder.d_model, 0)
+            self.encoder.load_state_dict(data.encoder.state_dict())
             self.encoder.to(self.device).requires_grad_(True)
-            self.budget_basis = bundle.budget_basis.to(self.device)
-            self.budgets_ms_M = torch.from_numpy(bundle.tables.budgets_ms_M).to(self.device)
+            self.budget_basis = data.budget_basis.to(self.device)
+            self.budgets_ms_M = torch.from_numpy(data.tables.budgets_ms_M).to(self.device)
         self.lr = config.lr_for(len(self.inputs["train"]))
         self._warm_start()
         self.optimizer = self._optimizer()
-        self._unclipped_norm_N: Tensor | None = None  # of the last step's gradients, where they are clipped
+        self._unclipped_norm_N: Tensor | None = None  # of the last step's gradients before clipping
         self.initial = [tensor.detach().clone() for tensor in self._trained()]
         self.ema = [tensor.detach().clone() for tensor in self._trained()]
         self.best = [tensor.detach().clone() for tensor in self._trained()]
         seeds = len(config.seeds)
         self.best_reward_N = torch.full((seeds,), -math.inf, dtype=torch.float64)
         self.best_epoch_N = torch.zeros(seeds, dtype=torch.int64)
-        self.stale_N = torch.zeros(seeds, dtype=torch.int64)  # evaluations since the best
+        self.stale_N = torch.zeros(seeds, dtype=torch.int64)  # evaluations without improvement
         self.generators = [torch.Generator().manual_seed(seed) for seed in config.seeds]
         self.epoch = 0
         self.step = 0
@@ -66,14 +66,14 @@ class Trainer:
         self.eval_every = max(1, self.epochs // config.evaluations)
         self.total_steps = self.epochs * math.ceil(samples / config.batch_size)
         self.start_reward_N = torch.full((seeds,), -math.inf, dtype=torch.float64)  # on val, of the warm start
-        self.top_reward_NV: Tensor | None = None  # on each sample of val, of the evaluation with the highest mean
+        self.top_reward_NV: Tensor | None = None  # per sample of val, at the evaluation with the highest mean
         if config.warm_start_steps:
             self.evaluate()
-            self.stale_N.zero_()  # the start is what later evaluations have to better, and none of them itself
+            self.stale_N.zero_()  # the start is the reference of later evaluations, not one of them
 
     def _warm_start(self) -> None:
-        """Begins at the look-up table per dataset; each seed at the same one, from its own weights."""
-        config, train, tables = self.config, self.inputs["train"], self.bundle.tables
+        """Fits every seed to the same look-up table per dataset, from the seed's own initial weights."""
+        config, train, tables = self.config, self.inputs["train"], self.data.tables
         if config.warm_start_steps:
             exists_JA = torch.from_numpy(tables.space.setting_JA >= 0).to(self.device)
             dataset_N = torch.from_numpy(tables.dataset_S[tables.indices("train")]).to(self.device)
@@ -86,7 +86,7 @@ class Trainer:
             )
 
     def _trained(self) -> list[Tensor]:
-        """Everything that the optimizer moves: both flat tensors [N, parameters], and the encoder's where it learns."""
+        """Returns the trained tensors: both flat ones, [N, parameters], and the encoder's parameters if trained."""
         encoder = [] if self.encoder is None else list(self.encoder.parameters())
         return [self.stage1.flat, self.stage2.flat, *encoder]
 
@@ -105,7 +105,7 @@ class Trainer:
 
     @property
     def stopped_N(self) -> Tensor:
-        """Which seeds have run out of patience: their best stays, whatever the others still do."""
+        """Returns which seeds have run out of patience; their best weights no longer change."""
         patience = self.config.patience
         return torch.zeros_like(self.stale_N, dtype=torch.bool) if patience is None else self.stale_N >= patience
 
@@ -115,11 +115,11 @@ class Trainer:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the epoch that ended last is one after which `evaluate` selects."""
+        """Returns whether to call `evaluate` after the last epoch."""
         return self.epoch % self.eval_every == 0 or self.epoch == self.epochs
 
     def run_epoch(self, on_log: Callable[[StepLog], None] | None = None) -> None:
-        """Takes every training sample once, each with one budget, in batches of `batch_size`."""
+        """Trains on every training sample once, each under one random budget, in batches of `batch_size`."""
         config, train = self.config, self.inputs["train"]
         samples = len(train)
         order_NS = self._drawn(lambda g: torch.randperm(samples, generator=g))
@@ -146,13 +146,13 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[Tensor, Tensor]:
-        """Scores the running means greedily on `val` and keeps weights for each seed.
+        """Evaluates the averaged weights greedily on `val` and updates the best weights of each seed.
 
-        The latest weights are kept unless the best so far earned more by over one standard error of the paired
-        difference: the best of many evaluations on a few hundred samples is mostly luck, the end of a schedule is not.
-        Nothing that earns no more than the warm start replaces it.
+        The latest weights become the best ones unless the highest reward so far exceeds theirs by more than one
+        standard error of the paired difference: on a few hundred samples, the maximum over many evaluations is mostly
+        noise, while later weights are better trained. Weights that do not beat the warm start never replace it.
 
-        Returns the mean rewards [N], and the choices [N, samples, M] as `StackedPolicy.greedy` numbers them.
+        Returns the mean rewards [N], and the choices [N, samples, M] in the numbering of `StackedPolicy.greedy`.
         """
         with self._parameters(self.ema):
             choice, reward = self.policy.greedy(self._inputs("val"))
@@ -177,7 +177,7 @@ class Trainer:
         return reward_N, choice.cpu()
 
     def state(self) -> dict[str, Tensor]:
-        """Returns everything that the next epoch depends on, by name."""
+        """Returns everything that the following epochs depend on, by name."""
         state = {
             "epoch": torch.tensor(self.epoch),
             "step": torch.tensor(self.step),
@@ -197,7 +197,7 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continues where `state()` was taken; the next epoch is bit-equal to the one that would have followed."""
+        """Restores the result of `state()`; the following epochs are bit-equal to those of an uninterrupted run."""
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         self.best_reward_N = state["best_reward"].clone()
         self.best_epoch_N, self.stale_N = state["best_epoch"].clone(), state["stale"].clone()
@@ -215,7 +215,7 @@ class Trainer:
                 self.optimizer.state[tensor] = {k: v.clone().to(self.device) for k, v in found.items()}
 
     def write_best(self, seed_index: int, stage1: Stage1, stage2: Stage2, encoder: BudgetEncoder | None) -> None:
-        """Copies one seed's best parameters into modules."""
+        """Copies the best parameters of one seed into modules."""
         self.stage1.write_to(stage1.head, seed_index, self.best[0])
         self.stage2.write_to(stage2.head, seed_index, self.best[1])
         if encoder is not None:
@@ -224,11 +224,11 @@ class Trainer:
                     target.copy_(source)
 
     def _drawn(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """Returns one draw per seed, stacked: a seed draws the same alone and in company."""
+        """Returns one draw per seed, stacked; the draws of a seed do not depend on the other seeds."""
         return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
 
     def _schedule(self) -> tuple[float, float]:
-        """Sets the learning rates of this step; returns the rate (of Stage2) and the entropy bonus."""
+        """Sets the learning rates of this step; returns the one of Stage2 and the entropy bonus."""
         config = self.config
         done = self.step / self.total_steps
         scale = 1.0
@@ -256,7 +256,7 @@ class Trainer:
         for iteration in range(config.num_iterations):
             if iteration:
                 draws = self.policy.of_draws(self._inputs("train"), batch, draws)
-            loss, seen = grpo_loss(
+            loss, columns = grpo_loss(
                 draws,
                 advantage_NBG,
                 epsilon=config.epsilon,
@@ -266,17 +266,17 @@ class Trainer:
                 reference_log_prob_NBG=reference,
             )
             self._descend(loss)
-        log.add(reward_NBG, seen)
+        log.add(reward_NBG, columns)
 
     @torch.no_grad()
     def _reference_log_prob(self, batch: Batch, draws: Draws) -> Tensor:
-        """Returns the draws' log-probabilities under the initial parameters, [N, B, G]."""
+        """Returns the log-probabilities of the draws under the initial parameters, [N, B, G]."""
         with self._parameters(self.initial):
             return self.policy.of_draws(self._inputs("train"), batch, draws).log_prob_NBG
 
     def _descend(self, loss: Tensor) -> None:
-        """Takes one step of the optimizer along the loss's gradient."""
-        for parameter in self._trained()[2:]:  # the encoder's; the stages replace their gradients themselves
+        """Takes one step of the optimizer along the gradient of the loss."""
+        for parameter in self._trained()[2:]:  # of the encoder; the stages overwrite their gradients
             parameter.grad = None
         loss.backward()
         self._update()
@@ -292,25 +292,25 @@ class Trainer:
         self.optimizer.step()
         for mean, tensor in zip(self.ema, self._trained(), strict=True):
             if config.ema_decay:
-                # The decay starts low, or the first weights would linger in the mean of a short run.
+                # The decay starts low; otherwise the initial weights would dominate the average of a short run.
                 mean.lerp_(tensor, 1.0 - min(config.ema_decay, (1 + self.step) / (10 + self.step)))
             else:
                 mean.copy_(tensor)
 
     def _grad_norm(self) -> Tensor:
-        """Returns the norm of each seed's gradient over both stages, [N]."""
+        """Returns the norm of each seed's gradient, over both stages, [N]."""
         squares = [grad.square().sum(dim=1) for grad in (self.stage1.grad, self.stage2.grad)]
         return torch.stack(squares).sum(dim=0).sqrt()
 
     def _inputs(self, split: str) -> ReplayInputs:
-        """Returns a split's inputs, with the budget features as the encoder makes them now."""
+        """Returns the inputs of a split, with the current budget features if the encoder is trained."""
         if self.encoder is None:
             return self.inputs[split]
         return replace(self.inputs[split], budget_MF=self.budget_basis(self.encoder(self.budgets_ms_M)))
 
     @contextmanager
     def _parameters(self, tensors: list[Tensor]) -> Iterator[None]:
-        """Runs the body with other parameters in place of the present ones."""
+        """Runs the body with these parameters, then restores the current ones."""
         kept = [tensor.detach().clone() for tensor in self._trained()]
         self._set(tensors)
         try:
@@ -323,10 +323,10 @@ class Trainer:
             target.data.copy_(source)
 
 
-def _initial_networks(bundle: TrainingBundle, seed: int) -> tuple[Mlp, Mlp]:
-    """Returns the two stages' fresh perceptrons; the same seed gives the same weights."""
+def _initial_networks(data: TrainingData, seed: int) -> tuple[Mlp, Mlp]:
+    """Returns the initial perceptrons of both stages; the same seed gives the same weights."""
     generator = torch.Generator().manual_seed(seed)
-    space, d_model = bundle.tables.space, bundle.tables.d_model
+    space, d_model = data.tables.space, data.tables.d_model
     heads = Stage1(d_model, space).head, Stage2(d_model, space).head
     for head in heads:
         head.reset(generator)
@@ -334,7 +334,7 @@ def _initial_networks(bundle: TrainingBundle, seed: int) -> tuple[Mlp, Mlp]:
 
 
 def surpasses(reward_NV: Tensor, other_NV: Tensor) -> Tensor:
-    """Returns for which seeds [N] the mean reward lies above the other by over a standard error of the difference."""
+    """Returns for which seeds [N] the mean reward exceeds the other by more than a standard error of the difference."""
     difference_NV = reward_NV - other_NV
     samples = difference_NV.shape[1]
     if samples < 2:

@@ -1,9 +1,9 @@
-"""Where GRPO starts: at a look-up table per dataset and budget, instead of at choices that are all equally likely.
+"""The starting point of GRPO: a look-up table per dataset and budget, instead of uniformly random choices.
 
-The networks are first taught the mean reward of every setting under every budget, with the inputs of an average sample
-of each dataset. That takes a second whatever the cache's size, since there are as many samples as datasets. On a few
-hundred samples the table is most of what can be learned, and steps on single samples find it late and only about; on
-thousands it does no harm. The controllers are told no dataset: they read it off the features, as they must when served.
+The networks are first fitted to the mean reward of every setting under every budget, on one average sample per dataset.
+This takes about a second for a cache of any size. With a few hundred samples the table is most of what can be learned,
+and per-sample gradient steps learn it slowly and only approximately; with thousands it does no harm. The dataset is not
+an input of the controllers: they infer it from the features, in training as in deployment.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .policy import Batch, StackedPolicy
 
 LR = 5e-3
 WARMUP_STEPS = 20
-PRIOR_SAMPLES = 25  # a dataset's mean rewards count as much as those of all samples once it has this many
+PRIOR_SAMPLES = 25  # with this many samples, a dataset's mean rewards weigh as much as those of all samples
 
 
 def known_rewards(inputs: ReplayInputs, exists_JA: Tensor) -> Tensor:
-    """Returns which pairs of choices each sample has a reward for, [N, J, A]."""
+    """Returns for which choices of both stages each sample has a reward, [N, J, A]."""
     if inputs.allowed_NJA is None:
         return exists_JA.expand(len(inputs), -1, -1)
-    known_NJA = inputs.allowed_NJA & exists_JA  # open where a sample has nothing of a pair: see replay_inputs
+    known_NJA = inputs.allowed_NJA & exists_JA  # rows without known choices are unmasked: see replay_inputs
     return known_NJA if inputs.allowed_NMJ is None else known_NJA & inputs.allowed_NMJ.any(dim=1)[:, :, None]
 
 
 def mean_reward(inputs: ReplayInputs, known_NJA: Tensor, budget: int) -> Tensor:
-    """Returns the mean reward under one budget over the samples that have it, [J, A]; -inf where none has."""
+    """Returns the mean reward under one budget over the samples that have one, [J, A]; -inf where none has."""
     count_JA = known_NJA.sum(dim=0)
     total_JA = torch.where(known_NJA, inputs.reward_NMJA[:, budget], 0.0).sum(dim=0)
     return (total_JA / count_JA.clamp(min=1)).masked_fill(count_JA == 0, -math.inf)
 
 
 def average_sample(inputs: ReplayInputs, exists_JA: Tensor) -> ReplayInputs:
-    """Returns inputs of one sample: the mean of all features and rewards, each over the samples that have it."""
+    """Returns the inputs of one average sample; each feature and reward is the mean over the samples that have it."""
     known_NJA = known_rewards(inputs, exists_JA)
     reward_MJA = torch.stack([mean_reward(inputs, known_NJA, budget) for budget in range(inputs.budgets)])
     known_MJA = torch.isfinite(reward_MJA)
@@ -63,9 +63,9 @@ def average_sample(inputs: ReplayInputs, exists_JA: Tensor) -> ReplayInputs:
 
 
 def average_samples(inputs: ReplayInputs, exists_JA: Tensor, group_N: Tensor) -> ReplayInputs:
-    """Returns one average sample per group of samples: its features, and its rewards drawn towards those of all.
+    """Returns one average sample per group of samples, its rewards shrunk towards the mean over all samples.
 
-    A group of n samples keeps n / (n + PRIOR_SAMPLES) of how its mean rewards differ: few samples differ by luck.
+    The deviation of a group of n samples is multiplied by n / (n + PRIOR_SAMPLES), since that of few samples is noise.
     """
     everyone = average_sample(inputs, exists_JA)
     if not bool((group_N != group_N[0]).any()):
@@ -87,7 +87,7 @@ def average_samples(inputs: ReplayInputs, exists_JA: Tensor, group_N: Tensor) ->
 
 
 def rows_of(inputs: ReplayInputs, rows_N: Tensor) -> ReplayInputs:
-    """Returns some samples' inputs."""
+    """Returns the inputs of some of the samples."""
     return replace(
         inputs,
         language_NF=inputs.language_NF[rows_N],
@@ -106,7 +106,7 @@ def learn_table(
     steps: int,
     entropy_bonus: float,
 ) -> None:
-    """Steps along the exact gradient on the average samples, under all budgets at once; draws nothing."""
+    """Takes steps along the exact gradient on the average samples under all budgets; draws no random numbers."""
     seeds, device = len(policy.stage1.flat), policy.stage1.flat.device
     request_NB = torch.arange(len(averages) * averages.budgets, device=device).expand(seeds, -1)
     batch = Batch(request_NB // averages.budgets, request_NB % averages.budgets)

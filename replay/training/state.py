@@ -1,4 +1,4 @@
-"""The training state on disk, so that a killed run goes on bit-equal. One safetensors file, replaced atomically."""
+"""The training state on disk, from which a killed run resumes bit-equal: one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE_NAME = "training_state.safetensors"
 
 
 def data_digest(tables: ReplayTables) -> str:
-    """Returns a sha256 over what training reads of a cache, tokens left out: they follow from the model."""
+    """Returns a sha256 of what training reads from a cache, except the latency tokens, which the model determines."""
     digest = hashlib.sha256(json.dumps([list(tables.sample_ids), tables.space.to_dict()]).encode())
     for split in ("train", "val"):
         digest.update(np.ascontiguousarray(tables.indices(split)).tobytes())
@@ -33,15 +33,15 @@ def data_digest(tables: ReplayTables) -> str:
 
 
 def save_state(out: Path, identity: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Writes the state; `identity` is what a resumed run must be equal in."""
+    """Writes the state; `identity` is what a resumed run must have in common with this one."""
     metadata = {"identity": json.dumps(identity, sort_keys=True)}
     write_atomically(out / STATE_NAME, save(dict(state), metadata=metadata))
 
 
 def load_state(out: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """Returns the state of the run in `out`; None when it holds none yet.
+    """Returns the state of the run in `out`, None if it has none yet.
 
-    Raises CheckpointError, naming what differs, when that run was another one.
+    Raises CheckpointError for an unreadable file, and for a run with another identity, naming what differs.
     """
     path = out / STATE_NAME
     if not path.is_file():
@@ -49,15 +49,16 @@ def load_state(out: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | No
     try:
         with safe_open(path, framework="pt") as file:
             recorded = json.loads((file.metadata() or {}).get("identity", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, json.JSONDecodeError) as cause:
-        raise CheckpointError(f"{path} cannot be read: {cause}. Train anew, without --resume") from cause
+        raise CheckpointError(f"{path} cannot be read: {cause}. Start a new run, without --resume") from cause
     wanted = json.loads(json.dumps(identity))
     different = [name for name in wanted if recorded.get(name) != wanted[name]]
     if different:
-        parts = [f"{name} (there {_short(recorded.get(name))}, now {_short(wanted[name])})" for name in different]
+        parts = [f"{name} (recorded {_short(recorded.get(name))}, now {_short(wanted[name])})" for name in different]
         raise CheckpointError(
-            f"{path} is of another run: {'; '.join(parts)}. Resume with the same cache and settings, or train anew"
+            f"{path} belongs to another run: {'; '.join(parts)}. Resume with the same cache and settings, or start "
+            "a new run, without --resume"
         )
     return state
 
