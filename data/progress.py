@@ -14,7 +14,7 @@ class Progress:
 
     @contextmanager
     def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-        """Runs the body, which calls what it receives after each of `total` steps; `done` of them are behind it."""
+        """Runs the body, which calls what it receives after each of `total` steps, `done` of which are complete."""
         del title, total, done
         yield lambda: None
 

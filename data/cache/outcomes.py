@@ -58,9 +58,7 @@ class OutcomeRows:
         lists = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
         length = np.asarray(pc.list_value_length(lists).fill_null(0), dtype=np.int64)
         width = int(length.max(initial=0))
-        padded = np.full(
-            (len(length) + 1, width), np.nan, np.float32
-        )  # the last row is for missing ones, whose index is -1
+        padded = np.full((len(length) + 1, width), np.nan, np.float32)  # the last row is that of index -1: missing
         padded[:-1][np.arange(width) < length[:, None]] = np.asarray(lists.flatten())
         return padded[self.row_SX]
 
