@@ -1,4 +1,4 @@
-"""Probes and latency tokens do not depend on how many threads the caller has, nor on who asks first."""
+"""Probes and latency tokens are independent of the caller's threads and of which caller comes first."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def nano():
     return load_model("nano", device="cpu").model
 
 
-def test_probes_are_equal_to_the_bit_on_one_thread_and_on_two(nano):
+def test_probes_are_bit_equal_on_one_thread_and_on_two(nano):
     encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
     with num_threads(1):
         alone_MD = make_probes(nano, encoder, BUDGETS_MS)
     with num_threads(2):
         assert torch.equal(make_probes(nano, encoder, BUDGETS_MS), alone_MD)
-        assert torch.get_num_threads() == 2  # put back
+        assert torch.get_num_threads() == 2  # restored
 
 
 def test_probes_have_the_typical_norm_of_word_embeddings(nano):
@@ -35,7 +35,7 @@ def test_probes_have_the_typical_norm_of_word_embeddings(nano):
     torch.testing.assert_close(probe_MD.norm(dim=-1), norms[norms > 0].median().expand(len(BUDGETS_MS)))
 
 
-def test_a_token_beyond_float16_is_an_error_in_words(nano):
+def test_a_token_beyond_float16_is_a_clear_error(nano):
     prompt_1SD = torch.ones(1, 3, nano.config.d_model)
     probe_MD = torch.full((2, nano.config.d_model), 1e30)
     with torch.inference_mode(), pytest.raises(CheckpointError, match="prompt of 3 positions does not fit float16"):

@@ -1,4 +1,4 @@
-"""The plan tree, and: the shared sweep answers as every plan does on its own."""
+"""The plan tree, the token pass, and the sweep, which must answer like every plan run on its own."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_the_published_scores_give_111_plans_and_790_block_runs(plans):
     assert tree.block_runs == 790
 
 
-def test_a_path_through_the_tree_is_its_plan(plans):
+def test_a_plans_path_through_the_tree_has_its_top_ks(plans):
     tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
     for index, plan in enumerate(tree.plans):
         path = tree.path(index)
         assert tuple(level[stream].top_k for level, stream in zip(tree.levels, path, strict=True)) == plan
 
 
-def test_a_stream_is_last_where_nothing_runs_after_it():
+def test_a_stream_is_last_if_no_later_block_runs():
     tree = PlanTree.of([(8, 4, 0), (8, 4, 4), (8, 0, 0)], native_top_k=8, num_shared=1)
     assert [[stream.is_last for stream in level] for level in tree.levels] == [
         [False],
@@ -76,8 +76,8 @@ def test_a_stream_is_last_where_nothing_runs_after_it():
 
 
 @pytest.mark.parametrize(("length", "positions"), [(7, 1), (7, 30), (19, 100_000)])
-def test_the_sweep_answers_as_each_plan_alone(model, plans, length, positions):
-    """`positions` is how many go into a call: one stream, a few, or all."""
+def test_the_sweep_gives_the_answers_of_each_plan_run_alone(model, plans, length, positions):
+    """`positions` limits a call to one stream, to a few, or not at all."""
     input_ids = prompt(length, seed=length)
     state = state_of(model, input_ids)
     tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
@@ -90,8 +90,8 @@ def test_the_sweep_answers_as_each_plan_alone(model, plans, length, positions):
             assert one.token_ids == answer_alone(model, state, plan, max_new_tokens=6, end_id=end_id), plan
 
 
-def test_one_plan_alone_answers_as_the_plain_model_does(model, plans):
-    """The plain model: no probe, no shared state, no cache of ours."""
+def test_a_plan_run_alone_gives_the_answer_of_plain_decoding(model, plans):
+    """Plain decoding has no probe and no shared state, and uses transformers' cache."""
     input_ids = prompt(11, seed=5)
     state = state_of(model, input_ids)
     for plan in plans[::17]:
@@ -107,13 +107,13 @@ def test_one_plan_alone_answers_as_the_plain_model_does(model, plans):
 
 
 def common_token(model: Molmoe, state: PromptState, tree: PlanTree) -> int:
-    """A token that some answers hold and that so can end them."""
+    """A frequent token of the answers, which as end token ends some of them early."""
     swept = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=4, end_id=-5)
     tokens = [token for one in swept for token in one.token_ids[1:3]]
     return max(set(tokens), key=tokens.count)
 
 
-def test_a_probe_reads_the_prompt_and_itself_and_is_not_read(model):
+def test_a_probe_attends_to_the_prompt_and_itself_and_nothing_attends_to_it(model):
     input_ids = prompt(9, seed=1)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
     with torch.inference_mode():
@@ -127,8 +127,8 @@ def test_a_probe_reads_the_prompt_and_itself_and_is_not_read(model):
     assert mask == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
 
 
-def test_a_token_is_the_probe_s_hidden_state_before_the_final_norm(model):
-    """By hand: the probe as one more position behind the prompt, through the plain blocks."""
+def test_a_token_is_the_probes_hidden_state_before_the_final_norm(model):
+    """Computed separately: the probe as one more position after the prompt, through the plain blocks."""
     input_ids = prompt(6, seed=2)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [33.0])
     with torch.inference_mode():
@@ -139,7 +139,7 @@ def test_a_token_is_the_probe_s_hidden_state_before_the_final_norm(model):
     torch.testing.assert_close(torch.tensor(token_PMD[0, 0]).float(), hidden[0, -1], rtol=2e-3, atol=2e-3)
 
 
-def test_tokens_are_equal_to_the_bit_whenever_the_pass_is_repeated(model):
+def test_a_repeated_token_pass_gives_bit_equal_tokens(model):
     input_ids = prompt(13, seed=8)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
     with torch.inference_mode():
@@ -148,7 +148,7 @@ def test_tokens_are_equal_to_the_bit_whenever_the_pass_is_repeated(model):
     assert first.tobytes() == second.tobytes()
 
 
-def test_a_batch_that_memory_does_not_take_is_halved():
+def test_a_batch_that_runs_out_of_memory_is_halved():
     limit, sizes = BatchLimit(80), []
 
     def run(batch):
@@ -163,8 +163,8 @@ def test_a_batch_that_memory_does_not_take_is_halved():
         list(BatchLimit(1).batches([1], 10, lambda batch: run([batch] * 4)))
 
 
-def test_ties_are_seen(model, plans, monkeypatch):
-    """With thresholds that everything is under, every row is a near tie and a router's tie."""
+def test_ties_are_reported(model, plans, monkeypatch):
+    """With thresholds above every difference, each row is a near tie and a router tie."""
     state = state_of(model, prompt(7, seed=7))
     tree = PlanTree.of(plans[:20], native_top_k=8, num_shared=5)
     calm = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
@@ -178,7 +178,7 @@ def test_ties_are_seen(model, plans, monkeypatch):
     ]
 
 
-def test_a_row_s_own_top_k_gives_what_a_call_with_it_gives(model):
+def test_a_rows_own_top_k_gives_the_result_of_a_call_with_it(model):
     hidden = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
     rotary = model.position_embeddings(torch.arange(4)[None])
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Sums over blocks, marks, budgets and latency checks, worked out by hand; and the timed request does what it times."""
+"""Sums over blocks, marks, budgets and latency checks, computed by hand; a timed request runs its plan."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def prepared(knobs):
     return knobs.prepare(sample, rgb, knobs.tiling(rgb, "low"))
 
 
-def test_a_plan_s_latency_is_the_sum_of_its_blocks():
+def test_a_plans_latency_is_the_sum_of_its_blocks():
     """Two runs, two decoding steps, three blocks, top-k 2 and 4."""
     times = BlockTimes(
         top_ks=(2, 4),
@@ -59,12 +59,12 @@ def test_a_plan_s_latency_is_the_sum_of_its_blocks():
     assert one.latency_ms == pytest.approx(29.3)
     assert one.latency_std_ms == pytest.approx(50**0.5)
     assert times.latency((4, 0, 2), output_tokens=1).decode_ms == 0.0
-    # An answer of two tokens takes the first step alone; a longer one than was timed, the mean of all.
+    # An answer of two tokens gets the first step alone; one longer than the timed steps, the mean of all.
     assert times.latency((4, 0, 2), output_tokens=2).decode_ms == pytest.approx(1.9)
     assert times.latency((4, 0, 2), output_tokens=11).decode_ms == pytest.approx(11.5)
 
 
-def test_spans_are_sorted_into_stages():
+def test_spans_are_assigned_to_stages():
     spans = [(VISION, 5.0), (0, 1.0), (READ, 0.25), (2, 2.0), (HEAD, 0.5), (0, 0.1), (2, 0.2), (STEP, 0.3)]
     spans += [(0, 0.1), (2, 0.4), (STEP, 0.3)]
     times = request_times(spans)
@@ -86,8 +86,8 @@ def test_marks_are_taken_in_order(monkeypatch):
     assert watch.spans() == [(VISION, 500.0), (HEAD, 250.0)]
 
 
-def test_a_timed_request_runs_the_plan_that_it_is_asked_for(knobs, prepared):
-    """Its marks name the blocks that ran, and its tokens are those of the plan answered alone."""
+def test_a_timed_request_runs_the_given_plan(knobs, prepared):
+    """Its marks name the blocks that ran, and its tokens are those of the plan run alone."""
     sample, decoder = easy_samples(1)[0], decoder_for(knobs, prepared, num_tokens=3)
     for setting, plan in knobs.plans.items():
         if setting.tier != "low":
@@ -129,7 +129,7 @@ def test_blocks_are_timed_for_every_top_k_and_run(knobs, prepared):
     assert measured.vision_ms + measured.prefill_ms < max(measured.runs_ms)
 
 
-def test_timing_is_on_one_thread_without_collections(knobs):
+def test_timing_uses_one_thread_and_no_garbage_collection(knobs):
     seen = []
     torch.set_num_threads(2)
     try:
@@ -178,7 +178,7 @@ def test_budgets_are_ms_or_shares_of_the_full_setting():
     assert parse_budgets(["40,10", "0.5x"], lambda: 50.0) == (10.0, 25.0, 40.0)
     timings = iter([50.0])  # a second timing would give another number
     assert parse_budgets(["0.5x,1.0x"], lambda: next(timings)) == (25.0, 50.0)
-    assert parse_budgets(["10"], lambda: pytest.fail("nobody asked for a share")) == (10.0,)
+    assert parse_budgets(["10"], lambda: pytest.fail("no share was given")) == (10.0,)
     for wrong in ("", "0", "-3", "x", "5y", "nan", "inf"):
         with pytest.raises(KnobctlError, match="budget"):
             parse_budgets([wrong], lambda: 50.0)

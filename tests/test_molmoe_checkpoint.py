@@ -1,4 +1,4 @@
-"""Checkpoints in the published layout are read whole, in little memory, or refused with the tensor's name."""
+"""Checkpoints in the published layout load completely and in little memory, or are refused with the tensor's name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NORM = "model.transformer.blocks.1.attn.k_norm.weight"
 
 
 def write_shards(directory: Path, tensors: dict[str, torch.Tensor], num_shards: int) -> dict[str, str]:
-    """Writes an indexed checkpoint beside a copy of the tiny config; returns its weight map."""
+    """Writes an indexed checkpoint with a copy of the tiny config; returns its weight map."""
     directory.mkdir(exist_ok=True)
     shutil.copy(TINY / "config.json", directory)
     weight_map = {}
@@ -79,12 +79,12 @@ def test_shards_and_one_file_give_the_same_model(tmp_path, tensors):
     assert all(torch.equal(state[name], sharded[name]) for name in state)
 
 
-def test_every_weight_lands_where_it_belongs(tensors):
+def test_every_weight_is_loaded_into_its_place(tensors):
     for name, target in published_tensors(tiny_model()).items():
         assert torch.equal(target.view, tensors[name]), name
 
 
-def test_saved_and_loaded_again(tmp_path):
+def test_a_saved_model_loads_unchanged(tmp_path):
     save_molmoe(tiny_model(), tmp_path / "same")
     assert model_fingerprint(load_molmoe(tmp_path / "same")) == model_fingerprint(tiny_model())
     save_molmoe(tiny_model(), tmp_path / "half", dtype=torch.float16)
@@ -93,7 +93,7 @@ def test_saved_and_loaded_again(tmp_path):
     torch.testing.assert_close(half.state_dict(), tiny_model().state_dict(), atol=2e-3, rtol=1e-3)
 
 
-def test_dtype_of_the_file_and_of_the_model_are_independent(copy, tensors):
+def test_the_dtypes_of_file_and_model_are_independent(copy, tensors):
     save_over(copy, {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
     model = load_molmoe(copy, dtype=torch.float16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
@@ -134,7 +134,7 @@ def test_a_tensor_of_integers_is_named(copy, tensors):
 @pytest.mark.parametrize(
     "file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors", "weights.bin", "", 3, None]
 )
-def test_an_index_that_reaches_elsewhere_is_refused(tmp_path, tensors, file):
+def test_an_index_that_points_outside_its_directory_is_refused(tmp_path, tensors, file):
     weight_map = write_shards(tmp_path / "sharded", tensors, 2)
     weight_map[NORM] = file
     (tmp_path / "sharded" / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
@@ -144,7 +144,7 @@ def test_an_index_that_reaches_elsewhere_is_refused(tmp_path, tensors, file):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
-def test_an_index_that_is_none_is_refused(tmp_path, tensors, content):
+def test_a_malformed_index_is_refused(tmp_path, tensors, content):
     write_shards(tmp_path, tensors, 2)
     (tmp_path / INDEX_FILE).write_text(content)
     with pytest.raises(CheckpointError, match=re.escape(INDEX_FILE)):
@@ -184,19 +184,19 @@ def test_pickles_are_not_read(copy):
 @pytest.mark.parametrize(
     ("field", "value"), [("image_mean", [0.5, 0.5, 0.5]), ("overlap_margins", [4, 4]), ("do_normalize", False)]
 )
-def test_images_that_would_be_prepared_otherwise_are_refused(copy, field, value):
+def test_a_different_image_preprocessing_is_refused(copy, field, value):
     path = copy / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(CheckpointError, match=repr(field)):
         load_molmoe(copy)
 
 
-def test_a_name_that_is_neither_directory_nor_hub_id():
+def test_a_name_that_is_neither_a_directory_nor_a_hub_id_is_refused():
     with pytest.raises(CheckpointError, match=r"no directory no/such/place/at all .* not a hub id"):
         load_molmoe("no/such/place/at all")
 
 
-def test_a_directory_has_no_revision():
+def test_a_revision_of_a_directory_is_refused():
     with pytest.raises(CheckpointError, match="no revisions"):
         load_molmoe(TINY, revision="main")
 
@@ -213,7 +213,7 @@ def test_a_hub_id_is_fetched_at_its_revision(monkeypatch):
     assert asked == {"name": "owner/model", "revision": "abc", "patterns": ["*.json", "*.safetensors"]}
 
 
-def test_a_hub_out_of_reach_is_one_clear_error(monkeypatch):
+def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
     def fail(*_args, **_options):
         raise LocalEntryNotFoundError("no connection")
 
@@ -230,7 +230,7 @@ from pathlib import Path
 from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-load_molmoe(sys.argv[2])  # the small model: what loading needs once, imports and thread pools, is not its memory
+load_molmoe(sys.argv[2])  # the small model first, so that imports and thread pools do not count
 before = peak()
 model = load_molmoe(sys.argv[1], dtype=getattr(torch, sys.argv[3]))
 print(peak() - before, sum(p.numel() * p.element_size() for p in model.parameters()))
@@ -262,7 +262,7 @@ def test_peak_memory_is_the_model_and_less_than_a_shard_and_a_third(tmp_path, dt
     assert grown > 0.9 * model_bytes, "the measurement saw nothing"
 
 
-def test_fingerprint_tells_models_apart(copy, tensors):
+def test_different_models_have_different_fingerprints(copy, tensors):
     known = model_fingerprint(tiny_model())
     assert re.fullmatch("[0-9a-f]{64}", known)
     assert model_fingerprint(load_molmoe(TINY)) == known

@@ -1,4 +1,4 @@
-"""A config is read whole or refused by the name of the field."""
+"""A config is read completely, or refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_the_published_config():
 
 
 @pytest.mark.parametrize("source", [PUBLISHED, json.loads((TINY / "config.json").read_text())], ids=["real", "tiny"])
-def test_what_is_written_reads_the_same(source):
+def test_a_written_config_reads_the_same(source):
     config = MolmoeConfig.from_dict(source)
     assert MolmoeConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_expert_width_given_or_by_ratio():
+def test_the_expert_width_is_given_directly_or_by_ratio():
     assert MolmoeConfig.from_dict(changed(mlp_hidden_size=96)).expert_width == 48
     assert MolmoeConfig.from_dict(changed(mlp_hidden_size=None, mlp_ratio=3)).expert_width == 3072
 
@@ -88,27 +88,27 @@ def test_expert_width_given_or_by_ratio():
         ("vision_image_rope", True),
     ],
 )
-def test_a_field_that_is_not_supported_is_named(field, value):
+def test_an_unsupported_field_is_named(field, value):
     with pytest.raises(CheckpointError, match=f'"(vision_backbone.)?{field.removeprefix("vision_")}"'):
         MolmoeConfig.from_dict(changed(**{field: value}))
 
 
 @pytest.mark.parametrize("field", ["d_model", "moe_top_k", "crop_mode", "vit_layers", "vision_backbone", "rope_theta"])
-def test_a_field_that_is_missing_is_named(field):
+def test_a_missing_field_is_named(field):
     fields = {name: value for name, value in PUBLISHED.items() if name != field}
     with pytest.raises(CheckpointError, match=f'"{field}" is missing'):
         MolmoeConfig.from_dict(fields)
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{", '"text"', "[" * 100_000])
-def test_a_file_that_is_not_a_config(tmp_path, content):
+def test_a_file_that_is_not_a_config_is_refused(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         MolmoeConfig.from_json(path)
 
 
-def test_a_file_of_unreasonable_size(tmp_path):
+def test_an_oversized_file_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(" " * (2 << 20) + "{}")
     with pytest.raises(CheckpointError, match="bytes"):

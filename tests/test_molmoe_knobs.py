@@ -1,4 +1,4 @@
-"""k and skipped blocks act, per call; every way to compute the experts agrees; the model can be trained."""
+"""Top-k and skipped blocks apply per call; all expert implementations agree; decoding and training work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_lowering_k_drops_the_terms_of_the_lowest_ranks(hidden, experts_implemen
 
 
 @torch.inference_mode()
-def test_k_does_not_outlive_its_call(hidden):
+def test_k_applies_to_one_call_only(hidden):
     model = tiny_model()
     before = run(model, hidden, top_k=4)
     assert not torch.equal(run(model, hidden, top_k=1), before)
@@ -59,7 +59,7 @@ def test_k_does_not_outlive_its_call(hidden):
 
 
 @torch.inference_mode()
-def test_several_positions_after_a_past_need_a_mask(hidden):
+def test_several_positions_after_a_cached_past_need_a_mask(hidden):
     model, cache = tiny_model(), DynamicCache()
     rotary = model.position_embeddings(torch.arange(9)[None])
     model.run_block(0, hidden, top_k=4, position_embeddings=rotary, cache=cache)
@@ -98,7 +98,7 @@ def test_gradients_agree_and_reach_every_parameter(experts_implementation):
         model.logits(hidden).logsumexp(dim=-1).square().mean().backward()
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
-    if experts_implementation == "segmented":  # writes its products in place: for inference only
+    if experts_implementation == "segmented":  # writes its products in place, so it is for inference only
         with pytest.raises(RuntimeError, match="out="):
             gradients(experts_implementation)
         return
@@ -111,7 +111,7 @@ def test_gradients_agree_and_reach_every_parameter(experts_implementation):
             torch.testing.assert_close(gradient, wanted[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_weights_drawn_from_a_seed_are_the_same_again():
+def test_weights_drawn_from_a_seed_are_reproducible():
     first, second, other = (Molmoe(CONFIG).init_weights(seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
@@ -119,7 +119,7 @@ def test_weights_drawn_from_a_seed_are_the_same_again():
 
 
 @torch.inference_mode()
-def test_fewer_key_heads_than_query_heads_act_as_if_repeated():
+def test_grouped_key_heads_act_as_if_repeated():
     grouped = replace(CONFIG, num_kv_heads=2)
     model = Molmoe(grouped).init_weights(seed=5, std=0.2)
     full = Molmoe(CONFIG).init_weights(seed=6)
@@ -131,7 +131,7 @@ def test_fewer_key_heads_than_query_heads_act_as_if_repeated():
             key, value = (part.view(2, head, -1).repeat_interleave(2, dim=0).flatten(0, 1) for part in (key, value))
             tensor = torch.cat([query, key, value])
         elif name.endswith("qk_norm_weight"):
-            tensor = torch.ones(2 * d_model)  # all ones: repeating heads leaves the mean square as it was
+            tensor = torch.ones(2 * d_model)  # all ones: repeating heads does not change the mean square
         state[name] = tensor
     full.load_state_dict(state)
     inputs, plan = case_inputs("text_only"), plan_of("text_only", "base")
@@ -141,7 +141,7 @@ def test_fewer_key_heads_than_query_heads_act_as_if_repeated():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_half_precision_runs_and_sees_the_same_image(dtype):
+def test_half_precision_gives_similar_image_features(dtype):
     model, inputs = load_molmoe(TINY, dtype=dtype), case_inputs("one_tile")
     features = model.encode_images(inputs.crops, inputs.masks)
     wanted = tiny_model().encode_images(inputs.crops, inputs.masks)
@@ -157,7 +157,7 @@ def test_half_precision_runs_and_sees_the_same_image(dtype):
 def prefilled(
     case: str, variant: str, model: Molmoe, capacity: int = 120, kind: type[RequestDecoder] = RequestDecoder
 ) -> tuple[RequestDecoder, int, int]:
-    """A decoder that holds a case's prompt, the prompt's length, and the answer's first token."""
+    """Returns a decoder that holds a case's prompt, the prompt's length, and the answer's first token."""
     inputs, cache = case_inputs(case), DynamicCache()
     device = model.device
     inputs = ModelInputs(
@@ -220,7 +220,7 @@ def test_the_request_decoder_stops_at_the_end_token_and_refuses_what_does_not_fi
 
 
 @torch.inference_mode()
-def test_one_decoder_serves_plan_after_plan():
+def test_one_decoder_serves_different_plans_in_turn():
     model = tiny_model()
     decoder, length, first = prefilled("text_only", "base", model)
     for variant in ("base", "k2", "base"):

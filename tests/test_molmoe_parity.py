@@ -1,4 +1,4 @@
-"""The model gives what the reference implementation gave, for every case and variant of the fixtures."""
+"""The model agrees with the reference implementation on every case and variant of the fixtures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_vit_layer_and_the_pooled_vectors():
     finally:
         for hook in hooks:
             hook.remove()
-    assert sorted(outputs) == [0, 1, 2, 3]  # the last one feeds nothing and is not run
+    assert sorted(outputs) == [0, 1, 2, 3]  # the last layer's output is unused, so it is not run
     for index, output in outputs.items():
         assert_close(output, wanted[f"out.base.vit_block_out.{index}"])
     assert_close(layers[4](outputs[3], attention_mask=None), wanted["out.base.vit_block_out.4"])
@@ -130,7 +130,7 @@ def test_logits_of_every_decoding_step(case, variant):
     inputs, wanted = case_inputs(case), case_tensors(case)[f"out.{variant}.gen_step_logits"]
     tokens = torch.tensor(CASES[case]["variants"][variant]["gen_tokens"])
     lengths = real_positions(inputs.input_ids).sum(dim=-1)
-    for row, length in enumerate(lengths.tolist()):  # each row alone, its answer appended, without a cache
+    for row, length in enumerate(lengths.tolist()):  # each row alone with its answer appended, without a cache
         ids = torch.cat([inputs.input_ids[row, :length], tokens[row]])[None]
         alone = replace(inputs, input_ids=ids)
         if inputs.crops is not None:
@@ -155,7 +155,7 @@ def test_from_the_image_to_the_model_inputs(case):
     assert found.tolist() == indices.tolist()
 
 
-def test_left_padding_changes_nothing_at_real_positions():
+def test_left_padding_does_not_change_real_positions():
     inputs = case_inputs("text_only")
     left = torch.cat([torch.full((1, 3), -1), inputs.input_ids], dim=1)
     logits = forward_logits(tiny_model(), replace(inputs, input_ids=left), plan_of("text_only", "k2"))

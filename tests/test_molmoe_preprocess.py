@@ -1,4 +1,4 @@
-"""Tilings, crops, masks, image tokens and indices are the released processor's; tiers choose by aspect ratio."""
+"""Tilings, crops, masks, image tokens and indices equal the released processor's; tiers choose by aspect ratio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sha256(array: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: f"{case['image']}-{case['max_crops']}")
-def test_released_processor(case, arrays):
+def test_images_are_preprocessed_as_by_the_released_processor(case, arrays):
     rgb = read_rgb(case["image"])
     tiling = choose_tiling(*rgb.shape[:2], case["max_crops"], CONFIG)
     assert list(tiling) == case["tiling"]
@@ -53,7 +53,7 @@ def test_released_processor(case, arrays):
 
 
 @pytest.mark.parametrize("row", TILINGS, ids=lambda row: f"{row[0]}x{row[1]}-{row[2]}")
-def test_tiling_table(row):
+def test_tilings_are_those_of_the_released_processor(row):
     height, width, max_crops, tiling, tiled, whole = row
     found = choose_tiling(height, width, max_crops, CONFIG)
     assert list(found) == tiling
@@ -65,7 +65,7 @@ def test_tiling_table(row):
             assert [*size, top, left] == wanted
 
 
-def test_a_side_that_would_vanish_keeps_one_pixel():
+def test_a_side_of_less_than_one_pixel_gets_one_pixel():
     rgb = np.full((2000, 4, 3), 255, dtype=np.uint8)
     assert scaled_size(2000, 4, (336, 336)) == (336, 1)
     image = preprocess_image(rgb, (1, 1), CONFIG, SPECIAL)
@@ -88,19 +88,19 @@ def test_a_side_that_would_vanish_keeps_one_pixel():
         (100, 200, (4, 8), (2, 4)),  # 2 x 4 is exact
         (100, 100, (9, 15), (3, 3)),
         (300, 400, (9, 15), (3, 4)),
-        (200, 300, (9, 15), (3, 5)),  # ln(2/3) lies 0.118 from 3 x 4 and 0.105 from 3 x 5
-        (100, 100, (2, 2), (1, 2)),  # 1 x 2 and 2 x 1 are equally far: fewer rows
+        (200, 300, (9, 15), (3, 5)),  # ln(2/3) is 0.118 from 3 x 4 and 0.105 from 3 x 5
+        (100, 100, (2, 2), (1, 2)),  # 1 x 2 and 2 x 1 are equally distant: fewer rows
         (1, 1, (5, 6), (2, 3)),  # 2 x 3 and 3 x 2 tie, and are nearer than 1 x 5
         (100, 300, (3, 12), (2, 6)),  # 1 x 3 and 2 x 6 are exact: more crops
     ],
 )
-def test_tiers(height, width, tier, tiling):
+def test_a_tier_gives_the_tiling_nearest_in_aspect_ratio(height, width, tier, tiling):
     assert choose_tiling(height, width, tier, CONFIG) == tiling
 
 
 @pytest.mark.parametrize("size", [(10, 10), (3000, 20), (37, 1999), (640, 480)])
 @pytest.mark.parametrize("tier", [(1, 3), (4, 8), (9, 15)])
-def test_a_tier_gives_its_number_of_crops_whatever_the_size(size, tier):
+def test_a_tier_gives_its_number_of_crops_for_every_image_size(size, tier):
     rows, columns = choose_tiling(*size, tier, CONFIG)
     assert tier[0] <= rows * columns <= tier[1]
     assert image_tokens((rows, columns), CONFIG, SPECIAL)[1].shape == (1 + rows * columns, 144)
@@ -121,7 +121,7 @@ def test_impossible_ranges_and_images_are_refused():
     ("tiling", "inserted", "tokens"),
     [((1, 1), 288, 316), ((1, 2), 384, 412), ((2, 1), 384, 420), ((2, 3), 704, 740), ((12, 1), 1344, 1460)],
 )
-def test_number_of_image_tokens(tiling, inserted, tokens):
+def test_the_number_of_image_tokens_is_known_from_the_tiling(tiling, inserted, tokens):
     ids, index = image_tokens(tiling, CONFIG, SPECIAL)
     assert len(ids) == tokens
     used = index[index >= 0]
@@ -130,20 +130,20 @@ def test_number_of_image_tokens(tiling, inserted, tokens):
     assert set(index[index < 0].tolist()) <= {DROPPED_FEATURE}
 
 
-def test_geometry_without_margins_keeps_every_feature():
+def test_without_margins_every_feature_is_kept():
     vision = replace(CONFIG.vision, image_height=32, image_width=32, patch_size=8)
     config = replace(CONFIG, vision=vision, overlap_margins=(0, 0))
     image = preprocess_image(read_rgb("p6_640x480.png"), (2, 3), config, SPECIAL)
     assert image.crops.shape == (7, 16, 192)
     assert image.image_input_idx.shape == (7, 4)
-    # 2 x 2 patches a crop; the global part is begin, start, 2 rows of 3, end, start: the tiled grid begins at 10
+    # 2 x 2 features per crop; begin, start, 2 rows of 3, end and start come first, so the tiled grid begins at 10
     assert image.image_input_idx[0].tolist() == [2, 3, 5, 6]
     assert image.image_input_idx[1].tolist() == [10, 11, 17, 18]
     assert image.image_input_idx[6].tolist() == [28, 29, 35, 36]
 
 
-def test_crops_overlap_and_tiles_join():
-    """The tiles, laid where they were cut, make one picture: what two of them share is the same."""
+def test_crops_overlap_and_tiles_form_the_image():
+    """The tiles, placed where they were cut, form one image and agree where they overlap."""
     config = replace(
         CONFIG, vision=VisionConfig(56, 56, 7, 32, 2, 64, 5, 1e-5), overlap_margins=(2, 2), pooling_height=2
     )

@@ -1,4 +1,4 @@
-"""Prompts give the released token ids; special tokens come from the checkpoint."""
+"""Prompts have the released token ids; special tokens come from the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def tokenizer() -> PromptTokenizer:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case["user_text"][:20]))
-def test_released_prompts(tokenizer, case):
+def test_prompts_are_encoded_as_by_the_released_processor(tokenizer, case):
     assert tokenizer.encode_prompt(case["user_text"]) == case["ids"]
     assert tokenizer.encode(case["formatted"]) == case["ids"]
     assert tokenizer.decode(case["ids"]) == case["decoded"].strip()
 
 
-def test_special_tokens_of_both_kinds_of_directory():
+def test_special_tokens_come_from_either_file():
     assert SpecialTokens.from_directory(FIXTURES) == SpecialTokens(50279, 50279, 1, 50280, 50281, 50282, 50283)
     assert SpecialTokens.from_directory(TINY) == SpecialTokens(119, 119, 1, 120, 121, 122, 123)
 
@@ -36,11 +36,11 @@ def test_special_tokens_of_both_kinds_of_directory():
     ("dataset", "style"),
     [("text_vqa", "text_vqa"), ("coco_2014_vqa", "vqa2"), ("okvqa", "okvqa"), ("easy_vqa", None)],
 )
-def test_style_of_a_dataset(dataset, style):
+def test_a_datasets_style_is_its_prefix(dataset, style):
     assert DATASETS[dataset].style == style
 
 
-def test_the_style_stands_before_the_question(tokenizer):
+def test_the_style_precedes_the_question(tokenizer):
     question = "What is on the table?"
     plain, styled = (
         tokenizer.encode_prompt(question),
@@ -51,7 +51,7 @@ def test_the_style_stands_before_the_question(tokenizer):
     assert styled[6:] == plain[2:]
 
 
-def test_answers_are_stripped_of_spaces_and_special_tokens(tokenizer):
+def test_answers_lose_outer_spaces_and_special_tokens(tokenizer):
     special = tokenizer.special
     ids = [*tokenizer.encode(" yes\n"), special.end, special.pad]
     assert tokenizer.decode(ids) == "yes"
@@ -60,7 +60,7 @@ def test_answers_are_stripped_of_spaces_and_special_tokens(tokenizer):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"model": 3}', "\x00\xff"])
-def test_a_file_that_is_not_a_tokenizer(tmp_path, content):
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not a tokenizer"):
         PromptTokenizer.from_directory(tmp_path)
@@ -75,7 +75,7 @@ def test_a_tokenizer_without_an_image_token_names_it(tmp_path):
         PromptTokenizer.from_directory(tmp_path)
 
 
-def test_a_directory_without_a_tokenizer(tmp_path):
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json does not exist"):
         PromptTokenizer.from_directory(tmp_path)
     shutil.copy(TINY / "token_ids.json", tmp_path)

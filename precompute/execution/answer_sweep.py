@@ -1,7 +1,8 @@
-"""The answer sweep: one prompt under every plan of a tree, each piece of work once; and one plan alone, at batch 1.
+"""The answer sweep: one prompt under every plan of a tree, with shared work done once; and one plan alone, at batch 1.
 
-Streams of a tree that run a block with the same top-k are stacked into one call. Of a plan's last block only the last
-position is run, beside the keys and values of the others. Rows of a batch belong to one prompt, so nothing is padded.
+Streams of a tree that run a block with the same top-k are stacked into one call. A plan's last block is run at the last
+position only; the other positions need just their keys and values. All rows of a batch belong to one prompt, so nothing
+is padded.
 
 Shapes: S prompt positions, D d_model, H key/value heads, W head width.
 """
@@ -35,7 +36,7 @@ def answer_alone(
 ) -> tuple[int, ...]:
     """Answers one prompt under one plan at batch 1 on one thread, as the live executor does. Returns new token ids.
 
-    What the token pass has run is not run again; plans that are equal are run equally, whatever setting they come from.
+    Continues from the token pass. Equal plans run identically, whichever settings they come from.
     """
     with single_thread():
         branch = run_prompt(model, state, plan)
@@ -45,7 +46,7 @@ def answer_alone(
 
 
 def run_prompt(model: Molmoe, state: PromptState, plan: BlockPlan) -> Branch:
-    """Goes on from the token pass through the rest of `plan`, at batch 1."""
+    """Runs the rest of `plan` after the token pass, at batch 1."""
     start = min(native_blocks(plan, model.config.native_top_k), state.num_shared)
     cache = KeyValueCache()
     cache.keys.update(enumerate(state.keys_1HSW[:start]))
@@ -83,7 +84,7 @@ def sweep_answers(
     ]
 
 
-# A decoding row holds keys and values of S positions and computes one, so more rows go into a call than in the prefill.
+# A decoding row holds keys and values of S positions but computes one, so a call takes more rows than in the prefill.
 _DECODE_SHARE = 8
 
 
@@ -93,16 +94,16 @@ def _rotary(model: Molmoe, state: PromptState) -> Rotary:
 
 @dataclass
 class _Streams:
-    """What the streams after one block hold."""
+    """The streams' states after one block."""
 
     hidden_SD: list[Tensor]  # [S, D], or [1, D] after a stream's last block
     keys_HSW: dict[int, Tensor] = field(default_factory=dict)  # of this block, by stream
     values_HSW: dict[int, Tensor] = field(default_factory=dict)
-    tied: list[tuple[Places, Tensor]] = field(default_factory=list)  # streams of a call, which of them met a tie
+    tied: list[tuple[Places, Tensor]] = field(default_factory=list)  # streams of a call, whether each met a tie
 
 
 class _TreePrefill:
-    """Runs a tree level by level."""
+    """Runs the prefill of all plans of a tree, level by level."""
 
     def __init__(self, model: Molmoe, state: PromptState, limit: BatchLimit) -> None:
         self._model, self._state, self._limit = model, state, limit
@@ -112,7 +113,7 @@ class _TreePrefill:
     def run_level(self, block: int, level: Sequence[Stream]) -> None:
         """Runs one block for every stream of its level."""
         before = self._levels[-1].hidden_SD if self._levels else [self._state.hidden_1SD[0][0]]
-        after = _Streams([before[stream.parent] for stream in level])  # right for the streams that skip the block
+        after = _Streams([before[stream.parent] for stream in level])  # correct for the streams that skip the block
         whole: dict[int, Places] = defaultdict(list)
         last: Places = []
         for place, stream in enumerate(level):
@@ -131,7 +132,7 @@ class _TreePrefill:
         for _ in self._limit.batches(last, self._state.length, lambda rows: self._run_last(block, rows, level, after)):
             pass
         if self._levels:
-            self._levels[-1].hidden_SD = []  # only keys and values are needed further on
+            self._levels[-1].hidden_SD = []  # later levels need only keys and values
         self._levels.append(after)
 
     def _run_whole(self, block: int, places: Sequence[int], top_k: int, after: _Streams) -> None:
@@ -144,7 +145,7 @@ class _TreePrefill:
         self._keep(block, places, hidden_RSD, cache, watch, after)
 
     def _run_last(self, block: int, places: Sequence[int], level: Sequence[Stream], after: _Streams) -> None:
-        """Runs the block at the last position only, beside the keys and values of those in front of it."""
+        """Runs the block at the last position only, after computing the keys and values of the positions before it."""
         hidden_RSD = torch.stack([after.hidden_SD[place] for place in places])
         top_k = torch.tensor([level[place].top_k for place in places])
         cosine, sine = self._rotary
@@ -174,11 +175,11 @@ class _TreePrefill:
             after.hidden_SD[place] = hidden[row]
             after.keys_HSW[place] = cache.keys[block][row]
             after.values_HSW[place] = cache.values[block][row]
-        assert watch.tied_R is not None, "a block that ran has looked at its router"
+        assert watch.tied_R is not None, "a block that ran has called its watch"
         after.tied.append((list(places), watch.tied_R))
 
     def branches(self, tree: PlanTree) -> list[Branch]:
-        """Returns every plan's prompt, ready to decode."""
+        """Returns every plan's prefilled prompt, in the order of `tree.plans`."""
         branches = []
         for index, plan in enumerate(tree.plans):
             path = tree.path(index)
@@ -190,7 +191,7 @@ class _TreePrefill:
         return branches
 
     def tied_streams(self, tree: PlanTree) -> list[bool]:
-        """Returns for every plan whether a router tied anywhere on its path."""
+        """Returns whether a router tied on each plan's path, in the order of `tree.plans`."""
         before = [False]
         for level, streams in zip(tree.levels, self._levels, strict=True):
             after = [before[stream.parent] for stream in level]

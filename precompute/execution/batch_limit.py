@@ -1,4 +1,4 @@
-"""How many rows go into one call: as many as memory takes, found by halving. Knows nothing of what is run."""
+"""Splits rows into calls as large as memory allows; the limit is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Positions in one call. On the CPU what counts is that a call's arrays stay near the cores: in the trial on two cores a
-# block cost 4 us a position at 1,300 positions, 5 to 8 at 6,400, 16 at 64. On a GPU it is memory, hence the halving.
+# Positions in one call. On the CPU a call's arrays should stay in the caches: measured on two cores, a block cost 4 us
+# per position at 1,300 positions, 5 to 8 us at 6,400, 16 us at 64. On a GPU memory is the limit.
 CPU_POSITIONS = 1536
 CUDA_POSITIONS = 65536
 
 
 class BatchLimit:
-    """Positions that go into one call. Halved for good when memory runs out."""
+    """The number of positions in one call. It is halved permanently when memory runs out."""
 
     def __init__(self, positions: int) -> None:
         self.positions = positions
 
     @classmethod
     def of(cls, device: torch.device) -> BatchLimit:
-        """The starting value for a device."""
+        """Returns the initial limit for a device."""
         return cls(CPU_POSITIONS if device.type == "cpu" else CUDA_POSITIONS)
 
     def batches(
         self, items: Sequence[Item], positions_each: int, run: Callable[[Sequence[Item]], Result]
     ) -> Iterator[Result]:
-        """Yields `run` of consecutive batches of `items`; a batch that memory does not take is run again in halves.
+        """Yields `run(batch)` for consecutive batches of `items`; a batch that runs out of memory is split in half.
+
+        Args:
+            positions_each: positions of one item.
 
         Raises:
             torch.OutOfMemoryError: a single item does not fit.

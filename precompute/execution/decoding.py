@@ -1,7 +1,7 @@
-"""Greedy decoding of prompts that have been run, each under its own plan, side by side.
+"""Greedy decoding of a batch of prefilled prompts, each under its own plan.
 
-Rows that run a block are run in one call, whatever their top-k; a sequence leaves at its end token. A batch of one is
-how the live executor decodes.
+One call runs a block for all rows whose plan has it, whatever their top-k; a row leaves the batch at its end token. The
+live executor decodes a batch of one.
 
 Shapes: R rows, H key/value heads, S prompt positions, W head width, D d_model, V logits.
 """
@@ -19,13 +19,13 @@ from ..models.molmoe.model import Molmoe
 from ..models.router_ties import TieWatch
 from .kv_cache import KeyValueCache, with_room
 
-# The two best logits may change places from one batch shape to another when they lie closer than this.
+# Two best logits closer than this may swap in a batch of another shape.
 NEAR_TIE = 1e-3
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A prompt that has been run under one plan."""
+    """A prompt after its prefill under one plan."""
 
     plan: BlockPlan
     last_D: Tensor  # hidden state of the last prompt position after the last block
@@ -36,29 +36,30 @@ class Branch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """New tokens of one row, the end token included where it came before the limit."""
+    """The new tokens of one row, including the end token if it came before the limit."""
 
     token_ids: tuple[int, ...]
-    is_near_tie: bool = False  # the two best logits once lay closer than NEAR_TIE
-    is_router_tie: bool = False
+    is_near_tie: bool = False  # the two best logits were closer than NEAR_TIE at least once
+    is_router_tie: bool = False  # a router tied at least once
 
 
 @torch.inference_mode()
 def decode_greedy(
     model: Molmoe, branches: Sequence[Branch], *, max_new_tokens: int, end_id: int, watch_ties: bool
 ) -> list[Decoded]:
-    """Decodes each branch under its own plan. All prompts have one length, so that no row is padded.
+    """Decodes each branch under its own plan, in the order of `branches`.
 
     Args:
-        end_id: ends a row; it is part of the row's tokens.
-        watch_ties: also look for ties of the router, as a batch of several plans should.
+        branches: prompts of equal length, so that no row is padded.
+        end_id: the token that ends a row; it is included in the row's tokens.
+        watch_ties: whether to record ties of the router, as a batch of several plans should.
     """
     length = branches[0].length
-    assert all(branch.length == length for branch in branches), "rows of one batch have one length"
+    assert all(branch.length == length for branch in branches), "the prompts of a batch have equal lengths"
     tokens: list[list[int]] = [[] for _ in branches]
     near = [False] * len(branches)
     tied = [False] * len(branches)
-    rows = list(range(len(branches)))  # the branch of each row that still runs
+    rows = list(range(len(branches)))  # the branch of each row that has not ended
     hidden_R1D = torch.stack([branch.last_D for branch in branches])[:, None]
     steps: _PlanRows | None = None
     for step in range(max_new_tokens):
@@ -85,7 +86,7 @@ def decode_greedy(
 
 
 class _PlanRows:
-    """The rows of a batch with their plans and caches: which of them run a block, and with how many experts."""
+    """The rows of a batch with their plans and caches: one cache for each block, holding the rows that run it."""
 
     def __init__(self, model: Molmoe, branches: Sequence[Branch], room: int) -> None:
         self._model = model
@@ -100,7 +101,7 @@ class _PlanRows:
                 self._caches[block] = KeyValueCache({block: keys}, {block: values}, running[0].length)
 
     def keep(self, places: list[int], keep_R: Tensor) -> None:
-        """Drops every row but those at `places`."""
+        """Drops all rows except those at `places`."""
         for block, cache in list(self._caches.items()):
             runs_R = self._plan_RB[:, block] > 0
             place_in_block_R = runs_R.cumsum(0) - 1
@@ -112,7 +113,7 @@ class _PlanRows:
         self._plan_RB = self._plan_RB[keep_R.cpu()]
 
     def step(self, hidden_R1D: Tensor, position: int, rows: list[int], tied: list[bool] | None) -> Tensor:
-        """Runs one new position through every block of every row's plan; notes rows with a router's tie in `tied`."""
+        """Runs one new position through every row's plan. Sets `tied`, if given, for rows where a router tied."""
         place_R1 = torch.full((hidden_R1D.shape[0], 1), position, device=self._device)
         cosine, sine = self._model.position_embeddings(place_R1)
         is_tied_R = torch.zeros(len(rows), dtype=torch.bool, device=self._device)

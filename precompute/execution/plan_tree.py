@@ -1,7 +1,7 @@
-"""The tree of block plans: plans that agree on their first blocks share them. Knows nothing of the model.
+"""The tree of block plans: plans with equal first blocks share that work. Independent of the model.
 
-A *stream* is what plans with a common beginning have in common: after block b there is one stream for each distinct
-beginning of b + 1 entries. A level says how the streams after its block come out of those before it.
+A *stream* stands for all plans with the same prefix: after block b there is one stream for each distinct prefix of
+b + 1 entries. A level describes how the streams after its block derive from those before it.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from ...data.plans import BlockPlan
 
 @dataclass(frozen=True)
 class Stream:
-    """One beginning of one or more plans, up to a block."""
+    """A prefix of one or more plans, up to a block."""
 
     parent: int  # index into the streams before this block
     top_k: int  # experts per token in this block; 0 where it is skipped
-    is_shared: bool  # the token pass has already run it: every block up to here has the native top-k
+    is_shared: bool  # the token pass has already run it: all blocks so far have the native top-k
     is_last: bool  # this block runs, and no later one does
 
 
 @dataclass(frozen=True)
 class PlanTree:
-    """Distinct plans and the streams they share."""
+    """Distinct plans and the streams that they share."""
 
     plans: tuple[BlockPlan, ...]
     levels: tuple[tuple[Stream, ...], ...]  # [block][stream]; after the last block, stream i is plan i
 
     @classmethod
     def of(cls, plans: Sequence[BlockPlan], *, native_top_k: int, num_shared: int) -> PlanTree:
-        """Builds the tree of `plans`; equal ones count once, in the order of their first mention.
+        """Builds the tree of `plans`, without duplicates, in the order of first occurrence.
 
         Args:
-            num_shared: blocks that the token pass runs with the native top-k, whatever the plan.
+            num_shared: blocks that the token pass runs with the native top-k under every plan.
         """
         distinct = tuple(dict.fromkeys(plans))
         assert distinct, "a sweep needs plans"
         n_blocks = len(distinct[0])
-        assert all(len(plan) == n_blocks for plan in distinct), "plans of one model have one length"
+        assert all(len(plan) == n_blocks for plan in distinct), "plans of one model have equal lengths"
         levels: list[tuple[Stream, ...]] = []
         before: dict[BlockPlan, int] = {(): 0}
         for block in range(n_blocks):
             after: dict[BlockPlan, int] = {}
             streams: list[Stream] = []
             for plan in distinct:
-                beginning = plan[: block + 1]
-                if beginning in after:
+                prefix = plan[: block + 1]
+                if prefix in after:
                     continue
-                after[beginning] = len(streams)
+                after[prefix] = len(streams)
                 streams.append(
                     Stream(
                         parent=before[plan[:block]],
                         top_k=plan[block],
-                        is_shared=block < num_shared and native_blocks(beginning, native_top_k) == block + 1,
-                        is_last=plan[block] > 0 and _all_end(distinct, beginning),
+                        is_shared=block < num_shared and native_blocks(prefix, native_top_k) == block + 1,
+                        is_last=plan[block] > 0 and _all_end(distinct, prefix),
                     )
                 )
             levels.append(tuple(streams))
@@ -65,16 +65,16 @@ class PlanTree:
 
     @cached_property
     def block_runs(self) -> int:
-        """Block runs in the tree, those of the token pass included."""
+        """Number of block runs in the tree, including those of the token pass."""
         return sum(stream.top_k > 0 for level in self.levels for stream in level)
 
     @cached_property
     def runs_beyond_token_pass(self) -> int:
-        """Block runs that the token pass has not already made."""
+        """Number of block runs that remain after the token pass."""
         return sum(stream.top_k > 0 and not stream.is_shared for level in self.levels for stream in level)
 
     def path(self, plan_index: int) -> tuple[int, ...]:
-        """Returns the plan's stream after every block."""
+        """Returns the plan's stream after each block."""
         stream, path = plan_index, []
         for level in reversed(self.levels):
             path.append(stream)
@@ -83,7 +83,7 @@ class PlanTree:
 
 
 def native_blocks(plan: BlockPlan, native_top_k: int) -> int:
-    """Returns how many blocks in front run with the native top-k."""
+    """Returns the number of leading blocks that run with the native top-k."""
     for block, top_k in enumerate(plan):
         if top_k != native_top_k:
             return block
@@ -91,11 +91,11 @@ def native_blocks(plan: BlockPlan, native_top_k: int) -> int:
 
 
 def active_blocks(plan: BlockPlan) -> int:
-    """Returns how many blocks run."""
+    """Returns the number of blocks that run."""
     return sum(top_k > 0 for top_k in plan)
 
 
-def _all_end(plans: Sequence[BlockPlan], beginning: BlockPlan) -> bool:
-    """Whether every plan that begins so skips all later blocks."""
-    length = len(beginning)
-    return not any(any(plan[length:]) for plan in plans if plan[:length] == beginning)
+def _all_end(plans: Sequence[BlockPlan], prefix: BlockPlan) -> bool:
+    """Returns whether every plan with this prefix skips all later blocks."""
+    length = len(prefix)
+    return not any(any(plan[length:]) for plan in plans if plan[:length] == prefix)

@@ -1,11 +1,11 @@
-"""The token pass: the prompt and the probes of a whole budget grid through the blocks up to the last position.
+"""The token pass: runs the prompt and one probe per budget through the blocks up to the last insertion position.
 
-A probe reads the prompt and itself and is not read: its position id is the prompt's length, it goes through the experts
-with the native top-k, and it is never in the cache that answers are decoded from. So one pass gives every position's
-token for every budget, and leaves the prompt as if no probe had been there.
+A probe attends to the prompt and itself, and nothing attends to it. Its position id is the prompt's length, it uses the
+native top-k, and it is never in the cache from which answers are decoded. So one pass gives the latency tokens of all
+positions and budgets, and the prompt's state is the same as without probes.
 
-The pass always runs at batch 1, on one thread and in one shape for a given prompt, in precompute as in the live
-executor: that is why their tokens are equal to the last bit. A batch of another shape may sum in another order.
+For a given prompt the pass always has the same shape, at batch 1 on one thread, in precompute and in the live executor,
+so that their tokens are bit-equal: a batch of another shape may sum in another order.
 
 Shapes: S prompt positions, M budgets, P insertion positions, D d_model, H heads, W head width.
 """
@@ -37,7 +37,7 @@ class PromptState:
 
     @property
     def num_shared(self) -> int:
-        """Blocks run by the token pass."""
+        """Number of blocks that the token pass ran."""
         return len(self.keys_1HSW)
 
     @property
@@ -47,7 +47,7 @@ class PromptState:
 
 
 def typical_embedding_norm(model: Molmoe) -> float:
-    """Returns the median norm of the input embeddings; rows that are all zero (never trained) do not count."""
+    """Returns the median norm of the input embeddings, without untrained rows, which are zero."""
     norms = model.embedding.weight.detach().float().norm(dim=-1)
     used = norms[norms > 0]
     return float(used.median()) if len(used) else 1.0
@@ -57,8 +57,8 @@ def typical_embedding_norm(model: Molmoe) -> float:
 def make_probes(model: Molmoe, encoder: BudgetEncoder, budgets_ms: Sequence[float]) -> Tensor:
     """Returns the probes [M, D] of the budgets, in the model's dtype and on its device.
 
-    Each is the encoded budget at the typical norm of the input embeddings, so that attention leaves its mark on it.
-    Made on one thread, like the pass that they go through: whoever asks first must not decide how sums are ordered.
+    Each is the encoded budget, scaled to the typical norm of the input embeddings so that attention affects it.
+    Computed on one thread, like the token pass, so that the order of sums does not depend on the caller.
     """
     budget_M = torch.tensor(list(budgets_ms), dtype=torch.float32)
     with single_thread():
@@ -68,7 +68,7 @@ def make_probes(model: Molmoe, encoder: BudgetEncoder, budgets_ms: Sequence[floa
 
 
 def probe_mask(length: int, num_probes: int, device: torch.device) -> Tensor:
-    """Returns [1, 1, S + M, S + M] bool: the prompt is causal; a probe sees it and itself; nothing sees a probe."""
+    """Returns the mask [1, 1, S + M, S + M] bool, True = attend: prompt causal, a probe to the prompt and itself."""
     total = length + num_probes
     mask = torch.ones(total, total, dtype=torch.bool, device=device).tril()
     mask[length:, length:] = torch.eye(num_probes, dtype=torch.bool, device=device)
@@ -87,11 +87,11 @@ def token_pass(
         positions: insertion positions, from 1.
 
     Returns:
-        Latency tokens [P, M, D], the probes' hidden state after that many blocks, before the final norm; and the
-        prompt's state, in which no probe is left.
+        Latency tokens [P, M, D], the probes' hidden states after that many blocks, before the final norm; and the
+        prompt's state, without probes.
 
     Raises:
-        CheckpointError: a token does not fit float16, or is not a number.
+        CheckpointError: a token does not fit float16, or is not finite.
     """
     length, num_probes = prompt_1SD.shape[1], probe_MD.shape[0]
     place = torch.arange(length + num_probes, device=prompt_1SD.device).clamp(max=length)
@@ -120,6 +120,6 @@ def token_pass(
     if not bool(torch.isfinite(token_PMD).all()):
         raise CheckpointError(
             f"a latency token of a prompt of {length} positions does not fit float16, or is not finite: the model's "
-            "numbers are too large there, or the prompt is longer than it can take."
+            "activations are too large, or the prompt is longer than the model supports."
         )
     return token_PMD.cpu().numpy(), state

@@ -1,13 +1,12 @@
-"""Latency of every plan from a few whole runs of the model: timed marks between blocks, added up plan by plan.
+"""The latency of every plan from a few runs of the whole model: times between blocks, summed for each plan.
 
 For run r, latency_r = vision_r + head_r + sum over active blocks of prefill_r[b, k_b]
 + (output_tokens - 1) * (step_overhead_r + sum over active blocks of decode_r[b, k_b]),
-the last over the mean of the forced steps, or of the first ones where the answer has fewer.
+where decoding times are means over the forced steps, or over the first ones if the answer has fewer.
 
-The passes of one run (one for each top-k) stand side by side in time, in an order drawn anew for every run, so that
-what slows the machine for a while slows them all. Every pass begins with vision, as a request does: without it the
-first blocks would find their weights still in the processor's cache. A random share of settings is run end to end in
-between.
+The passes of one run, one for each top-k, follow each other in an order drawn for every run, so that a temporary
+slowdown of the machine affects them all. Every pass starts with vision, as a request does: without it the first blocks
+would find their weights in the processor's cache. A random share of settings is run end to end in between, as a check.
 
 Axes: R runs, T decoding steps, B blocks, K values of top-k.
 """
@@ -29,22 +28,22 @@ from ..execution.request_decoder import RequestDecoder
 from .clocks import RequestTimes, quiet, timed
 from .timed_request import decoder_for, run_request
 
-FORCED_STEPS = 4  # decoding steps that a pass times, whatever the answer's length
+FORCED_STEPS = 4  # decoding steps that a pass times, independent of the answer's length
 
 
 class PlanLatency(NamedTuple):
-    """Latency of one plan: medians over the runs, and the runs."""
+    """Latency of one plan: medians over the runs, and each run's total."""
 
     latency_ms: float
     latency_std_ms: float | None  # None with a single run
-    vision_ms: float | None  # None where a record does not say
+    vision_ms: float | None  # None if a recorded result lacks it
     prefill_ms: float | None
     decode_ms: float | None
     runs_ms: tuple[float, ...]
 
 
 class TimedPlan(NamedTuple):
-    """A plan to be run end to end, with its insertion position and the tokens of its answer."""
+    """A plan to run end to end, with its insertion position and the number of tokens of its answer."""
 
     plan: BlockPlan
     position: int
@@ -53,7 +52,7 @@ class TimedPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class LatencyCheck:
-    """The sum over blocks against the same setting run end to end, in ms: vision, prefill, decode, total."""
+    """The sum over blocks and the same setting run end to end, in ms: vision, prefill, decode, total."""
 
     blockwise_ms: tuple[float, float, float, float]
     end_to_end_ms: tuple[float, float, float, float]
@@ -61,27 +60,27 @@ class LatencyCheck:
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """What one prompt's blocks take, run by run."""
+    """The times of one prompt's stages and blocks in ms, for each run."""
 
     top_ks: tuple[int, ...]
     vision_R: NDArray[np.float64]
-    head_R: NDArray[np.float64]  # the read at the insertion position, final norm, head, first token
+    head_R: NDArray[np.float64]  # reading the latency token, final norm, head, first token
     prefill_RBK: NDArray[np.float64]
     overhead_RT: NDArray[np.float64]  # of each decoding step, outside the blocks
     decode_RTBK: NDArray[np.float64]
 
     def whole_model_ms(self, top_k: int) -> float:
-        """Returns the latency of the longest answer that was timed, under all blocks with this top-k."""
+        """Returns the latency of the longest timed answer when all blocks run with this top-k."""
         return self.latency((top_k,) * self.prefill_RBK.shape[1], self.overhead_RT.shape[1] + 1).latency_ms
 
     def latency(self, plan: BlockPlan, output_tokens: int) -> PlanLatency:
-        """Returns the latency of an answer of that many tokens under `plan`."""
+        """Returns the latency of an answer of `output_tokens` tokens under `plan`."""
         active = [block for block, top_k in enumerate(plan) if top_k]
         column = [self.top_ks.index(plan[block]) for block in active]
         prefill_R = self.head_R + self.prefill_RBK[:, active, column].sum(axis=1)
         if output_tokens == 1:
             return summarise(self.vision_R, prefill_R, np.zeros_like(prefill_R))
-        # The first steps after a prompt are slower (caches are cold): a short answer is timed by the steps that it has.
+        # The first steps after a prompt are slower (cold caches), so a short answer gets the mean of its own steps.
         step_RT = self.overhead_RT + self.decode_RTBK[:, :, active, column].sum(axis=2)
         step_R = step_RT[:, : output_tokens - 1].mean(axis=1)
         return summarise(self.vision_R, prefill_R, (output_tokens - 1) * step_R)
@@ -90,7 +89,7 @@ class BlockTimes:
 def summarise(
     vision_R: NDArray[np.float64], prefill_R: NDArray[np.float64], decode_R: NDArray[np.float64]
 ) -> PlanLatency:
-    """Returns medians over runs and the runs themselves. The total's median is its own, not the stages' sum."""
+    """Returns medians over runs, and the runs. The median of the total is not the sum of the stages' medians."""
     total = [float(ms) for ms in vision_R + prefill_R + decode_R]
     return PlanLatency(
         median(total),
@@ -110,7 +109,7 @@ def measure_blocks(
     draw: random.Random,
     end_to_end: Sequence[TimedPlan] = (),
 ) -> tuple[BlockTimes, list[LatencyCheck]]:
-    """Times one prompt; the plans of `end_to_end` are also run whole, in between, and compared."""
+    """Times one prompt block by block, and the plans of `end_to_end` whole, interleaved, to compare both."""
     native = knobs.native_top_k
     top_ks = tuple(sorted({*knobs.space.top_k, native}))
     passes = [_whole_model(knobs, top_k) for top_k in top_ks]
@@ -156,7 +155,10 @@ def measure_whole(
 
 
 def _whole_model(knobs: KnobModel, top_k: int) -> TimedPlan:
-    """Every block with one top-k. The native pass carries the probe: blocks before a position have the native top-k."""
+    """Returns the request of a pass: all blocks with one top-k.
+
+    Only the native pass carries the probe, because blocks before the insertion position run with the native top-k.
+    """
     position = max(knobs.positions) if top_k == knobs.native_top_k else 0
     return TimedPlan((top_k,) * knobs.model.config.num_blocks, position, FORCED_STEPS + 1)
 
@@ -188,9 +190,9 @@ def _run(
 def _block_times(
     top_ks: tuple[int, ...], times: Sequence[Sequence[RequestTimes]], native: int, num_blocks: int
 ) -> BlockTimes:
-    """Axes of `times`: top-k, run. What does not depend on k is the mean over the passes of its run.
+    """Collects the times, whose axes are (top-k, run). Stages that do not depend on k are means over a run's passes.
 
-    Means, not medians: a sum of medians of skewed times lies below the median of their sum.
+    Means, not medians, because a sum of medians of skewed times is below the median of their sum.
     """
     by_run = list(zip(*times, strict=True))
     native_R = [passes[top_ks.index(native)] for passes in by_run]
@@ -212,7 +214,7 @@ def _block_times(
 
 
 def _check(latency: PlanLatency, whole: Sequence[RequestTimes]) -> LatencyCheck:
-    assert latency.vision_ms is not None, "blocks are timed with the vision before them"
+    assert latency.vision_ms is not None, "a timed pass includes vision"
     assert latency.prefill_ms is not None
     assert latency.decode_ms is not None
     return LatencyCheck(

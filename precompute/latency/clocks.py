@@ -1,6 +1,6 @@
-"""Clocks for the CPU and for CUDA, and what a timed request took. Knows nothing of plans.
+"""Stopwatches for the CPU and for CUDA, and the times of one request by stage. Independent of plans.
 
-On CUDA the marks are events in the stream: nothing waits between blocks, and times are read when the request is over.
+On CUDA the marks are events in the stream: nothing waits between blocks, and times are read when the request has ended.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ...devices import single_thread
 from ..execution.request_decoder import STEP, Mark
 from .timed_request import HEAD, READ, START, VISION
 
-Span = tuple[str | int, float]  # what ended, and the ms since the mark before
+Span = tuple[str | int, float]  # a mark's name, and the ms since the previous mark
 
 
 class Stopwatch:
-    """Collects marks; `spans` says what lay between them."""
+    """Collects marks; `spans` gives the times between them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._marks: list[tuple[str | int, Any]] = []
 
     def mark(self, name: str | int) -> None:
-        """Notes that `name` has just ended."""
+        """Records that `name` has just ended."""
         self._marks.append((name, time.perf_counter()))
 
     def mark_stages(self, name: str | int) -> None:
-        """Notes the end of a stage; blocks are not marked."""
+        """Records the end of a stage; ignores blocks."""
         if not isinstance(name, int):
             self.mark(name)
 
     def spans(self) -> list[Span]:
-        """Returns the ms between each mark and the one before; the first mark only starts the clock."""
+        """Returns the ms between each mark and the previous one; the first mark only starts the clock."""
         times = [moment for _, moment in self._marks]
         return [
             (name, 1e3 * (after - before))
@@ -47,7 +47,7 @@ class Stopwatch:
 
 
 class CudaStopwatch(Stopwatch):
-    """The same with events in the current stream."""
+    """A stopwatch whose marks are events in the current stream."""
 
     def mark(self, name: str | int) -> None:
         event = torch.cuda.Event(enable_timing=True)
@@ -64,7 +64,7 @@ class CudaStopwatch(Stopwatch):
 
 
 def stopwatch(device: torch.device) -> Stopwatch:
-    """Returns the device's stopwatch, after waiting for whatever was launched before."""
+    """Returns the device's stopwatch, after waiting for everything launched so far."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return CudaStopwatch(device)
@@ -73,9 +73,9 @@ def stopwatch(device: torch.device) -> Stopwatch:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Runs the body as timings are taken: one thread, and no garbage collection in between.
+    """Runs the body under the conditions of a timing: on one thread, without garbage collection.
 
-    Nothing is collected beforehand: with the libraries loaded that takes 0.2 s, more than most of what is timed.
+    Garbage is not collected beforehand: with the libraries loaded that takes 0.2 s, longer than most timed requests.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -92,13 +92,13 @@ class RequestTimes:
     """The stages of one timed request, in ms."""
 
     vision_ms: float = 0.0
-    prefill_ms: float = 0.0  # blocks, the read at the insertion position, and the head of the first token
+    prefill_ms: float = 0.0  # blocks, reading the latency token, and the head of the first token
     decode_ms: float = 0.0
     read_ms: float = 0.0
     head_ms: float = 0.0
-    prefill_block_ms: dict[int, float] = field(default_factory=dict)  # only where blocks were marked
-    decode_block_ms: dict[int, list[float]] = field(default_factory=dict)  # by block, one entry a step
-    step_overhead_ms: list[float] = field(default_factory=list)  # embedding, head and waiting, one entry a step
+    prefill_block_ms: dict[int, float] = field(default_factory=dict)  # only if blocks were marked
+    decode_block_ms: dict[int, list[float]] = field(default_factory=dict)  # by block, one entry per step
+    step_overhead_ms: list[float] = field(default_factory=list)  # embedding, head and waiting, one entry per step
 
     @property
     def total_ms(self) -> float:
@@ -106,7 +106,7 @@ class RequestTimes:
 
 
 def request_times(spans: list[Span]) -> RequestTimes:
-    """Sorts the spans of one request into its stages."""
+    """Assigns the spans of one request to its stages."""
     times = RequestTimes()
     is_prompt = True
     for name, ms in spans:
@@ -125,7 +125,7 @@ def request_times(spans: list[Span]) -> RequestTimes:
         elif name == STEP:
             times.step_overhead_ms.append(ms)
         else:
-            assert isinstance(name, int), f"{name} is no mark of a request, nor is {START} a span's end"
+            assert isinstance(name, int), f"{name} does not end a span of a request, nor does {START}"
             if is_prompt:
                 times.prefill_block_ms[name] = ms
             else:
@@ -134,7 +134,7 @@ def request_times(spans: list[Span]) -> RequestTimes:
 
 
 def timed(device: torch.device, run: Callable[[Mark], object], *, blocks: bool) -> RequestTimes:
-    """Runs `run(mark)` once and returns what it took; `blocks` also marks between blocks."""
+    """Runs `run(mark)` once and returns its times; with `blocks`, those of each block too."""
     watch = stopwatch(device)
     run(watch.mark if blocks else watch.mark_stages)
     return request_times(watch.spans())

@@ -1,7 +1,7 @@
-"""Whose turn it is on a device that several of our processes share: latency runs have it alone.
+"""A reader-writer lock on a device that several worker processes share: timings use the device exclusively.
 
-Work of other kinds holds the device together with its like, a latency run waits until it holds it alone. Between
-processes of one machine this is a file lock, which ends with its process, whatever way that ends.
+Other work holds the lock shared; a timing holds it exclusively. It is a file lock, which the system releases when its
+process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from ...data.files.lock import FileLock
 
 
 class DeviceTurn:
-    """A device that nothing else of ours uses: every turn is at once."""
+    """A no-op lock for a device used by a single process."""
 
     def shared(self) -> AbstractContextManager[None]:
-        """Runs the body beside other work, and never beside a latency run."""
+        """Runs the body concurrently with other work, but not with a timing."""
         return nullcontext()
 
     def alone(self) -> AbstractContextManager[None]:
-        """Runs the body beside nothing. Taken inside `shared`, whose hold is given up meanwhile."""
+        """Runs the body exclusively. Called inside `shared`, whose lock is released meanwhile."""
         return nullcontext()
 
 
 class SharedDevice(DeviceTurn):
-    """A device shared with other processes that name the same lock file."""
+    """The lock of a device shared with all processes that use the same lock file."""
 
     def __init__(self, lock: Path) -> None:
         self._lock = FileLock(lock)

@@ -1,8 +1,8 @@
-"""Tells which timings fell into a slow spell of the machine, so that they are taken again when it is over.
+"""Detects timings taken while the machine was temporarily slow, so that they can be repeated later.
 
-On a shared machine something else runs for 10 to 100 seconds at a time. All runs of a sample fall into such a spell,
-so their median does not leave it out; the samples timed before tell. An attempt right after falls into it as well:
-timings are put off until the part's other samples are done.
+On a shared machine other work runs for 10 to 100 seconds at a time. Such a spell covers all runs of a sample, so their
+median does not exclude it; comparing with earlier samples does. An immediate repetition would fall into the same spell,
+so timings are repeated after the part's other samples.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections import defaultdict, deque
 from collections.abc import Hashable
 from statistics import median
 
-SLOWED = 1.15  # times the usual pace; timings of like work spread by about 4 % on a quiet machine
-REMEMBERED = 64  # a machine that has become slower for good is the usual one after half as many
-FEWEST = 8  # before so many nothing is usual
-AGAIN_SHARE = 0.25  # of all first timings, for further ones: some machines never rest
+SLOWED = 1.15  # times the recent median; on an idle machine timings of similar work vary by about 4 %
+REMEMBERED = 64  # timings per kind; a permanent slowdown moves the median after half as many
+FEWEST = 8  # with fewer timings there is no reference
+AGAIN_SHARE = 0.25  # repetitions per first timing at most: some machines are always busy
 
 
 class Pace:
-    """Remembers how long work of each kind took lately."""
+    """Recent timings of each kind of work."""
 
     def __init__(self) -> None:
         self._lately: defaultdict[Hashable, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._first = self._again = 0
 
     def note(self, kind: Hashable, ms: float) -> bool:
-        """Counts a first timing; returns whether it is to be taken again.
+        """Records a first timing; returns whether it should be repeated.
 
         Args:
-            kind: timings of one kind are of work that takes about as long.
+            kind: groups timings of work that takes about equally long.
         """
         self._first += 1
         slowed = self.is_slowed(kind, ms)
@@ -36,12 +36,12 @@ class Pace:
         return slowed
 
     def is_slowed(self, kind: Hashable, ms: float) -> bool:
-        """Returns whether `ms` is far above what work of this kind took lately."""
+        """Returns whether `ms` is far above recent timings of this kind."""
         lately = self._lately[kind]
         return len(lately) >= FEWEST and ms > SLOWED * median(lately)
 
     def may_retake(self) -> bool:
-        """Counts one more attempt, or returns False: they have taken their share."""
+        """Returns whether a repetition is within the allowed share, and counts it if so."""
         if self._again + 1 > AGAIN_SHARE * self._first:
             return False
         self._again += 1

@@ -47,7 +47,7 @@ def read_rgb(name: str) -> np.ndarray:
 
 
 def inputs_from_image(source: dict[str, object]) -> dict[str, torch.Tensor]:
-    """One row of model inputs, made from what `source` names: image, max_crops and prompt ids, or text ids."""
+    """Returns one row of model inputs, made from `source`: image, max_crops and prompt ids, or text ids."""
     config, special = MolmoeConfig.from_json(TINY / "config.json"), SpecialTokens.from_directory(TINY)
     if "text_ids" in source:
         return {"input_ids": torch.tensor(source["text_ids"])}
@@ -81,7 +81,7 @@ def padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 @cache
 def case_inputs(case: str) -> ModelInputs:
-    """The case's inputs. Pixels come from the image, but for the case that has them stored."""
+    """Returns the case's inputs. Pixels come from the image, except for the case that stores them."""
     tensors, source = case_tensors(case), CASES[case]["source"]
     images = tensors.get("in.images")
     if images is None and source is not None:
