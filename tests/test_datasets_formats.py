@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from knobctl.data.datasets import DATASETS, ImageRoots, decode_image, image_from_ref, load_samples
+from knobctl.data.datasets.cache_split import cache_split
 from knobctl.data.datasets.registry import BUNDLED_ROOT
-from knobctl.data.datasets.splits import split_of
 from knobctl.tests.support.dataset_files import (
     coco_vqa,
     png,
@@ -40,7 +40,7 @@ def test_vqa_v2_official_files(tmp_path):
     assert sample.image_id == "43"
     assert sample.image.ref == "val2014/COCO_val2014_000000000043.jpg"
     assert sample.image.read_bytes() == png(43)
-    assert sample.split == split_of("43", 0)
+    assert sample.split == cache_split("43", 0)
 
 
 def test_okvqa_takes_what_the_person_wrote_and_can_take_the_stem(tmp_path):

@@ -99,7 +99,7 @@ def test_checked_images_are_fetched_together_and_kept(mirror):
 
 def test_an_address_without_a_file(mirror):
     address, _, _ = mirror
-    with pytest.raises(DatasetError, match=r"nowhere\.parquet cannot be read .*check the address"):
+    with pytest.raises(DatasetError, match=r"nowhere\.parquet cannot be read .*check the URL"):
         load_samples("text_vqa", source=address.replace("validation-0", "nowhere"))
 
 

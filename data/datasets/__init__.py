@@ -1,6 +1,11 @@
-"""Datasets: from names and files to samples, with images that are read when needed.
+"""Datasets: from a name and files to samples, whose images are read on demand.
 
-Exports load on first access: `images` is needed where pyarrow and polars may be missing.
+Start with `load_samples` in `sample_set.py`. `registry.py` lists the known datasets; `sources.py` finds the rows of a
+dataset, and `parquet_files.py` and `json_files.py` read them as the records of `records.py`. Two kinds of split occur:
+`source_split.py` finds the rows of a split of the published dataset, and `cache_split.py` assigns samples to train,
+val and test. May import only the root modules of `data`, `data/files` and `data/metrics`.
+
+Exports are loaded on first access, because `images.py` is used where pyarrow and polars may not be installed.
 """
 
 from typing import TYPE_CHECKING
@@ -8,10 +13,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .image_refs import ImageRoots, image_from_ref
     from .images import decode_image
-    from .load import SampleSet, SkippedRow, load_samples
     from .registry import DATASETS, DatasetSpec, parse_dataset_option
-    from .sources import ImageRoots, image_from_ref
+    from .sample_set import SampleSet, SkippedRow, load_samples
 
 __all__ = [
     "DATASETS",
@@ -29,12 +34,12 @@ __getattr__ = lazy_exports(
     {
         "DATASETS": "registry",
         "DatasetSpec": "registry",
-        "SampleSet": "load",
-        "SkippedRow": "load",
+        "SampleSet": "sample_set",
+        "SkippedRow": "sample_set",
         "decode_image": "images",
-        "ImageRoots": "sources",
-        "image_from_ref": "sources",
-        "load_samples": "load",
+        "ImageRoots": "image_refs",
+        "image_from_ref": "image_refs",
+        "load_samples": "sample_set",
         "parse_dataset_option": "registry",
     },
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.cache import Cache, open_cache
+from ...data.datasets.image_refs import ImageRoots, image_from_ref
 from ...data.datasets.registry import DATASETS
-from ...data.datasets.sources import ImageRoots, image_from_ref
 from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
 from ...data.executor import LEAST_RUNS
 from ...data.samples import Sample
