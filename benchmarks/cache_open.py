@@ -1,7 +1,7 @@
-"""How fast a full-size cache opens, and how much private memory it takes: python benchmarks/cache_open.py
+"""Measures how fast a cache opens and how much private memory this takes: python benchmarks/cache_open.py
 
-By default a tenth of the samples, for a quick look; `--samples 2000` is the size of the real thing (2 GB of tokens in
-Parquet, 2 GB more unpacked). Each opening runs in a process of its own, with the cache's pages dropped beforehand.
+The default is a tenth of the full number of samples; `--samples 2000` is the full size (2 GB of tokens in Parquet, 2 GB
+more unpacked). Each opening runs in a separate process, after the cache's pages have been dropped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import json, sys, time
 from pathlib import Path
 import psutil
 from knobctl.data.cache.reader import open_cache
-def private():  # what is not a file's page: mapped tokens are the system's to drop and to share
+def private():  # without file pages, because the system can drop and share mapped tokens
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared
 before = private()
@@ -39,7 +39,7 @@ cache = open_cache(Path(sys.argv[1]))
 opened, opened_cpu = time.perf_counter() - start, time.process_time() - cpu
 token = cache.tokens.token_STPMD
 unpacked = time.perf_counter() - start - opened
-for row in token:  # as training does, every token is touched
+for row in token:  # touches every token, as training does
     row.max()
 after = private()
 print(json.dumps({"open_s": opened, "open_cpu_s": opened_cpu, "unpack_s": unpacked, "private_mb": after / 1e6,
@@ -48,7 +48,7 @@ print(json.dumps({"open_s": opened, "open_cpu_s": opened_cpu, "unpack_s": unpack
 
 
 def write_cache(path: Path, samples: int, d_model: int, budgets: int, samples_per_part: int) -> None:
-    """Writes a cache of noise in the shape of a real one."""
+    """Writes a cache with the shape of a real one, filled with noise."""
     generator = np.random.default_rng(0)
     budgets_ms = np.round(np.geomspace(200, 2000, budgets)).astype(np.float32)
     settings = SPACE.settings
@@ -101,7 +101,7 @@ def write_cache(path: Path, samples: int, d_model: int, budgets: int, samples_pe
 
 
 def drop_pages(path: Path) -> None:
-    """Asks the system to forget the cache's files, so that the next reader finds a cold disk."""
+    """Asks the system to drop the cache's files from memory, so that the next process reads from disk."""
     os.sync()
     for file in path.rglob("*"):
         if file.is_file() and hasattr(os, "posix_fadvise"):
@@ -121,9 +121,11 @@ def measure(path: Path) -> dict[str, float]:
 @click.option("--d-model", default=2048, show_default=True)
 @click.option("--budgets", default=16, show_default=True)
 @click.option("--samples-per-part", default=32, show_default=True)
-@click.option("--directory", type=click.Path(path_type=Path), help="Where to write; removed at the end.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="Directory for the cache, which is deleted at the end."
+)
 def main(samples: int, d_model: int, budgets: int, samples_per_part: int, directory: Path | None) -> None:
-    """Prints seconds to open (first, then with tokens unpacked), to unpack, and private resident memory."""
+    """Print the time to open a cache (the first time and with unpacked tokens), to unpack, and the private memory."""
     root = Path(tempfile.mkdtemp(dir=directory))
     try:
         start = time.perf_counter()
@@ -137,9 +139,9 @@ def main(samples: int, d_model: int, budgets: int, samples_per_part: int, direct
         for name in ("first opening", "second opening", "third opening"):
             figures = measure(root / "cache")
             click.echo(
-                f"{name:15}: open {figures['open_s']:6.2f} s ({figures['open_cpu_s']:.2f} s of CPU), ready after "
-                f"{figures['unpack_s']:6.2f} s more (tokens), private memory {figures['private_mb']:.0f} MB "
-                f"({figures['grown_mb']:+.0f} by opening and touching all)"
+                f"{name:15}: open {figures['open_s']:6.2f} s ({figures['open_cpu_s']:.2f} s of CPU), tokens after "
+                f"{figures['unpack_s']:6.2f} s more, private memory {figures['private_mb']:.0f} MB "
+                f"({figures['grown_mb']:+.0f} by opening and reading all)"
             )
     finally:
         shutil.rmtree(root)

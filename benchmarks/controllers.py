@@ -1,8 +1,8 @@
-"""The controllers' own time for one request, and what it depends on: threads, caches, new budgets, number types.
+"""Measures the controllers' own time for one request under different threads, caches, budgets and number types.
 
-Conditions take turns in one process, so that a slow spell of the machine meets all of them. Beside the time on the wall
-stands the processor's own time of the thread, and the share of calls during which the system gave the core to another
-process: on a busy machine that share, and not the work, makes the 95th percentile.
+The conditions alternate in one process, so a slow period of the machine affects all of them. In addition to wall time,
+the script reports the thread's CPU time and the share of calls that were interrupted by another process: on a busy
+machine, interruptions and not the work determine the 95th percentile.
 
     python benchmarks/controllers.py --repeats 100
 """
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.checkpoint import Controllers, ModelIdentity
 from knobctl.controllers.two_stage import TwoStagePolicy
-from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
 from knobctl.data.policy import Requests
@@ -42,7 +42,7 @@ Call = Callable[[], object]
 
 
 def measure(call: Call) -> tuple[float, float, bool]:
-    """Returns ms on the wall, ms of the thread's processor time, and whether another process was let in."""
+    """Returns wall ms, CPU ms of the thread, and whether another process interrupted the call."""
     switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
     wall, cpu = time.perf_counter(), time.thread_time()
     call()
@@ -51,7 +51,7 @@ def measure(call: Call) -> tuple[float, float, bool]:
 
 
 class World:
-    """The bundled model, one sample, and controllers of its size: untrained ones take the same time."""
+    """The bundled model, one sample, and untrained controllers, which take the same time as trained ones."""
 
     def __init__(self) -> None:
         loaded = load_model("nano", device="cpu")
@@ -76,7 +76,7 @@ class World:
         self._new_budgets = (1000.0 + number for number in count())
 
     def choose(self, budget_ms: float = BUDGETS_MS[3]) -> None:
-        """Both stages for one request."""
+        """Runs both stages for one request."""
         requests = Requests(
             (self.sample.sample_id,), (self.sample.dataset,), self.language_D[None], np.array([budget_ms], np.float32)
         )
@@ -87,7 +87,7 @@ class World:
         self.choose(next(self._new_budgets))
 
     def run_model(self) -> None:
-        """What lies between two choices of a server: vision, prefill and decoding, on one thread."""
+        """Runs what a server runs between two choices: vision, prefill and decoding, on one thread."""
         self.knobs.token_pass(self.handle.prepared)
         self.knobs.answer(self.handle.state, self.knobs.plan(2, 8, 16), self.knobs.task(self.sample))
 
@@ -95,7 +95,7 @@ class World:
         self.junk += 1.0
 
     def forward(self, dtype: torch.dtype, mode: Callable[[], AbstractContextManager[None]]) -> Call:
-        """Returns a call of both networks alone, without what the policy does around them."""
+        """Returns a call of the two networks only, without the rest of the policy."""
         stage1, stage2 = (copy.deepcopy(net).to(dtype) for net in (self.controllers.stage1, self.controllers.stage2))
         language_BD, token_BD = (torch.from_numpy(x[None]).to(dtype) for x in (self.language_D, self.token_D))
         encoded_BD = torch.zeros(1, language_BD.shape[1], dtype=dtype)
@@ -110,12 +110,12 @@ class World:
 
 
 def nothing() -> None:
-    """Leaves the caches as the last call left them."""
+    """Leaves the processor caches unchanged."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=100, help="calls under each condition")
+    parser.add_argument("--repeats", type=int, default=100, help="calls for each condition")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     world = World()
@@ -140,10 +140,10 @@ def main() -> None:
             with num_threads(threads):
                 before()
                 found = measure(call)
-            if repeat >= 2:  # the first ones pay for set-up
+            if repeat >= 2:  # the first ones include set-up
                 times[name].append(found)
     print(f"{cores} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {options.repeats} calls each\n")
-    print("| condition | median ms | p95 ms | processor's median ms | interrupted |\n|---|---|---|---|---|")
+    print("| condition | median ms | p95 ms | median CPU ms | interrupted |\n|---|---|---|---|---|")
     for name, found in times.items():
         row: NDArray[np.float64] = np.array(found, dtype=np.float64)
         median, p95 = np.quantile(row[:, 0], [0.5, 0.95])

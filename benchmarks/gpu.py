@@ -1,12 +1,12 @@
-"""Everything that needs a GPU to be known, in 8 minutes: `make gpu`, which takes the machine's own Python.
+"""All measurements that need a GPU, in 8 minutes: `make gpu`, which uses the system's Python.
 
     make gpu                                     # on a GPU, full size; results in benchmarks/results/gpu-<device>.md
-    make gpu DEVICE=cpu                          # small configs: proves that every section runs; results in build/gpu
-    make gpu GPU_OPTIONS='--resume --minutes 4'  # goes on after an interruption: sections without a result
+    make gpu DEVICE=cpu                          # small configs, to check that every section runs; results in build/gpu
+    make gpu GPU_OPTIONS='--resume --minutes 4'  # after an interruption: only sections without a complete result
 
-Each row is on disk as soon as it is measured, so an interrupted run keeps what it has. Sections come in order of value,
-and end when their share of the time is over. A section that fails is recorded with its error, and the next one begins
-in a fresh process. Needs torch, transformers, numpy, safetensors, tokenizers and Pillow; neither pytest nor polars.
+Each row is written to disk as soon as it is measured, so an interrupted run keeps its rows. Sections are ordered by
+value, and each ends when its share of the time is used up. If a section fails, its error is recorded, and the next one
+starts in a new process. Needs torch, transformers, numpy, safetensors, tokenizers and Pillow, but not pytest or polars.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from gpu_sections.results import Results
 from gpu_sections.schedule import MINUTES, SECTIONS, Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
-START_S = 60.0  # a worker that has not named its device by then is stuck
+START_S = 60.0  # a worker that has not named its device by then is considered stuck
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=["full", "small"], help="default: full on a GPU, small on a CPU")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything (default: %(default)g)")
-    parser.add_argument("--sections", nargs="+", choices=[one.name for one in SECTIONS], help="only these")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="total time (default: %(default)g)")
+    parser.add_argument(
+        "--sections", nargs="+", choices=[one.name for one in SECTIONS], help="sections to run (default: all)"
+    )
     parser.add_argument("--resume", action="store_true", help="only sections without a complete result")
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--worker-began", type=float, help=argparse.SUPPRESS)
@@ -59,17 +61,17 @@ def main() -> int:
 
 
 class Run:
-    """Starts workers until every section has a result or a reason, and writes what they report."""
+    """Starts workers until every section has a result or a reason for having none, and writes their reports."""
 
     def __init__(self, command: Sequence[str], schedule: Schedule, out: Path, *, resume: bool = False) -> None:
         """Args:
 
-        command: starts a worker (`worker.run_sections`).
-        resume: leave out sections of which `out` has a complete result.
+        command: the command line of a worker (`worker.run_sections`).
+        resume: skip sections that have a complete result in `out`.
         """
         self._command, self._schedule, self._out, self._resume = command, schedule, out, resume
         self._failed = 0
-        self.results: Results | None = None  # from when the device's name is known
+        self.results: Results | None = None  # set once the device's name is known
 
     def run(self, names: list[str]) -> int:
         while names:
@@ -80,7 +82,7 @@ class Run:
         return 1 if self._failed else 0
 
     def _run_worker(self, names: list[str]) -> list[str]:
-        """Runs one worker to its end and returns the sections that are left."""
+        """Runs one worker to its end and returns the remaining sections."""
         current: str | None = None
         with (
             tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
@@ -116,13 +118,13 @@ class Run:
             return []
         if current is None and names:
             current, *names = names
-            self._add({"event": "started", "section": current, "about": "No process could be started for it"})
+            self._add({"event": "started", "section": current, "about": "No process could be started"})
         if current is not None:
             self._add({"event": "failed", "section": current, "reason": reason, "log": error[-4000:]})
         return names
 
     def _open(self, slug: str, names: list[str]) -> list[str]:
-        """Opens the device's results; returns the sections still to be measured."""
+        """Opens the device's results and returns the sections that remain to be measured."""
         if self.results is None:
             self.results = Results(self._out, slug)
             if self._resume:
@@ -130,7 +132,7 @@ class Run:
         return names
 
     def _add(self, event: dict[str, Any]) -> None:
-        assert self.results is not None, "a worker names its device first"
+        assert self.results is not None, "a worker reports its device first"
         self.results.add(event)
         self._failed += event["event"] == "failed"
         if event["event"] != "row":
@@ -138,7 +140,7 @@ class Run:
 
 
 class KillTimer:
-    """Kills a process that has not been given more time."""
+    """Kills a process unless its deadline is extended."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process, self.has_fired = process, False

@@ -1,8 +1,8 @@
-"""What holes in a cache cost the baselines: `python benchmarks/holes.py` (--help lists the sizes).
+"""Measures how much reward missing outcomes cost the baselines: `python benchmarks/holes.py` (see --help for options).
 
-Outcomes of the training split are left out, baselines are fitted on what remains, and their mean reward is measured on
-a complete test split. Three ways to fill holes are compared: the additive model (reward = setting + sample), the
-setting's mean over the samples that have it, and `knobctl.replay.expected_outcomes`, which knobctl uses.
+Outcomes of the training split are removed, baselines are fitted on the rest, and their mean reward is measured on a
+complete test split. Three ways to fill the holes are compared: the additive model (reward = setting + sample), the mean
+of the setting over the samples that have it, and `knobctl.replay.expected_outcomes`, which knobctl uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BASELINES = ("table", "dataset_table", "best_fixed", "cheapest", "neighbours")
 
 
 def additive(value_NX: Array) -> Array:
-    """The additive model of rewards, by plain backfitting."""
+    """Returns the rewards expected by the additive model, fitted by backfitting."""
     known_NX = np.isfinite(value_NX)
     value_NX = np.where(known_NX, value_NX, 0.0).astype(np.float64)
     count_X, count_N = np.maximum(known_NX.sum(axis=0), 1), np.maximum(known_NX.sum(axis=1), 1)
@@ -43,7 +43,7 @@ def additive(value_NX: Array) -> Array:
 
 
 def filling(expected: Callable[[Array], Array]) -> Callable[[FilledRewards, float], tuple[Array, Array]]:
-    """Returns a way of filling holes that looks at rewards alone."""
+    """Returns a way of filling holes that uses only rewards."""
 
     def measured_and_expected(rewards: FilledRewards, budget_ms: float) -> tuple[Array, Array]:
         reward_NX = rewards.tables.reward_BX(rewards.sample_N, np.full(len(rewards.sample_N), budget_ms, np.float32))
@@ -53,8 +53,8 @@ def filling(expected: Callable[[Array], Array]) -> Callable[[FilledRewards, floa
 
 
 def build(name: str, table: ReplayTables, expected: Callable[[Array], Array] | None) -> Policy:
-    """Returns a baseline, its holes filled by `expected`; None: as knobctl does."""
-    table = replace(table)  # without the means that it keeps
+    """Returns a baseline fitted with holes filled by `expected`; None: as in knobctl."""
+    table = replace(table)  # a copy without cached means
     if expected is None:
         return build_baselines([name], table)[0]
     with (
@@ -94,7 +94,7 @@ def test_reward(policy: Policy, table: ReplayTables) -> float:
 
 
 def kinds_of_holes(made: GeneratedCache) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Returns {name: (samples, settings)}: of these samples, 95 % lack each of these settings."""
+    """Returns {name: (samples, settings)}: 95 % of the outcomes of these samples and settings are missing."""
     need_S, latency_SX = made.need_SL.max(axis=1), made.latency_ms_SX
     hard_S, slow_S = need_S > np.median(need_S), latency_SX.mean(axis=1) > np.median(latency_SX.mean(axis=1))
     cost_X = latency_SX.mean(axis=0)
@@ -120,11 +120,11 @@ def kinds_of_holes(made: GeneratedCache) -> dict[str, tuple[NDArray[np.bool_], N
 @click.command()
 @click.option("--train", default=2000, show_default=True, help="Training samples.")
 @click.option("--test", default=2000, show_default=True)
-@click.option("--draws", default=20, show_default=True, help="Random draws of each share of holes.")
+@click.option("--draws", default=20, show_default=True, help="Random draws for each share of holes.")
 @click.option("--structure", "structures", multiple=True, type=click.Choice(list(STRUCTURES)), default=["linear"])
 @click.option("--baseline", "baselines", multiple=True, type=click.Choice(BASELINES), default=["table"])
 def main(train: int, test: int, draws: int, structures: tuple[str, ...], baselines: tuple[str, ...]) -> None:
-    """Print test rewards: complete, then per way of filling holes; the last column is knobctl less the plain mean."""
+    """Print test rewards of the complete cache and of each way of filling holes (difference: knobctl - plain mean)."""
     torch.set_num_threads(1)
     header = ("structure", "baseline", "missing", "complete", *WAYS, "difference")
     click.echo(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
@@ -146,7 +146,7 @@ def main(train: int, test: int, draws: int, structures: tuple[str, ...], baselin
 
 
 def rewards_with(name: str, made: GeneratedCache, holes: Sequence[NDArray[np.bool_]]) -> list[float]:
-    """Returns a baseline's mean test reward over draws of holes, per way of filling; then the last two's difference."""
+    """Returns a baseline's test reward, averaged over draws, for each way of filling, and the last two's difference."""
     tables = [tables_of(made, hole_SX) for hole_SX in holes]
     reward = [
         float(np.mean([test_reward(build(name, table, how), table) for table in tables])) for how in WAYS.values()

@@ -1,10 +1,10 @@
-"""How long an import takes and how much memory: 39 configurations of 3 datasets, as a profiler run leaves them.
+"""Measures time and memory of an import of 39 configurations of 3 datasets, as written by the profiler.
 
-    python benchmarks/import_results.py                    # 200 questions a configuration, a few seconds
+    python benchmarks/import_results.py                    # 200 questions per configuration, a few seconds
     python benchmarks/import_results.py --questions 2000   # the size of the published runs: 39 x 3 x 2,000 rows
-    python benchmarks/import_results.py --directory DIR    # keep the generated directory, or use the one that is there
+    python benchmarks/import_results.py --directory DIR    # keep the generated directory, or use an existing one
 
-Prints one JSON object. Times are wall clock; memory is the peak of the importing process and of its largest worker.
+Prints one JSON object with wall and CPU time, and the peak memory of the importing process and its largest worker.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def generate(directory: Path, questions: int, seed: int) -> None:
 
 
 def measure(directory: Path, workers: int) -> dict[str, object]:
-    """Imports in this process and returns the figures."""
+    """Runs an import in this process and returns its figures."""
     from knobctl.data.importer import import_results
 
     with tempfile.TemporaryDirectory() as out:
@@ -78,7 +78,7 @@ def main() -> None:
         directory = args.directory or Path(scratch) / "results"
         if not directory.is_dir():
             generate(directory, args.questions, args.seed)
-        # A fresh process, so that what the generation needed does not count as the import's memory.
+        # A new process, so that the memory used for generation is not counted.
         command = [sys.executable, __file__, "--measure-only", "--directory", str(directory)]
         subprocess.run([*command, "--workers", str(args.workers)], check=True)
 

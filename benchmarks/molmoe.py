@@ -1,13 +1,12 @@
-"""How fast MolmoE runs on a device, with random weights: prefill, decoding, vision, memory, shares of the peaks.
+"""Measures MolmoE with random weights on a device: prefill, decoding, vision, memory, shares of the peaks.
 
     python benchmarks/molmoe.py                                   # full size, bfloat16, on the GPU
-    python benchmarks/molmoe.py --config tiny --device cpu        # the small config of the tests, anywhere
-    python benchmarks/molmoe.py --out benchmarks/results          # also writes the table, named after the device
+    python benchmarks/molmoe.py --config tiny --device cpu        # the small config of the tests, on any machine
+    python benchmarks/molmoe.py --out benchmarks/results          # also writes a file named after the device
 
-A speed is the median of `--runs` timed runs after a warm-up: by CUDA events on a GPU; on one thread of a CPU by the
-process's own processor time, which is what would pass if nothing else ran. The peaks that shares refer to are measured
-in the same run: a large product of matrices, and a copy (bytes read and written). Random weights route tokens evenly,
-a trained router less so.
+Times are medians of `--runs` timed runs after a warm-up: of CUDA events on a GPU, and of CPU time on one thread of a
+CPU, which excludes other work of the machine. The peaks are measured in the same run with a large matrix product and a
+copy (bytes read and written). With random weights tokens are routed evenly; a trained router is less even.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "molm
 CONFIGS = {"full": FIXTURES / "config.MolmoE-1B-0924.json", "tiny": FIXTURES / "tiny" / "config.json"}
 Key = TypeVar("Key", bound=Hashable)
 
-TextTimes = dict[tuple[int, int, int], float]  # by prompt tokens, k and blocks
+TextTimes = dict[tuple[int, int, int], float]  # ms by (prompt tokens, k, blocks)
 
 PROMPT_TOKENS = (300, 700, 1500)
-CROPS = (1, 3, 8, 15)  # beside the global one: the ends of the tiers
+CROPS = (1, 3, 8, 15)  # in addition to the global one: the limits of the tiers
 STEPS = 16  # decoding steps of one timed run
 
 
@@ -57,7 +56,7 @@ class Timer:
         return self.medians_ms({None: run})[None]
 
     def medians_ms(self, candidates: dict[Key, Callable[[], object]]) -> dict[Key, float]:
-        """Times what is to be compared in turn, so that whatever else the machine does falls on all alike."""
+        """Times the candidates in turn, so that other work of the machine affects all of them equally."""
         for run in (*candidates.values(), *candidates.values()):
             run()
         rounds = [{key: self._one(run) for key, run in candidates.items()} for _ in range(self.runs)]
@@ -79,7 +78,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the device does at its best, measured."""
+    """The measured peaks of the device."""
 
     flops: float  # per second
     bytes: float  # per second, read and written
@@ -97,7 +96,7 @@ def measure_peaks(timer: Timer, dtype: torch.dtype) -> Peaks:
 
 
 def random_model(config: MolmoeConfig, dtype: torch.dtype, device: torch.device, experts: str) -> Molmoe:
-    """Builds the model where it will run: 14 GB do not pass through the host."""
+    """Builds the model directly on its device, so that 14 GB are not copied from the host."""
     with torch.device("meta"):
         model = Molmoe(config, experts_implementation=experts)
     materialise(model, dtype, device)
@@ -110,7 +109,7 @@ def random_model(config: MolmoeConfig, dtype: torch.dtype, device: torch.device,
 
 
 def make_plan(config: MolmoeConfig, position: int, top_k: int, num_blocks: int) -> BlockPlan:
-    """The first `position` blocks with the native k, then `num_blocks - position` with `top_k`, the rest skipped."""
+    """Returns a plan: `position` blocks with the native k, `num_blocks - position` with `top_k`, the rest skipped."""
     later = (top_k,) * (num_blocks - position) + (0,) * (config.num_blocks - num_blocks)
     return (config.native_top_k,) * position + later
 
@@ -140,7 +139,7 @@ def encode_black_crops(model: Molmoe, num_crops: int) -> torch.Tensor:
 
 
 def pass_flops(config: MolmoeConfig, plan: BlockPlan, tokens: int) -> float:
-    """Multiplications and additions of a prefill: weights used per token, causal attention, one row of logits."""
+    """Returns the floating-point operations of a prefill: weights per token, causal attention, one row of logits."""
     used = [top_k for top_k in plan if top_k]
     d_model = config.d_model
     attention = d_model * (2 * d_model + 2 * config.num_kv_heads * config.head_width)
@@ -149,7 +148,7 @@ def pass_flops(config: MolmoeConfig, plan: BlockPlan, tokens: int) -> float:
 
 
 def step_bytes(config: MolmoeConfig, plan: BlockPlan, tokens: int, element: int) -> float:
-    """Bytes that a decoding step must read: weights used, keys and values, the head."""
+    """Returns the bytes that a decoding step has to read: used weights, keys and values, the head."""
     used = [top_k for top_k in plan if top_k]
     d_model, key_width = config.d_model, config.num_kv_heads * config.head_width
     attention = d_model * (2 * d_model + 2 * key_width)
@@ -169,7 +168,7 @@ def rises(name: str, values: Sequence[float]) -> Row:
 
 
 def corners_of(config: MolmoeConfig) -> list[tuple[int, int]]:
-    """The corners of the knob grid: half and all of the native k, three quarters and all of the blocks."""
+    """Returns the corners (k, blocks) of the knob grid: half and all of the native k, three quarters and all blocks."""
     blocks = config.num_blocks
     return [
         (k, n) for n in (blocks - blocks // 4, blocks) for k in (max(config.native_top_k // 2, 1), config.native_top_k)
@@ -186,12 +185,12 @@ def measure(
     prompt_tokens: Sequence[int] = PROMPT_TOKENS,
     crops: Sequence[int] = CROPS,
 ) -> Iterator[Row]:
-    """Yields (table, row) as they are measured: peaks, text, vision, memory, rises."""
+    """Yields rows as they are measured: peaks, text, vision, memory, rises."""
     device = timer.device
     peaks = measure_peaks(timer, dtype)
     yield (
         "peaks",
-        {"product of matrices, TFLOP/s": f"{peaks.flops / 1e12:.3g}", "copy, GB/s": f"{peaks.bytes / 1e9:.3g}"},
+        {"matrix product, TFLOP/s": f"{peaks.flops / 1e12:.3g}", "copy, GB/s": f"{peaks.bytes / 1e9:.3g}"},
     )
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -209,7 +208,7 @@ def measure(
         per_crop = f"{time_ms / (1 + count):.3f}"
         yield (
             "vision",
-            {"crops with the global one": 1 + count, "vision ms": f"{time_ms:.2f}", "ms per crop": per_crop},
+            {"crops, including the global one": 1 + count, "vision ms": f"{time_ms:.2f}", "ms per crop": per_crop},
         )
     yield memory_row(model, decoder)
     yield from rise_rows(model, timer, prefill_ms, step_ms, vision_ms)
@@ -218,7 +217,7 @@ def measure(
 def measure_text(
     timer: Timer, model: Molmoe, decoder: RequestDecoder, tokens: int, prefill_ms: TextTimes, step_ms: TextTimes
 ) -> None:
-    """Adds medians in ms of prefill and of one decoding step at every corner of the knob grid."""
+    """Measures median ms of prefill and of one decoding step at every corner of the knob grid."""
     config = model.config
     hidden = prompt_of(model, tokens)
     plans = {(tokens, k, n): make_plan(config, 1, k, n) for k, n in corners_of(config)}
@@ -252,15 +251,15 @@ def text_row(
             "k": k,
             "blocks": n,
             "prefill ms": f"{prefill_ms[key]:.2f}",
-            "of matrix peak": share(flops_s, peaks.flops),
+            "share of matrix peak": share(flops_s, peaks.flops),
             "decode ms/token": f"{step_ms[key]:.3f}",
-            "of bandwidth peak": share(bytes_s, peaks.bytes),
+            "share of bandwidth peak": share(bytes_s, peaks.bytes),
         },
     )
 
 
 def memory_row(model: Molmoe, decoder: RequestDecoder) -> Row:
-    """The most memory so far: allocated on a GPU; on a CPU resident, Python included."""
+    """Returns the peak memory so far: allocated memory on a GPU, resident memory including Python on a CPU."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if model.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(model.device)
@@ -280,7 +279,7 @@ def memory_row(model: Molmoe, decoder: RequestDecoder) -> Row:
 def rise_rows(
     model: Molmoe, timer: Timer, prefill_ms: TextTimes, step_ms: TextTimes, vision_ms: dict[int, float]
 ) -> Iterator[Row]:
-    """Does every knob act on the clock, other knobs at their highest?"""
+    """Yields whether latency rises with each knob while the other knobs are at their highest values."""
     config = model.config
     lengths = sorted({tokens for tokens, _, _ in prefill_ms})
     (low_k, low_n), (native, blocks) = corners_of(config)[0], corners_of(config)[-1]
@@ -307,7 +306,7 @@ def device_name(device: torch.device) -> str:
 
 
 def device_slug(device: torch.device) -> str:
-    """The device's name in file names."""
+    """Returns the device's name for file names."""
     return "cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
 
 
@@ -320,7 +319,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=list(PROMPT_TOKENS))
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads of the CPU")
-    parser.add_argument("--out", type=Path, help="folder to write the table to")
+    parser.add_argument("--out", type=Path, help="folder for the tables")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():

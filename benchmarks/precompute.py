@@ -1,8 +1,8 @@
-"""Every setting's answers and latency tokens: shared execution against one setting after the other at batch 1.
+"""Compares shared execution of all settings with running one setting after the other at batch 1.
 
-Both sides run in one process, sample by sample in turn, and their answers and tokens are compared. One by one means
-what a plain program does: for each setting of each sample, vision, the whole prompt with its probes, every block of the
-plan, and decoding, at batch 1 and on one thread (two make blocks of that size no faster).
+Both methods run in one process, alternating between samples, and their answers and latency tokens are compared. Running
+one by one means for each setting of each sample: vision, the whole prompt with its probes, every block of the plan, and
+decoding, at batch 1 and on one thread (a second thread does not speed up blocks of this size).
 
     python benchmarks/precompute.py --model nano --samples 4
 """
@@ -31,7 +31,7 @@ from knobctl.precompute.models.loading import load_model
 from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
 from knobctl.precompute.run.work_counts import Ledger
 
-# The order of dropping that published scores of a 16-block model give: 4, 13, 10, 2, ...
+# The order in which the published scores of a 16-block model drop blocks: 4, 13, 10, 2, ...
 DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7, 15, 9, 12, 14, 8, 5, 1, 0)
 PUBLISHED_ORDER = ImportanceScores(tuple(float(DROPPED_FIRST.index(block)) for block in range(16)))
 
@@ -40,7 +40,7 @@ Tokens = dict[KnobSetting, NDArray[np.float16]]  # [M, D]
 
 
 class AnswersOnly(SampleRunner):
-    """The runner without its latency runs."""
+    """A runner without timed runs."""
 
     def _latencies(self, *_: object) -> dict[tuple[BlockPlan, int], PlanLatency]:
         return {}
@@ -49,10 +49,10 @@ class AnswersOnly(SampleRunner):
 def one_by_one(
     knobs: KnobModel, sample: Sample, settings: Iterable[KnobSetting], go_on: Callable[[], bool] = lambda: True
 ) -> tuple[Answers, Tokens]:
-    """Runs each setting by itself: vision, the blocks up to its position with the probes, the rest, decoding.
+    """Runs each setting separately: vision, the blocks up to its position with the probes, the rest, decoding.
 
     Args:
-        go_on: asked after every setting; False ends it with the settings run so far.
+        go_on: called after every setting; if it returns False, the remaining settings are not run.
     """
     answers: Answers = {}
     tokens: Tokens = {}
@@ -72,7 +72,7 @@ def one_by_one(
 
 
 def compare(knobs: KnobModel, shared: SampleResult, answers: Answers, tokens: Tokens) -> tuple[int, float]:
-    """Returns how many answers differ, and the largest distance of a token, relative to its norm."""
+    """Returns the number of differing answers, and the largest distance between tokens relative to their norm."""
     differing = sum(row.answer.text != answers[row.setting] for row in shared.settings if row.setting in answers)
     worst = 0.0
     for setting, token_MD in tokens.items():
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    from knobctl.data.datasets.load import load_samples  # reads Parquet; the rest of this file does not need it
+    from knobctl.data.datasets.sample_set import load_samples  # needs polars, which importers of this file may lack
 
     loaded = load_model(options.model, device=options.device)
     sets = [

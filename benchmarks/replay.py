@@ -1,8 +1,8 @@
-"""Times replay training on a generated cache: `python benchmarks/replay.py` (--help lists the sizes).
+"""Times replay training on a generated cache: `python benchmarks/replay.py` (see --help for options).
 
-What a step touches is projected once, so its time depends on budgets and samples, and not on d_model; d_model shows in
-the first line, the fit of the bases and the projection. Times suffer on a busy machine: the load is printed, and the
-processor's own time of a small step.
+Inputs are projected once, so the time of a step depends on budgets and samples but not on d_model. Only the first lines
+(generation, fitting the bases, projection) depend on d_model. A busy machine increases the times, so the load and the
+CPU time of a small step are printed too.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from knobctl.replay.training.trainer import Trainer
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
 LARGE = replace(TUNED, epochs=150, min_steps=0, batch_size=2048, lr=1e-2)
-TARGET_STEPS, TARGET_SAMPLES = 187_500, 15_000  # the system this replaces: 25 to 30 s a step
+TARGET_STEPS, TARGET_SAMPLES = 187_500, 15_000  # the system this replaces takes 25 to 30 s per step
 
 
 def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> TrainingData:
-    """Returns the projected inputs of a generated cache, whose tokens are mapped from a file as a cache's are."""
+    """Returns the projected inputs of a generated cache, whose tokens are memory-mapped as those of a real cache."""
     start = time.perf_counter()
     generated = generate(GeneratedConfig(samples, 1000, 0, d_model, budgets, seed=1), tokens)
-    gigabytes = f"{generated.token_STPMD.nbytes / 1e9:.1f} GB of latency tokens, mapped from a file"
+    gigabytes = f"{generated.token_STPMD.nbytes / 1e9:.1f} GB of latency tokens, memory-mapped"
     report("cache generated", time.perf_counter() - start, gigabytes)
     tables = ReplayTables(
         space=generated.config.space,
@@ -55,7 +55,7 @@ def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> Trainin
     start, cpu_start = time.perf_counter(), time.process_time()
     bundle = prepare_training(tables, BudgetEncoder.from_seed(d_model, 0), TUNED)
     cpu_s = time.process_time() - cpu_start
-    report("bases fitted and inputs projected, once a run", time.perf_counter() - start, f"cpu {cpu_s:.0f} s")
+    report("bases fitted and inputs projected, once per run", time.perf_counter() - start, f"cpu {cpu_s:.0f} s")
     return bundle
 
 
@@ -64,7 +64,7 @@ def report(what: str, seconds: float, more: str = "") -> None:
 
 
 def first_samples(bundle: TrainingData, count: int) -> TrainingData:
-    """Returns the bundle with fewer training samples: an epoch of them is a stretch of steps to time."""
+    """Returns the bundle with fewer training samples, for a shorter timed epoch."""
     train = bundle.inputs["train"]
     fewer = replace(
         train,
@@ -76,7 +76,7 @@ def first_samples(bundle: TrainingData, count: int) -> TrainingData:
 
 
 def time_epoch(bundle: TrainingData, config: TrainConfig) -> tuple[float, float, int]:
-    """Returns the seconds, the processor's seconds and the steps of one epoch, after one that warms up."""
+    """Returns (wall seconds, CPU seconds, steps) of one epoch after a warm-up epoch."""
     trainer = Trainer(bundle, config)
     trainer.run_epoch()
     before, start, cpu_start = trainer.step, time.perf_counter(), time.process_time()
@@ -85,7 +85,7 @@ def time_epoch(bundle: TrainingData, config: TrainConfig) -> tuple[float, float,
 
 
 def train_for(bundle: TrainingData, config: TrainConfig, goal: float = math.inf) -> tuple[float, float, int]:
-    """Returns (seconds in training alone, best reward on val, epochs), stopping at the goal."""
+    """Returns (seconds of training without evaluation, best reward on val, epochs); stops at the goal."""
     trainer, spent = Trainer(bundle, config), 0.0
     while not trainer.done and float(trainer.best_reward_N.min()) < goal:
         start = time.perf_counter()
@@ -98,15 +98,24 @@ def train_for(bundle: TrainingData, config: TrainConfig, goal: float = math.inf)
 
 @click.command()
 @click.option("--samples", default=TARGET_SAMPLES, show_default=True, help="Training samples.")
-@click.option("--d-model", default=2048, show_default=True, help="Tokens take 1 MB a sample at 2048 and 16 budgets.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Directory for the file of tokens; the system's own.")
+@click.option(
+    "--d-model", default=2048, show_default=True, help="With 2048 and 16 budgets, tokens take 1 MB per sample."
+)
+@click.option(
+    "--scratch", type=click.Path(path_type=Path), help="Directory for the token file.  [default: the system's]"
+)
 @click.option("--budgets", default=16, show_default=True)
 @click.option(
-    "--threads", default=1, show_default=True, help="Small steps gain nothing from more, and lose much when one waits."
+    "--threads",
+    default=1,
+    show_default=True,
+    help="More threads do not speed up small steps, and slow them down on a busy machine.",
 )
-@click.option("--full", is_flag=True, help="Also run all 100 epochs of batch 8, and batch 2048 to the same reward.")
+@click.option(
+    "--full", is_flag=True, help="Also train 100 epochs with batch 8, and with batch 2048 to the same reward."
+)
 def main(samples: int, d_model: int, scratch: Path | None, budgets: int, threads: int, full: bool) -> None:
-    """Time small steps, large batches, an epoch, and several seeds at once."""
+    """Time small steps, large batches, an epoch, and several seeds side by side."""
     torch.set_num_threads(threads)
     click.echo(
         f"{samples:,} samples, d_model {d_model}, {budgets} budgets, {threads} threads, torch {torch.__version__}"
@@ -117,16 +126,20 @@ def main(samples: int, d_model: int, scratch: Path | None, budgets: int, threads
     seconds, cpu_s, steps = time_epoch(short, SMALL)
     per_step = seconds / steps
     minutes = per_step * TARGET_STEPS / 60
-    projected = f"{1e3 * per_step:.2f} ms a step (cpu {1e3 * cpu_s / steps:.2f}), {TARGET_STEPS:,} in {minutes:.1f} min"
+    projected = (
+        f"{1e3 * per_step:.2f} ms per step (cpu {1e3 * cpu_s / steps:.2f}), {TARGET_STEPS:,} in {minutes:.1f} min"
+    )
     report(f"batch 8, group 5: {steps} steps", seconds, projected)
     seconds, cpu_s, steps = time_epoch(short, replace(SMALL, seeds=(0, 1, 2)))
     report(
-        f"the same, 3 seeds side by side: {steps} steps", seconds, f"{seconds / steps / per_step:.2f} x one seed's step"
+        f"the same, 3 seeds side by side: {steps} steps",
+        seconds,
+        f"{seconds / steps / per_step:.2f} x the step of one seed",
     )
     seconds, cpu_s, steps = time_epoch(bundle, TUNED)
-    report(f"one epoch of {samples:,}, batch {TUNED.batch_size}", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
+    report(f"one epoch of {samples:,}, batch {TUNED.batch_size}", seconds, f"{1e3 * seconds / steps:.2f} ms per step")
     seconds, cpu_s, steps = time_epoch(bundle, LARGE)
-    report(f"one epoch of {samples:,}, batch 2048", seconds, f"{1e3 * seconds / steps:.2f} ms a step")
+    report(f"one epoch of {samples:,}, batch 2048", seconds, f"{1e3 * seconds / steps:.2f} ms per step")
     seconds, cpu_s, steps = time_epoch(bundle, replace(TUNED, estimator="exact"))
     report(f"one epoch of {samples:,}, exact, batch {TUNED.batch_size}", seconds)
     if full:

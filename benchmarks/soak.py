@@ -1,13 +1,14 @@
-"""Kills a writing process at random moments, over and over, and checks what is left after each kill.
+"""Repeatedly kills a writing process at random moments, and checks its output after each kill.
 
-    python benchmarks/soak.py                         a small writer of our own, 200 kills
+    python benchmarks/soak.py                         200 kills of a small test writer
     python benchmarks/soak.py --kind cache --command 'knobctl precompute --model nano ... --out {out}'
     python benchmarks/soak.py --kind files --command 'knobctl train CACHE --out {out}'
         --again 'knobctl train CACHE --out {out} --resume' --kills 50
 
-The command runs once unharmed, which gives the reference and the time it takes. Then it is started again and again in
-another directory: killed (SIGKILL, all its processes) at a moment drawn by seed, checked, started again, until it gets
-through; then its result must equal the reference, and a fresh directory follows, until enough kills were dealt.
+The command first runs without a kill, which gives the reference output and the duration. Then it is run repeatedly in
+another directory: it is killed (SIGKILL to all its processes) at a seeded random moment, its output is checked, and it
+is started again, until it finishes. Its output must then equal the reference. This continues in new directories until
+the number of kills is reached.
 """
 
 from __future__ import annotations
@@ -38,23 +39,23 @@ OWN_WRITER = f"{shlex.quote(sys.executable)} -m knobctl.tests.support.slow_write
 
 @dataclass
 class SoakReport:
-    """What happened: kills dealt, runs that got through, and what was found wrong."""
+    """The number of kills and of finished runs, and the problems found."""
 
     kills: int = 0
     finished: int = 0
-    kills_with_parts: int = 0  # kills that found something committed already
+    kills_with_parts: int = 0  # kills after which a finished part existed
     problems: list[str] = field(default_factory=list)
 
 
 def cache_problems(out: Path) -> list[str]:
-    """What is wrong with a cache that may be half-written."""
+    """Returns the problems of a cache that may be incomplete."""
     if (out / MANIFEST_NAME).exists():
         return [str(problem) for problem in verify_cache(out)]
     return [str(problem) for problem in verify_parts(out)]
 
 
 def cache_content(out: Path) -> str:
-    """A digest of a finished cache's rows, timings left out."""
+    """Returns a digest of a finished cache's rows, without timings."""
     cache = open_cache(out, derived=out / "none")
     digest = hashlib.sha256(cache.fingerprint.encode())
     answer = cache.outcome_column("answer")
@@ -68,7 +69,7 @@ def cache_content(out: Path) -> str:
 
 
 def weight_content(out: Path) -> str:
-    """A digest of all weights below `out`: what must be bit-equal after a resumed training."""
+    """Returns a digest of all weights below `out`, which must be bit-equal after resumed training."""
     digest = hashlib.sha256()
     for file in sorted(out.rglob("*.safetensors")):
         digest.update(str(file.relative_to(out)).encode() + file.read_bytes())
@@ -86,13 +87,13 @@ def soak(
     content: Callable[[Path], str] = cache_content,
     say: Callable[[str], object] = lambda _text: None,
 ) -> SoakReport:
-    """Deals `kills` kills to `command` (to `again`, when given, once its output is there) and returns what was found.
+    """Kills `command` `kills` times (or `again`, if given, once there is output) and returns the problems found.
 
-    Stops at the first problem and leaves the directory as it was found, below `root`.
+    Stops at the first problem and leaves the output below `root` unchanged.
     """
     report = SoakReport()
-    reference, seen_s, whole_s = _unharmed(command, root / "reference", content)
-    say(f"unharmed: {whole_s:.1f} s, of which {seen_s:.1f} s before the first file")
+    reference, seen_s, whole_s = _run_once(command, root / "reference", content)
+    say(f"without kills: {whole_s:.1f} s, of which {seen_s:.1f} s before the first file")
     moments = random.Random(seed)
     out = root / "killed"
     while report.kills < kills and not report.problems:
@@ -115,8 +116,8 @@ def soak(
     return report
 
 
-def _unharmed(command: str, out: Path, content: Callable[[Path], str]) -> tuple[str, float, float]:
-    """Returns the content of an unharmed run, the time until its first file, and its whole time."""
+def _run_once(command: str, out: Path, content: Callable[[Path], str]) -> tuple[str, float, float]:
+    """Returns the content of a run without kills, the seconds until its first file, and its total seconds."""
     start, seen_s = time.perf_counter(), None
     with subprocess.Popen(shlex.split(command.format(out=out)), stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -125,12 +126,12 @@ def _unharmed(command: str, out: Path, content: Callable[[Path], str]) -> tuple[
             time.sleep(0.005)
     whole_s = time.perf_counter() - start
     if process.returncode:
-        raise click.ClickException(f"the command failed unharmed, with exit code {process.returncode}")
+        raise click.ClickException(f"the command failed without being killed, with exit code {process.returncode}")
     return content(out), whole_s if seen_s is None else seen_s, whole_s
 
 
 def _run(command: str, out: Path, moment_s: float | None) -> int | None:
-    """Runs `command`; kills it and all that it started after `moment_s`. Returns its exit code, None when killed."""
+    """Runs `command` and kills it with all its processes after `moment_s`. Returns its exit code; None if killed."""
     words = shlex.split(command.format(out=out))
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
@@ -147,21 +148,27 @@ def _finished(
         return [f"{out}: the resumed command failed with exit code {code}"]
     problems = list(check(out))
     if not problems and content(out) != reference:
-        problems = [f"{out}: what was written in several goes differs from what is written in one"]
+        problems = [f"{out}: the output of a resumed run differs from that of an uninterrupted one"]
     if not problems:
         shutil.rmtree(out)
     return problems
 
 
 @click.command()
-@click.option("--command", default=OWN_WRITER, help="What to kill; {out} stands for its directory.  [default: our own]")
-@click.option("--again", help="What to run when the directory is begun.  [default: the same command]")
+@click.option(
+    "--command", default=OWN_WRITER, help="Command to kill; {out} is its output directory.  [default: a test writer]"
+)
+@click.option("--again", help="Command to continue with.  [default: the same command]")
 @click.option("--kind", type=click.Choice(["cache", "files"]), default="cache", show_default=True)
 @click.option("--kills", default=200, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--directory", type=click.Path(path_type=Path), help="Where to write; kept when there is a problem.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="Directory for the output, which is kept if there is a problem.",
+)
 def main(command: str, again: str | None, kind: str, kills: int, seed: int, directory: Path | None) -> None:
-    """Prints what was found as JSON; exit code 1 when anything was wrong."""
+    """Print the result as JSON; the exit code is 1 if there was a problem."""
     root = Path(tempfile.mkdtemp(prefix="soak-", dir=directory))
     check, content = (cache_problems, cache_content) if kind == "cache" else ((lambda _out: []), weight_content)
     report = soak(
@@ -176,7 +183,7 @@ def main(command: str, again: str | None, kind: str, kills: int, seed: int, dire
     )
     click.echo(json.dumps(asdict(report), indent=1))
     if report.problems:
-        raise click.ClickException(f"left as found in {root}")
+        raise click.ClickException(f"the output is in {root}")
     shutil.rmtree(root)
 
 

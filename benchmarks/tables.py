@@ -1,14 +1,14 @@
-"""Rows of results as Markdown tables, for the benchmarks that write them."""
+"""Result rows of benchmarks as Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-Row = tuple[str, Mapping[str, object]]  # name of the table, value by column
+Row = tuple[str, Mapping[str, object]]  # (name of the table, values by column)
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Returns one Markdown table per table name, in the order in which they first occur."""
+    """Returns one Markdown table for each table name, in order of first occurrence."""
     tables: dict[str, list[Mapping[str, object]]] = {}
     for name, values in rows:
         tables.setdefault(name, []).append(values)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from knobctl.data.cache.reader import open_cache
-from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json
 from knobctl.data.importer import load_importance

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.datasets.load import load_samples
 from knobctl.data.datasets.records import answer_texts
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import DatasetError
 from knobctl.data.metrics import score
 from knobctl.tests.support.dataset_files import coco_vqa, png, rows, write_json, write_json_lines, write_parquet
@@ -73,7 +73,7 @@ def test_answers_are_read_as_what_they_are(value, answers):
     ],
 )
 def test_a_printed_list_is_refused_and_can_be_given_as_a_list(text):
-    with pytest.raises(DatasetError, match=r"f\.jsonl, line 1: `answers` is the text .*give a list of that one"):
+    with pytest.raises(DatasetError, match=r"f\.jsonl, line 1: `answers` is the text .*give a list with this one item"):
         read(text)
     assert read([text]) == (text,)
 
@@ -188,7 +188,7 @@ def test_one_id_for_two_contents_keeps_the_first_that_can_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     entries = [GOOD | {"question_id": 1}, GOOD | {"question_id": 1, "answers": ["dog"]}]
     path = write_json_lines(tmp_path / "own.jsonl", entries)
-    loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 2", "occurs before", good=1, skipped=1)
+    loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 2", "was already used", good=1, skipped=1)
     assert loaded.samples[0].answers == ("cat",)
     path = write_json_lines(tmp_path / "own.jsonl", [entries[0] | {"answers": None}, entries[1]])
     loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 1", "no answers", good=1, skipped=1)

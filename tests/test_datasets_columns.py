@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from knobctl.cli import main
 from knobctl.data.datasets.columns import column_maps, source_splits
-from knobctl.data.datasets.load import load_samples
-from knobctl.data.datasets.sources import ImageRoots, image_from_ref
+from knobctl.data.datasets.image_refs import ImageRoots, image_from_ref
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import DatasetError, KnobctlError
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live_from_cache import samples_of
@@ -56,7 +56,9 @@ def test_json_lines_and_official_files_with_other_names(tmp_path):
     (sample,) = load_samples("mine", source=path, columns=columns).samples
     assert (sample.sample_id, sample.answers) == ("mine/x", ("b",))
     coco_vqa(tmp_path, prefix="", n=3)
-    with pytest.raises(DatasetError, match=r"questions\.json has no column `nope`.*it has .*'answers'.*'question'"):
+    with pytest.raises(
+        DatasetError, match=r"questions\.json has no column `nope`.*its columns are .*'answers'.*'question'"
+    ):
         load_samples("okvqa", source=tmp_path, columns={"answers": "nope"})
     with pytest.raises(DatasetError, match="image_id"):
         load_samples("okvqa", source=tmp_path, columns={"image": "image_id"})
@@ -74,10 +76,12 @@ def test_an_unknown_column_is_refused_with_those_that_exist(tmp_path):
     own = write_json_lines(tmp_path / "own.jsonl", [{"image": "a.png", "question": "q?", "answers": ["a"]}])
     parquet = write_parquet(tmp_path / "v.parquet", rows(4))
     for path in (own, parquet):
-        with pytest.raises(DatasetError, match=r"no column `nope`, .*`answers`; it has \['answers', 'image'") as said:
+        with pytest.raises(
+            DatasetError, match=r"no column `nope`, .*`answers`; its columns are \['answers', 'image'"
+        ) as said:
             load_samples("mine", source=path, columns={"answers": "nope"})
         assert "knobctl" not in str(said.value)  # the reader's own columns are not the file's
-    with pytest.raises(DatasetError, match=r"lacks the columns \['question'\]; it has") as said:
+    with pytest.raises(DatasetError, match=r"does not have the columns \['question'\], only") as said:
         load_samples("mine", source=write_parquet(tmp_path / "w.parquet", rows(4, question=None)))
     assert "knobctl:" not in str(said.value)
 
@@ -91,7 +95,7 @@ def test_the_options_are_about_one_dataset_or_all():
 
 @pytest.mark.parametrize("option", ["answers", "answers=", "=a", "nope=a", "y.answers=a", ".answers=a"])
 def test_a_malformed_column_option(option):
-    with pytest.raises(KnobctlError, match=r"--column .*(FIELD=COLUMN|no dataset of this run)"):
+    with pytest.raises(KnobctlError, match=r"--column .*(FIELD=COLUMN|not a dataset of this run)"):
         PrecomputeConfig(model="nano", datasets=("x=p",), out="c", column=(option,))
 
 

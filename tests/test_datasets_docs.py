@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from knobctl.data.datasets.load import load_samples
 from knobctl.data.datasets.registry import DATASETS, parse_dataset_option
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.metrics import METRICS
 from knobctl.tests.support.dataset_files import png
 

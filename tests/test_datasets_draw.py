@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knobctl.data.datasets.draw import draw_order
-from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.draw_order import draw_order
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.tests.support.dataset_files import coco_vqa, rows, write_parquet
 
 
@@ -63,12 +63,12 @@ def test_no_image_is_in_two_splits(tmp_path):
 def test_more_asked_for_than_there_is(folder):
     loaded = load_samples("coco_2014_vqa", source=folder, limit=1000)
     assert len(loaded.samples) == 90
-    assert any("90 usable samples, not the 1000 asked for" in warning for warning in loaded.warnings)
+    assert any("90 usable samples, fewer than the 1000 requested" in warning for warning in loaded.warnings)
 
 
 def test_an_empty_split_is_said(folder):
     loaded = load_samples("coco_2014_vqa", source=folder, limit=1)
-    assert any("no sample fell into" in warning for warning in loaded.warnings)
+    assert any("no sample is in" in warning for warning in loaded.warnings)
 
 
 @given(st.lists(st.text(), unique=True, max_size=30), st.integers(0, 2**32), st.randoms())

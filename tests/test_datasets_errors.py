@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from knobctl.data.datasets import json_files, parquet_images
-from knobctl.data.datasets.load import load_samples
-from knobctl.data.datasets.sources import ImageRoots, image_from_ref
+from knobctl.data.datasets.image_refs import ImageRoots, image_from_ref
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import DatasetError
 from knobctl.tests.support.dataset_files import (
     coco_vqa,
@@ -80,7 +80,7 @@ def test_files_of_two_splits(tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object"),
-        ("{}", "lacks the list `data`"),
+        ("{}", "has no list `data`"),
         ('{"data": []}', "is empty"),
         ('{"data": [1]}', "row 0: must be an object"),
         ('{"data": [{"question_id": null}]}', "row 0: `question_id` must be a number or text"),
@@ -125,12 +125,12 @@ def test_no_answers_in_any_of_its_forms(tmp_path, empty):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": None}, r"lacks the columns \['image'\]; it has"),
-        ({"question": None, "answers": None}, r"lacks the columns \['question', 'answers'\]"),
+        ({"image": None}, r"does not have the columns \['image'\], only"),
+        ({"question": None, "answers": None}, r"does not have the columns \['question', 'answers'\]"),
         ({"image": [1] * 10}, "column `image` must be"),
         ({"answers": [[[1]]] * 10}, "column `answers` must hold"),
-        ({"image": [[png(0)]] * 10}, "column `image` must be .*, not List.*one image a row"),
-        ({"image": None, "images": [[png(0)]] * 10}, r"lacks the columns \['image'\].*list column `images`"),
+        ({"image": [[png(0)]] * 10}, "column `image` must be .*, not List.*a row has one image"),
+        ({"image": None, "images": [[png(0)]] * 10}, r"does not have the columns \['image'\].*list column `images`"),
     ],
 )
 def test_a_wrong_column(tmp_path, columns, message):
@@ -144,7 +144,7 @@ def test_a_wrong_column(tmp_path, columns, message):
     [
         ({"question": ["what?", None, "what?"]}, "row 1: `question` must be text"),
         ({"question": ["what?", " ", "what?"]}, "row 1: `question` must be text"),
-        ({"answers": ["a", "['a', 'b']", "a"]}, "row 1: `answers` is the text .*looks like a list"),
+        ({"answers": ["a", "['a', 'b']", "a"]}, "row 1: `answers` is the text .*looks like a printed list"),
         ({"question_id": ["1", None, "3"]}, "row 1: `question_id` must be"),
         ({"question_id": ["1", "2\x00", "3"]}, "row 1: `question_id` must be"),
         ({"image": [{"bytes": b"x", "path": None}] * 3}, r"image v\.parquet#\d cannot be decoded"),
@@ -162,7 +162,7 @@ def test_a_wrong_value(tmp_path, columns, message):
 
 def test_one_id_for_two_questions(tmp_path):
     path = write_parquet(tmp_path / "v.parquet", rows(3, question_id=[7, 8, 7]))
-    with pytest.raises(DatasetError, match=r"row 2: question_id 7 occurs before, at .*row 0"):
+    with pytest.raises(DatasetError, match=r"row 2: question_id 7 was already used at .*row 0"):
         load_samples("text_vqa", source=path)
 
 
@@ -196,7 +196,7 @@ def test_no_rows(tmp_path, own):
         ({"image": "b.png"}, r"b\.png cannot be read .*--images"),
         ({"image": "."}, "is not a file"),
         ({"answers": [["a"]]}, "line 2: an answer must be text or a number"),
-        ({"answers": {"text": "a"}}, r"line 2: an answer object lacks `answer`; it has \['text'\]"),
+        ({"answers": {"text": "a"}}, r"line 2: an answer object has no `answer`, only \['text'\]"),
         ({"answers": ["a"] * 1001}, "line 2: there are 1,001 answers"),
         ({"image": ["a.png", "b.png"]}, "line 2: `image` is a list of 2"),
         ({"question": "what \ud83d?"}, "line 2: the question has a lone surrogate"),
@@ -216,7 +216,9 @@ def test_a_wrong_line(own, change, message):
 
 
 def test_a_line_without_an_image_says_what_it_has(own):
-    with pytest.raises(DatasetError, match=r"line 1: lacks \['image'\]; it has \['answers', 'question'\]"):
+    with pytest.raises(
+        DatasetError, match=r"line 1: the fields \['image'\] are missing; it has \['answers', 'question'\]"
+    ):
         load_samples("mine", source=own({"question": "q?", "answers": ["a"]}))
 
 

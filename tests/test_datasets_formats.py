@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from knobctl.data.datasets.cache_split import cache_split
+from knobctl.data.datasets.image_refs import ImageRoots, image_from_ref
 from knobctl.data.datasets.images import decode_image
-from knobctl.data.datasets.load import load_samples
 from knobctl.data.datasets.registry import DATASETS
-from knobctl.data.datasets.sources import ImageRoots, image_from_ref
-from knobctl.data.datasets.splits import split_of
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.paths import BUNDLED_ROOT
 from knobctl.tests.support.dataset_files import (
     coco_vqa,
@@ -43,7 +43,7 @@ def test_vqa_v2_official_files(tmp_path):
     assert sample.image_id == "43"
     assert sample.image.ref == "val2014/COCO_val2014_000000000043.jpg"
     assert sample.image.read_bytes() == png(43)
-    assert sample.split == split_of("43", 0)
+    assert sample.split == cache_split("43", 0)
 
 
 def test_okvqa_takes_what_the_person_wrote_and_can_take_the_stem(tmp_path):

@@ -95,7 +95,7 @@ def test_what_is_no_image_is_an_error(data):
         (b"%PDF-1.7", "a PDF document"),
         (b"PK\x03\x04\x14", "a ZIP archive"),
         (b'{"error": "not found"}', "JSON"),
-        (b"b'\\x89PNG\\r\\n'", "Python's text for bytes"),
+        (b"b'\\x89PNG\\r\\n'", "the Python representation of bytes"),
         (base64.b64encode(encoded(gradient())), "base64"),
         (b"data:image/png;base64,iVBORw0KGgo", "a data URI"),
         (b"\0" * 100, "zero bytes"),
@@ -120,8 +120,8 @@ def test_a_name_as_long_as_an_image_is_shortened():
         (base64.b64encode(encoded(gradient(size=(90, 90)))).decode(), "base64 or a data URI"),
         (base64.b64encode(encoded(gradient(size=(90, 90)), "JPEG")).decode(), "base64 or a data URI"),  # begins with /
         ("data:image/png;base64,iVBORw0KGgo", "base64 or a data URI"),
-        ("https://example.org/a.png", "looks like an address: download"),
-        ("photos/a.png", "check the images' folder"),
+        ("https://example.org/a.png", "looks like a URL: download"),
+        ("photos/a.png", "check the image folder"),
     ],
 )
 def test_a_path_that_is_none_says_what_it_looks_like(tmp_path, name, looks):

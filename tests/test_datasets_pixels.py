@@ -114,20 +114,24 @@ LOW = np.array([[0, 100, 255]])
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        pytest.param(png(LOW.astype(np.uint16)), "brightest pixel is 255 of 65,535", id="png-8-of-16"),
-        pytest.param(png(TWELVE_BITS), "brightest pixel is 4,095 of 65,535", id="png-12-of-16"),
-        pytest.param(png(TWELVE_BITS & 0xFF0, significant=12), "white is unknown", id="png-high-or-low-bits"),
-        pytest.param(png(TWELVE_BITS, significant=8), "white is unknown", id="png-wrong-sbit"),
-        pytest.param(tiff(LOW.astype(np.uint16), bits=16), "255 of 65,535", id="tiff-8-of-16"),
-        pytest.param(tiff(TWELVE_BITS, bits=16, maximum=255), "4,095 of 65,535", id="tiff-wrong-maximum"),
-        pytest.param(tiff(LOW.astype(">u2"), bits=16, order=">"), "255 of 65,535", id="tiff-big-endian"),
-        pytest.param(tiff(LOW.astype(np.int16), bits=16, sample_format=2), "255 of 32,767", id="int16"),
-        pytest.param(tiff(LOW.astype(np.int32), bits=32, sample_format=2), "255 of 2,147,483,647", id="int32"),
-        pytest.param(tiff(FULL.astype(np.int32), bits=32, sample_format=2), "65,535 of 2,147,483,647", id="16-of-32"),
-        pytest.param(tiff(LOW.astype(np.uint32), bits=32), "255 of 4,294,967,295", id="uint32"),
+        pytest.param(png(LOW.astype(np.uint16)), "brightest pixel is 255 of a possible 65,535", id="png-8-of-16"),
+        pytest.param(png(TWELVE_BITS), "brightest pixel is 4,095 of a possible 65,535", id="png-12-of-16"),
+        pytest.param(png(TWELVE_BITS & 0xFF0, significant=12), "white level is unknown", id="png-high-or-low-bits"),
+        pytest.param(png(TWELVE_BITS, significant=8), "white level is unknown", id="png-wrong-sbit"),
+        pytest.param(tiff(LOW.astype(np.uint16), bits=16), "255 of a possible 65,535", id="tiff-8-of-16"),
+        pytest.param(tiff(TWELVE_BITS, bits=16, maximum=255), "4,095 of a possible 65,535", id="tiff-wrong-maximum"),
+        pytest.param(tiff(LOW.astype(">u2"), bits=16, order=">"), "255 of a possible 65,535", id="tiff-big-endian"),
+        pytest.param(tiff(LOW.astype(np.int16), bits=16, sample_format=2), "255 of a possible 32,767", id="int16"),
+        pytest.param(
+            tiff(LOW.astype(np.int32), bits=32, sample_format=2), "255 of a possible 2,147,483,647", id="int32"
+        ),
+        pytest.param(
+            tiff(FULL.astype(np.int32), bits=32, sample_format=2), "65,535 of a possible 2,147,483,647", id="16-of-32"
+        ),
+        pytest.param(tiff(LOW.astype(np.uint32), bits=32), "255 of a possible 4,294,967,295", id="uint32"),
         pytest.param(tiff(-LOW.astype(np.int32), bits=32, sample_format=2), "negative pixels", id="negative"),
         pytest.param(tiff(LOW.astype(np.float32), bits=32, sample_format=3), "no known range", id="float"),
-        pytest.param(tiff(LOW * np.float32("nan"), bits=32, sample_format=3), "not numbers", id="nan"),
+        pytest.param(tiff(LOW * np.float32("nan"), bits=32, sample_format=3), "not finite", id="nan"),
         pytest.param(png(np.full((2, 2, 3), 4095, np.uint16)), "16-bit colour", id="rgb"),
         pytest.param(png(np.full((2, 2, 3), 255, np.uint16)), "16-bit colour", id="rgb-8-of-16"),
         pytest.param(png(np.full((2, 2, 2), [[[255, 65535]]], np.uint16)), "16-bit colour", id="grey-and-alpha"),

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.image_refs import ImageRoots, image_from_ref
 from knobctl.data.datasets.remote_images import hub_location
-from knobctl.data.datasets.sources import ImageRoots, image_from_ref
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import DatasetError
 from knobctl.tests.support.dataset_files import png, rows, write_parquet
 
@@ -100,7 +100,7 @@ def test_checked_images_are_fetched_together_and_kept(mirror):
 
 def test_an_address_without_a_file(mirror):
     address, _, _ = mirror
-    with pytest.raises(DatasetError, match=r"nowhere\.parquet cannot be read .*check the address"):
+    with pytest.raises(DatasetError, match=r"nowhere\.parquet cannot be read .*check the URL"):
         load_samples("text_vqa", source=address.replace("validation-0", "nowhere"))
 
 

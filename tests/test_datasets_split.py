@@ -1,4 +1,4 @@
-"""Rows of the split asked for, by folders, file names and columns; what does not tell it is refused and listed."""
+"""Rows of the split asked for, by folders, file names and columns; what does not identify it is refused and listed."""
 
 import json
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.datasets.source_split import SourceSplit, split_key
 from knobctl.data.errors import DatasetError
 from knobctl.tests.support.dataset_files import (
@@ -83,12 +83,12 @@ def test_one_unmarked_file_is_taken_with_a_warning_unless_a_split_was_asked_for(
     loaded = load_samples("text_vqa", source=path)
     assert len(loaded.samples) == 4
     assert loaded.to_dict()["source_split"] is None
-    assert any("does not say which split" in warning for warning in loaded.warnings)
-    with pytest.raises(DatasetError, match=r"does not tell .* split `val`.*mine\.parquet.*--source-split"):
+    assert any("does not name its split" in warning for warning in loaded.warnings)
+    with pytest.raises(DatasetError, match=r"does not identify .* split `val`.*mine\.parquet.*--source-split"):
         load_samples("text_vqa", source=path, source_split="val")
     own = load_samples("mine", source=path)
     assert (len(own.samples), own.source_split) == (4, None)
-    assert not any("which split" in warning for warning in own.warnings)
+    assert not any("does not name its split" in warning for warning in own.warnings)
 
 
 SPLITS = ["train", "validation"] * 2
@@ -172,7 +172,7 @@ def test_an_empty_column_tells_nothing(tmp_path):
     table = rows(4).with_columns(split=pl.lit(None, pl.String))
     loaded = load_samples("text_vqa", source=write_parquet(tmp_path / "mirror" / "validation.parquet", table))
     assert len(loaded.samples) == 4
-    with pytest.raises(DatasetError, match="does not tell"):
+    with pytest.raises(DatasetError, match="does not identify"):
         load_samples("text_vqa", source=write_parquet(tmp_path / "b.parquet", table), source_split="validation")
 
 
@@ -208,7 +208,7 @@ def test_json_lines_by_name_and_by_field(tmp_path):
     assert ids(load_samples("text_vqa", source=lines(tmp_path / "b", "train/x.jsonl", "val/x.jsonl"))) == [1]
     for path in ("c", "c/train.jsonl"):
         lines(tmp_path / "c", "train.jsonl")
-        with pytest.raises(DatasetError, match=r"only of train; there are files train\.jsonl"):
+        with pytest.raises(DatasetError, match=r"only of train; it has files train\.jsonl"):
             load_samples("text_vqa", source=tmp_path / path)
     with pytest.raises(DatasetError, match=r"several files.*x\.jsonl, y\.jsonl"):
         load_samples("mine", source=lines(tmp_path / "d", "x.jsonl", "y.jsonl"))
@@ -219,7 +219,7 @@ def test_json_lines_by_name_and_by_field(tmp_path):
         with pytest.raises(DatasetError, match=r"no rows of split `test`.*'train', 'val'"):
             load_samples("mine", source=own, source_split="test")
     unmarked = write_json_lines(tmp_path / "a" / "y.jsonl", [entry])
-    with pytest.raises(DatasetError, match=r"does not tell.*y\.jsonl"):
+    with pytest.raises(DatasetError, match=r"does not identify.*y\.jsonl"):
         load_samples("mine", source=unmarked, source_split="train")
 
 

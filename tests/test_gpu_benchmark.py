@@ -42,7 +42,7 @@ def test_everything_is_measured_after_an_interruption_with_torch_and_transformer
             time.sleep(0.05)
         os.killpg(first.pid, signal.SIGKILL)
     kept = events(out)
-    assert "| product of matrices" in (out / "gpu-cpu.md").read_text()
+    assert "| matrix product" in (out / "gpu-cpu.md").read_text()
     second = subprocess.run(command, check=False, **started)
     assert second.returncode == 0, second.stderr
     assert events(out)[: len(kept)] == kept
@@ -53,9 +53,9 @@ def test_everything_is_measured_after_an_interruption_with_torch_and_transformer
     finished = [event["section"] for event in events(out) if event["event"] == "finished"]
     assert finished == SECTIONS  # each once: `tests` was finished before the kill and not run again
     assert {row["message"] for row in rows["tests"]} == {"needs a CUDA device"}
-    assert {row["answers that differ"] for row in rows["shared"]} == {"0 of 16"}
+    assert {row["differing answers"] for row in rows["shared"]} == {"0 of 16"}
     assert [row["dtype"] for row in rows["live"]] == ["bfloat16", "float32"]
-    assert all(row["tokens equal to the bit"] == row["answers equal"] == row["requests"] for row in rows["live"])
+    assert all(row["bit-equal tokens"] == row["equal answers"] == row["requests"] for row in rows["live"])
     report = (out / "gpu-cpu.md").read_text()
     assert report.count("Measured in") == len(SECTIONS)
     assert "CUDA graphs" in report
@@ -117,7 +117,7 @@ def test_results_survive_a_cut_off_line_and_a_later_attempt_without_rows(tmp_pat
         ("row", {"table": "t", "values": {"a": 1}}),
         ("finished", {"seconds": 1.0}),
         ("started", {"about": "second"}),
-        ("skipped", {"reason": "the time was out before it began."}),
+        ("skipped", {"reason": "its time was over before it started."}),
     ):
         results.add({"event": event, "section": "molmoe", **values})
     with results.lines.open("a") as file:
@@ -126,10 +126,10 @@ def test_results_survive_a_cut_off_line_and_a_later_attempt_without_rows(tmp_pat
     assert again.is_complete("molmoe")
     assert again.latest("molmoe").rows == [("t", {"a": 1})]  # a later attempt without rows hides nothing
     again.add({"event": "started", "section": "live", "about": "third"})
-    again.add({"event": "skipped", "section": "live", "reason": "the time was out before it began."})
+    again.add({"event": "skipped", "section": "live", "reason": "its time was over before it started."})
     report = again.report.read_text()
     assert len(events(tmp_path)) == 7
-    assert "third. Skipped: the time was out before it began." in report
+    assert "third. Skipped: its time was over before it started." in report
     assert not again.is_complete("live")
 
 
@@ -166,9 +166,9 @@ def test_marked_tests_are_called_with_and_without_pytest(tmp_path, monkeypatch, 
     rows = {row["test"]: (row["outcome"], row["message"]) for _, row in run_tests_in(tmp_path)}
     assert rows.pop("test_each[x-1-2]") == ("failed", "AssertionError: 1 is not 2")
     assert rows == {
-        "the whole file": ("skipped", "it needs a library that is missing: No module named 'no_such_library'"),
+        "the whole file": ("skipped", "it needs a library that is not installed: No module named 'no_such_library'"),
         "test_passes": ("passed", ""),
         "test_each[x-1-1]": ("passed", ""),
         "test_skipped": ("skipped", "needs two devices"),
-        "test_with_fixture": ("skipped", "called without pytest it has no fixtures: tmp_path"),
+        "test_with_fixture": ("skipped", "fixtures are not available without pytest: tmp_path"),
     }

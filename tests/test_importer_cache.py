@@ -11,7 +11,7 @@ import pytest
 
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.cache.verify import verify_cache
-from knobctl.data.datasets.splits import split_of
+from knobctl.data.datasets.cache_split import cache_split
 from knobctl.data.errors import CacheError, ResultsError
 from knobctl.data.importer import import_results, recorded_outcomes
 from knobctl.data.knobs import KnobSetting
@@ -104,7 +104,7 @@ def test_splits_follow_the_image(tmp_path):
     put(tmp_path / "results", count=40)
     import_results(tmp_path / "results", tmp_path / "cache", seed=3)
     samples = open_cache(tmp_path / "cache").samples
-    assert samples["split"].to_list() == [split_of(image_id, 3) for image_id in samples["image_id"]]
+    assert samples["split"].to_list() == [cache_split(image_id, 3) for image_id in samples["image_id"]]
     assert samples.group_by("image_id").agg(pl.col("split").n_unique())["split"].max() == 1
     assert samples["split"].n_unique() == 3
 
@@ -113,7 +113,7 @@ def test_without_images_the_split_is_by_question_with_a_warning(tmp_path):
     put(tmp_path / "results", dataset="okvqa")
     report = import_results(tmp_path / "results", tmp_path / "cache")
     samples = open_cache(tmp_path / "cache").samples
-    assert samples["split"].to_list() == [split_of(sample_id, 0) for sample_id in samples["sample_id"]]
+    assert samples["split"].to_list() == [cache_split(sample_id, 0) for sample_id in samples["sample_id"]]
     (finding,) = [f for f in report.findings if f.code == "no_image_id"]
     assert (finding.level, finding.rows) == ("warning", 4)
 

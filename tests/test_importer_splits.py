@@ -5,17 +5,17 @@ from collections import Counter
 import pytest
 
 from knobctl.data.budgets import budget_grid
-from knobctl.data.datasets.splits import split_of
+from knobctl.data.datasets.cache_split import cache_split
 
 
 def test_splits_are_70_10_20_of_the_images():
-    counts = Counter(split_of(f"image{i}", seed=0) for i in range(20_000))
+    counts = Counter(cache_split(f"image{i}", seed=0) for i in range(20_000))
     assert {split: round(count / 200) for split, count in counts.items()} == {"train": 70, "val": 10, "test": 20}
 
 
 def test_split_depends_on_image_and_seed_alone():
-    assert [split_of("262148", 0) for _ in range(3)] == [split_of("262148", 0)] * 3
-    assert any(split_of(str(i), 0) != split_of(str(i), 1) for i in range(20))
+    assert [cache_split("262148", 0) for _ in range(3)] == [cache_split("262148", 0)] * 3
+    assert any(cache_split(str(i), 0) != cache_split(str(i), 1) for i in range(20))
 
 
 def test_budget_grid_is_geometric_in_whole_ms():

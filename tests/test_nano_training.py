@@ -18,13 +18,13 @@ from knobctl.tools.nano.batches import IGNORED, packed_mask
 from knobctl.tools.nano.bundle import training_rng
 from knobctl.tools.nano.forward import FIRST_DROPPABLE, answer_logits, draw_plan, encode, full_plan
 from knobctl.tools.nano.pixels import TIER_SIDES, crop_images, crop_masks
+from knobctl.tools.nano.prior_answers import families_in_need
 from knobctl.tools.nano.scenes import COLORS, IMAGE_SIZE, sample_scene
-from knobctl.tools.nano.spread import narrow_experts
 from knobctl.tools.nano.stages import Stage
 from knobctl.tools.nano.state import Position, load_moments, load_position, load_weights, save_state
-from knobctl.tools.nano.thin import families_in_need
 from knobctl.tools.nano.train import Trainer, learning_rate
 from knobctl.tools.nano.vision_targets import BLANK, scene_targets
+from knobctl.tools.nano.weight_edits import narrow_experts
 
 EASY_TRAIN = Path(str(files("knobctl"))) / "data/bundled/easy_vqa/train.parquet"
 STAGE = Stage("test", steps=10, lr=2e-3, last_lr=1e-3, images=4, warmup=1)

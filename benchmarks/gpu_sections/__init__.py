@@ -1,4 +1,4 @@
-"""What `make gpu` measures, one module per subject. Start with `schedule.py`; `worker.py` runs the sections in order.
+"""The measurements of `make gpu`, one module per subject. Start with `schedule.py`; `worker.py` runs the sections.
 
-Imports torch, transformers, numpy, Pillow, and of knobctl what needs nothing else: no polars, pyarrow or pytest.
+May import torch, transformers, numpy, Pillow, and those parts of knobctl that need no polars, pyarrow or pytest.
 """

@@ -1,4 +1,4 @@
-"""Whether the ways to run a setting agree, and what sharing saves: shared, one by one, and live."""
+"""Compares shared, one-by-one and live execution: whether they agree, and how much time sharing saves."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .nano import nano_knobs, nano_samples
 from .random_molmoe import random_knobs
 from .worker import Work
 
-AIM = 20  # times as fast
+TARGET = 20  # times as fast
 WARM_UP_SETTINGS = 2
 
 
 def shared_execution(work: Work) -> Iterator[Row]:
-    """All settings of one sample, shared, against as many settings one by one as there is time for."""
+    """Yields a comparison of all settings of a sample, shared, with as many single settings as time allows."""
     whole_s = work.time_left_s()
     yield _compare(*random_knobs(work), "MolmoE, random weights", lambda: work.time_left_s() > 0.35 * whole_s)
     yield _compare(nano_knobs(work), nano_samples(1)[0], "nano", lambda: work.time_left_s() > 0.1 * whole_s)
@@ -34,7 +34,7 @@ def shared_execution(work: Work) -> Iterator[Row]:
 def _compare(knobs: KnobModel, sample: Sample, name: str, has_time: Callable[[], bool]) -> Row:
     settings = random.Random(0).sample(knobs.space.settings, len(knobs.space.settings))
     runner = AnswersOnly(knobs, MeasureConfig(), Ledger(knobs.model.device))
-    runner.run(sample)  # warm-up, of both
+    runner.run(sample)  # warm-up of both methods
     one_by_one(knobs, sample, settings[:WARM_UP_SETTINGS])
     runner.ledger = Ledger(knobs.model.device)
     start = time.perf_counter()
@@ -49,19 +49,19 @@ def _compare(knobs: KnobModel, sample: Sample, name: str, has_time: Callable[[],
             "model": f"{name}, {knobs.model.dtype}".replace("torch.", ""),
             "all settings shared, s": f"{shared_s:.3f}",
             "one setting alone, s": f"{alone_s:.4f}",
-            "timed alone": f"{len(answers)} of {len(settings)}, drawn at random",
+            "timed alone": f"{len(answers)} of {len(settings)}, chosen at random",
             "times as fast": f"{alone_s * len(settings) / shared_s:.1f}",
-            "aim": AIM,
+            "target": TARGET,
             "near ties": _near_ties(runner.ledger),
-            "of it run again alone, s": f"{runner.ledger.seconds['rerun']:.3f}",
-            "answers that differ": f"{differing} of {len(answers)}",
-            "largest distance of a token, of its norm": f"{distance:.2g}",
+            "of which repeated alone, s": f"{runner.ledger.seconds['rerun']:.3f}",
+            "differing answers": f"{differing} of {len(answers)}",
+            "largest token distance / norm": f"{distance:.2g}",
         },
     )
 
 
 def replay_against_live(work: Work) -> Iterator[Row]:
-    """What the cache would hold against what the live executor answers, for nano in both dtypes."""
+    """Yields comparisons of recorded outcomes with those of the live executor, for nano in both number types."""
     whole_s, per_sample = work.time_left_s(), 8 if work.is_small else 20
     for dtype, share_left in (("bfloat16", 0.4), ("float32", 0.1)):
         knobs = nano_knobs(work, dtype)
@@ -94,17 +94,17 @@ def replay_against_live(work: Work) -> Iterator[Row]:
                 "dtype": dtype,
                 "samples": samples,
                 "requests": requests,
-                "tokens equal to the bit": tokens_equal,
-                "largest distance, of the norm": f"{distance:.2g}",
-                "answers equal": answers_equal,
-                "accuracies equal": scores_equal,
+                "bit-equal tokens": tokens_equal,
+                "largest token distance / norm": f"{distance:.2g}",
+                "equal answers": answers_equal,
+                "equal accuracies": scores_equal,
                 "near ties": _near_ties(ledger),
             },
         )
 
 
 def _near_ties(ledger: Ledger) -> str:
-    """Answers whose logits or router came near a tie: these are run again at batch 1, which sharing does not help."""
+    """Returns the numbers of answers with near ties in logits or router, which are repeated at batch 1."""
     counts = ledger.counts
     logits, router = counts["near_ties_logits"], counts["near_ties_router"]
     return f"logits {logits}, router {router} of {counts['answers_executed']}"

@@ -1,4 +1,4 @@
-"""Calls the tests marked `gpu` directly, with or without pytest: each set of parameters is one test."""
+"""Calls the tests marked `gpu` directly, with or without pytest installed; each set of parameters is one test."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def run_marked_tests(_: Work) -> Iterator[Row]:
 
 
 def run_tests_in(folder: Path) -> Iterator[Row]:
-    """Yields a row for each test marked `gpu` in the folder's files."""
+    """Yields a row for each test marked `gpu` in the files of the folder."""
     if importlib.util.find_spec("pytest") is None:
         sys.modules["pytest"] = _pytest_stand_in()
-    sys.path.insert(0, str(folder))  # the tests' helper modules
+    sys.path.insert(0, str(folder))  # helper modules of the tests
     for path in sorted(folder.glob("test_*.py")):
         if "mark.gpu" in path.read_text(encoding="utf-8"):
             for name, call in _calls(path):
@@ -39,7 +39,7 @@ def run_tests_in(folder: Path) -> Iterator[Row]:
 
 
 def _outcome(call: Callable[[], object]) -> dict[str, object]:
-    """Runs one test. unittest tells a failure from an error and from a skip, and keeps the message."""
+    """Runs one test and returns its outcome, duration and message."""
     result, start = unittest.TestResult(), time.perf_counter()
     unittest.FunctionTestCase(call).run(result)
     seconds = f"{time.perf_counter() - start:.2f}"
@@ -59,7 +59,7 @@ def _calls(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     try:
         spec.loader.exec_module(module)
     except ImportError as error:
-        yield "the whole file", partial(_skip, f"it needs a library that is missing: {error}")
+        yield "the whole file", partial(_skip, f"it needs a library that is not installed: {error}")
         return
     for name, function in inspect.getmembers(module, inspect.isfunction):
         marks = getattr(function, "pytestmark", [])
@@ -72,7 +72,7 @@ def _parametrised(
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     skips = [mark for mark in marks if mark.name == "skip" or (mark.name == "skipif" and mark.args[0])]
     if skips:
-        yield name, partial(_skip, skips[0].kwargs.get("reason", "marked to be skipped"))
+        yield name, partial(_skip, skips[0].kwargs.get("reason", "marked as skipped"))
         return
     axes = [
         [dict(zip(names, value if len(names) > 1 else (value,), strict=True)) for value in mark.args[1]]
@@ -87,7 +87,7 @@ def _parametrised(
         label = f"{name}[{'-'.join(map(str, arguments.values()))}]" if arguments else name
         fixtures = set(inspect.signature(function).parameters) - set(arguments)
         if fixtures:
-            yield label, partial(_skip, f"called without pytest it has no fixtures: {', '.join(sorted(fixtures))}")
+            yield label, partial(_skip, f"fixtures are not available without pytest: {', '.join(sorted(fixtures))}")
         else:
             yield label, partial(function, **arguments)
 
@@ -104,7 +104,7 @@ class _Mark:
 
 
 class _Marks:
-    """`pytest.mark`: notes marks on functions, as pytest does."""
+    """`pytest.mark`: stores marks on functions, as pytest does."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def mark(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +121,7 @@ def _note(mark: _Mark, function: Any) -> Any:
 
 
 def _pytest_stand_in() -> types.ModuleType:
-    """The part of pytest that importing a test file and calling its tests takes."""
+    """Returns a module with those parts of pytest that test files need to be imported and called."""
     module: Any = types.ModuleType("pytest")
     module.mark = _Marks()
     module.fixture = lambda *args, **_: args[0] if args else (lambda function: function)

@@ -1,4 +1,4 @@
-"""The bundled model on the device: precompute of samples made in memory, then training on what that measured."""
+"""The bundled model on the device: precompute of generated samples, then training on the measured outcomes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from precompute import PUBLISHED_ORDER
 from .worker import Work
 
 SMALL_SPACE = KnobSpace(("low", "medium"), (1, 3), (4, 8), (12, 16))
-SPLITS = ("train", "train", "train", "val")  # in turn, so that four samples have both
+SPLITS = ("train", "train", "train", "val")  # assigned in turn, so that four samples contain both
 
 
 def nano_samples(count: int) -> list[Sample]:
-    """Questions of small_print, drawn in memory: the bundled file needs a Parquet reader."""
+    """Returns questions of small_print, generated in memory because the bundled file needs a Parquet reader."""
     rows = islice(small_print_rows(SMALL_PRINT_SEED, count), count)
     return [
         Sample(
@@ -53,7 +53,7 @@ def nano_samples(count: int) -> list[Sample]:
 
 
 def nano_knobs(work: Work, dtype: str = "auto", budgets_ms: tuple[float, float] = (5.0, 160.0)) -> KnobModel:
-    """The bundled model with its knobs and a grid of budgets from the lowest to the highest."""
+    """Returns the bundled model with its knobs and a budget grid between the two given budgets."""
     loaded = load_model("nano", device=str(work.device), dtype=dtype)
     spec = DATASETS["small_print"]
     return KnobModel(
@@ -67,11 +67,11 @@ def nano_knobs(work: Work, dtype: str = "auto", budgets_ms: tuple[float, float] 
 
 
 def precompute_and_train(work: Work) -> Iterator[Row]:
-    """Samples under every setting with latencies, controllers trained on them, and training steps on generated data."""
+    """Yields rows on precompute with latencies, on training with its outcomes, and on steps with generated data."""
     whole_s = work.time_left_s()
     first, *samples = nano_samples(4 if work.is_small else 200)
     measure = MeasureConfig(runs=1 if work.is_small else 5)
-    # The first sample warms the device up and says which budgets tell settings apart.
+    # The first sample warms up the device, and its latencies determine the budgets.
     pilot_ms = [row.latency.latency_ms for row in SampleRunner(nano_knobs(work), measure, Ledger()).run(first).settings]
     knobs, ledger = nano_knobs(work, budgets_ms=(min(pilot_ms), max(pilot_ms))), Ledger(work.device)
     runner = SampleRunner(knobs, measure, ledger)
@@ -107,12 +107,12 @@ def _precompute_row(
         "s per sample": f"{median(seconds):.2f}",
         **{f"{kind}, s": f"{ledger.seconds[kind] / len(results):.2f}" for kind in ("token_pass", "sweep", "timing")},
         "mean accuracy": f"{np.mean(accuracy):.3f}",
-        "sum over blocks against end to end": f"{100 * median(errors):.1f} % off",
+        "error of the sum over blocks": f"{100 * median(errors):.1f} %",
     }
 
 
 def _latency_rows(knobs: KnobModel, results: Sequence[SampleResult]) -> Iterator[Row]:
-    """Does the measured latency rise with each knob, the others at their highest? Medians over the samples."""
+    """Yields whether the median latency rises with each knob while the other knobs are at their highest values."""
     latency_ms = {
         setting: median(rows)
         for setting in knobs.space.settings
@@ -132,7 +132,7 @@ def _latency_rows(knobs: KnobModel, results: Sequence[SampleResult]) -> Iterator
 
 
 def tables_of(knobs: KnobModel, results: Sequence[SampleResult]) -> ReplayTables:
-    """What a cache of these samples would be read as."""
+    """Returns the tables that a cache of these samples would give."""
     space = knobs.space
     token_STPMD = np.stack([np.stack([result.token_PMD[tier] for tier in space.tiers]) for result in results])
     splits = np.array([result.sample.split for result in results])
@@ -177,7 +177,7 @@ def generated_tables(samples: int, d_model: int) -> ReplayTables:
 
 
 def _train_row(what: str, bundle: TrainingData, config: TrainConfig) -> dict[str, object]:
-    """Trains as `train` does, evaluations included, to the end."""
+    """Trains to the end as `train` does, including evaluations."""
     start = time.perf_counter()
     trainer = Trainer(bundle, config)
     while not trainer.done:
@@ -195,7 +195,7 @@ def _train_row(what: str, bundle: TrainingData, config: TrainConfig) -> dict[str
 
 
 def _step_row(what: str, bundle: TrainingData, config: TrainConfig) -> dict[str, object]:
-    """Times the steps of two epochs, after one that warms up."""
+    """Times the steps of two epochs after a warm-up epoch."""
     trainer = Trainer(bundle, config)
     trainer.run_epoch()
     float(trainer.stage1.flat.sum())  # waits for the device

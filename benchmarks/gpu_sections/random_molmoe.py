@@ -1,4 +1,4 @@
-"""MolmoE with random weights: how fast it runs, and the model with its knobs for other sections."""
+"""MolmoE with random weights: its speed, and the model with its knobs for other sections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL_SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4), tier_crops=((1,
 
 
 def speed(work: Work) -> Iterator[Row]:
-    """Prefill, decoding with CUDA graphs, vision, memory, shares of the peaks, and whether every knob acts."""
+    """Yields prefill, decoding with CUDA graphs, vision, memory, shares of the peaks, and the effect of every knob."""
     config, dtype = _config(work)
     if work.is_small:
         yield from measure(Timer(work.device, 2), config, dtype, prompt_tokens=(30, 60, 120))
@@ -36,7 +36,7 @@ def speed(work: Work) -> Iterator[Row]:
 
 
 def random_knobs(work: Work) -> tuple[KnobModel, Sample]:
-    """Returns the model with the whole knob space, and one sample for it."""
+    """Returns the model with the full knob space, and one sample for it."""
     config, dtype = _config(work)
     model = random_model(config, dtype, work.device, "auto")
     knobs = KnobModel(
@@ -55,7 +55,7 @@ def random_knobs(work: Work) -> tuple[KnobModel, Sample]:
 
 
 class NumberTokenizer(PromptTokenizer):
-    """Text is token ids in decimal, so that two answers of random weights are equal only when all their tokens are."""
+    """A tokenizer whose text is the decimal token ids, so that answers are equal only if all their tokens are."""
 
     def __init__(self, config: MolmoeConfig) -> None:
         self._words = config.vocab_size - 2

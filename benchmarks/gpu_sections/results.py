@@ -1,7 +1,7 @@
-"""The results of a run: one JSON line per event as it happens, and a Markdown report rendered from them.
+"""The results of a run: one JSON line per event, and a Markdown report rendered from them.
 
-An attempt at a section begins with its `started` event. The report shows the latest attempt that has rows, so that a
-later run that is interrupted hides nothing that was measured before.
+An attempt at a section begins with its `started` event. The report shows the latest attempt that has rows, so a later
+run that is interrupted does not hide earlier measurements.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .schedule import SECTIONS
 
 @dataclass
 class Attempt:
-    """One attempt at a section: when, with what, its rows, and how it ended (None: it was interrupted)."""
+    """One attempt at a section: its `started` event, its rows, and its last event (None: it was interrupted)."""
 
     header: Mapping[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -47,13 +47,13 @@ class Results:
         self.attempts: dict[str, list[Attempt]] = {section.name: [] for section in SECTIONS}
         if self.lines.exists():
             whole, newline, cut_off = self.lines.read_bytes().rpartition(b"\n")
-            if cut_off:  # by a kill in the middle of writing it
+            if cut_off:  # truncated by a kill
                 self.lines.write_bytes(whole + newline)
             for line in whole.splitlines():
                 self._take(json.loads(line))
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Writes an event to disk at once, and the report anew."""
+        """Writes an event to disk immediately and renders the report again."""
         text = json.dumps(event)
         with self.lines.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -63,7 +63,7 @@ class Results:
         self._write_report()
 
     def latest(self, name: str) -> Attempt | None:
-        """The latest attempt with rows, else the latest."""
+        """Returns the latest attempt with rows, or the latest one if none has rows."""
         attempts = self.attempts[name]
         return next((one for one in reversed(attempts) if one.rows), attempts[-1] if attempts else None)
 
@@ -84,7 +84,7 @@ class Results:
     def _write_report(self) -> None:
         parts = [
             "# GPU figures\n",
-            "Written by `make gpu` (benchmarks/gpu.py) while it measures; medians, if nothing else is said.\n",
+            "Written by `make gpu` (benchmarks/gpu.py) during the run; values are medians unless stated otherwise.\n",
         ]
         for section in SECTIONS:
             attempt = self.latest(section.name)

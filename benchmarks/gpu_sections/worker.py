@@ -1,7 +1,7 @@
-"""The process that measures: runs sections in order and prints every row as a JSON line. `gpu.py` reads them.
+"""The measuring process: runs sections in order and prints every row as a JSON line, which `gpu.py` reads.
 
-It handles no failure itself: what goes wrong ends it, `gpu.py` records the error and starts another for the sections
-that are left. So a CUDA error, after which a process can use the device no more, costs one section.
+It does not handle failures. An error ends the process; `gpu.py` records it and starts another process for the remaining
+sections. A CUDA error, after which a process can no longer use the device, therefore costs only one section.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .schedule import SECTIONS, Schedule, Section
 
 @dataclass(frozen=True)
 class Work:
-    """What a section is told."""
+    """The device, size and remaining time of a section."""
 
     device: torch.device
-    is_small: bool  # the small configs and few samples: proves that everything runs, on any machine
+    is_small: bool  # small configs and few samples, to check on any machine that everything runs
     time_left_s: Callable[[], float]
 
 
 def run_sections(device: torch.device, schedule: Schedule, *, is_small: bool) -> None:
-    """Names the device, reads the names of sections from stdin, and runs these.
+    """Reports the device, reads the names of sections from stdin, and runs them.
 
-    Whatever they print goes to stderr: stdout carries the events.
+    Events go to stdout, and everything that sections print to stderr.
     """
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
 
@@ -47,13 +47,13 @@ def run_sections(device: torch.device, schedule: Schedule, *, is_small: bool) ->
 
     if device.type == "cpu":
         torch.set_num_threads(1)
-    emit("device", slug=device_slug(device))  # fails here where there is no such device
+    emit("device", slug=device_slug(device))  # fails if there is no such device
     names = json.loads(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     for section in (section for section in SECTIONS if section.name in names):
         emit("started", section, about=_about(device, is_small))
         if schedule.left_s(section.name) <= 0:
-            emit("skipped", section, reason="the time was out before it began.")
+            emit("skipped", section, reason="its time was over before it started.")
             continue
         module, _, function = section.function.partition(":")
         with contextlib.redirect_stdout(sys.stderr):
@@ -66,7 +66,7 @@ def run_sections(device: torch.device, schedule: Schedule, *, is_small: bool) ->
 
 
 def _exit_with_parent() -> None:
-    """Waits for the end of stdin, which only the parent's end brings."""
+    """Exits when stdin ends, which happens only when the parent ends."""
     sys.stdin.read()
     os._exit(1)
 
@@ -76,7 +76,7 @@ def _run(section: Section, rows: Iterator[Row], emit: Callable[..., None], work:
     for count, (table, values) in enumerate(rows, 1):
         emit("row", section, table=table, values=_plain(values))
         if work.time_left_s() <= 0:
-            emit("stopped", section, reason=f"the time was out after {count} rows.")
+            emit("stopped", section, reason=f"its time was over after {count} rows.")
             return
     emit("finished", section, seconds=round(time.monotonic() - start, 1))
 

@@ -1,5 +1,7 @@
-"""Datasets: from names and files to samples, with images that are read when needed.
+"""Datasets: from a name and files to samples, whose images are read on demand.
 
-Start with `registry.py` (the datasets known by name) and `load.py` (`load_samples`). Exports nothing itself: callers
-import the module they need, so that light ones such as `images.py` load without pyarrow and polars.
+Start with `load_samples` in `sample_set.py`. `registry.py` lists the known datasets; `sources.py` finds the rows of a
+dataset, and `parquet_files.py` and `json_files.py` read them as the records of `records.py`. Two kinds of split occur:
+`source_split.py` finds the rows of a split of the published dataset, and `cache_split.py` assigns samples to train,
+val and test. May import only the root modules of `data`, `data/files` and `data/metrics`.
 """

@@ -1,4 +1,4 @@
-"""Columns by other names (`--column answers=multiple_choice_answer`), and Parquet types that are read as text."""
+"""Columns with other names (`--column answers=multiple_choice_answer`), and Parquet types that are read as text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ FIELDS = ("image", "question", "answers", "question_id", "image_id", "split")
 
 
 def column_maps(options: Iterable[str], datasets: Collection[str]) -> dict[str, dict[str, str]]:
-    """Returns for each dataset its fields with other names, from `[DATASET.]FIELD=COLUMN`.
+    """Returns for each dataset the columns of renamed fields, from options `[DATASET.]FIELD=COLUMN`.
 
-    Without a dataset an option is about all of them; one with a dataset goes before it.
+    An option without a dataset applies to all of them; one with a dataset takes precedence. Raises DatasetError for a
+    malformed option, an unknown field or dataset, and a field that is given two columns.
     """
     general: dict[str, str] = {}
     own: dict[str, dict[str, str]] = {}
@@ -25,35 +26,39 @@ def column_maps(options: Iterable[str], datasets: Collection[str]) -> dict[str, 
         dataset, dot, field = target.rpartition(".")
         if not equals or not column or field not in FIELDS or bool(dot) != bool(dataset):
             raise DatasetError(
-                f"--column {option}: must be FIELD=COLUMN or DATASET.FIELD=COLUMN, with one of the fields "
+                f"--column {option}: must be FIELD=COLUMN or DATASET.FIELD=COLUMN, where FIELD is one of "
                 f"{', '.join(FIELDS)}."
             )
         if dataset and dataset not in datasets:
-            raise DatasetError(f"--column {option}: `{dataset}` is no dataset of this run.")
+            raise DatasetError(f"--column {option}: `{dataset}` is not a dataset of this run.")
         fields = own.setdefault(dataset, {}) if dataset else general
         if fields.setdefault(field, column) != column:
-            raise DatasetError(f"--column {option}: `{field}` was given {fields[field]!r} before: name one column.")
+            raise DatasetError(f"--column {option}: `{field}` is already {fields[field]!r}: name one column.")
     return {name: {**general, **own.get(name, {})} for name in datasets}
 
 
 def source_splits(options: Iterable[str], datasets: Collection[str]) -> dict[str, str]:
-    """Returns for each dataset the split asked for, from `[DATASET=]SPLIT`; a dataset without one is left out."""
+    """Returns the requested source split of each dataset, from options `[DATASET=]SPLIT`.
+
+    Datasets without a request are left out. Raises DatasetError for a malformed option, an unknown dataset, and two
+    splits for one dataset.
+    """
     general: str | None = None
     own: dict[str, str] = {}
     for option in options:
         dataset, equals, split = option.rpartition("=")
         if not split or (equals and dataset not in datasets):
             raise DatasetError(
-                f"--source-split {option}: must be SPLIT or DATASET=SPLIT, with a dataset of this run: "
+                f"--source-split {option}: must be SPLIT or DATASET=SPLIT, where DATASET is one of "
                 f"{', '.join(datasets)}."
             )
         if (own.setdefault(dataset, split) if equals else (general := general or split)) != split:
-            raise DatasetError(f"--source-split {option}: another split was given before: name one.")
+            raise DatasetError(f"--source-split {option}: another split was already given: name one.")
     return own if general is None else {name: own.get(name, general) for name in datasets}
 
 
 def with_fields(entry: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Returns a JSON row with the mapped fields under the names that readers know."""
+    """Returns a JSON row with renamed fields under their usual names."""
     if not columns:
         return dict(entry)
     hidden = {*columns, *(["answer"] if "answers" in columns else [])}
@@ -62,16 +67,17 @@ def with_fields(entry: Mapping[str, Any], columns: Mapping[str, str]) -> dict[st
 
 
 def check_columns(columns: Mapping[str, str], present: Collection[str], where: object) -> None:
-    """Raises DatasetError for a mapped column that is not among those `present`."""
+    """Raises DatasetError if a column that --column names is not `present`."""
     for field, column in columns.items():
         if column not in present:
             raise DatasetError(
-                f"{where} has no column `{column}`, which --column names for `{field}`; it has {sorted(present)}."
+                f"{where} has no column `{column}`, which --column names for `{field}`; its columns are "
+                f"{sorted(present)}."
             )
 
 
 def as_text(kind: Any) -> Any:
-    """Returns the type that a column is read as: dictionaries, categories, enums and bytes of text become text."""
+    """Returns the polars type that a column is read as: categories, enums and binary text become text."""
     if isinstance(kind, pl.Categorical | pl.Enum | pl.Binary):
         return pl.String()
     if isinstance(kind, pl.List | pl.Array):
@@ -82,7 +88,7 @@ def as_text(kind: Any) -> Any:
 
 
 def text_column(column: str, kind: Any, labels: list[str] | None) -> pl.Expr:
-    """Returns the column with class labels by name and text types as text."""
+    """Returns an expression for the column with class labels replaced by their names and text types by text."""
     target, source = as_text(kind), pl.col(column)
     if labels is not None:
         numbers = list(range(len(labels)))
@@ -91,7 +97,7 @@ def text_column(column: str, kind: Any, labels: list[str] | None) -> pl.Expr:
                 pl.element().replace_strict(numbers, labels, default=None, return_dtype=pl.String)
             )
         return source.replace_strict(numbers, labels, default=None, return_dtype=pl.String)
-    if pl.Float32 in (kind, getattr(kind, "inner", None)):  # by way of text: 0.1 stays 0.1
+    if pl.Float32 in (kind, getattr(kind, "inner", None)):  # cast through text, so 0.1 stays 0.1
         texts = pl.List(pl.String) if isinstance(target, pl.List) else pl.String()
         target = pl.List(pl.Float64) if isinstance(target, pl.List) else pl.Float64()
         return source.cast(texts).cast(target)
@@ -99,9 +105,9 @@ def text_column(column: str, kind: Any, labels: list[str] | None) -> pl.Expr:
 
 
 def class_labels(location: str, column: str, kind: Any) -> list[str] | None:
-    """Returns the names of a ClassLabel column, as Hugging Face `datasets` writes them into a Parquet file's metadata.
+    """Returns the names of a ClassLabel column, which Hugging Face `datasets` writes into a Parquet file's metadata.
 
-    None for a column that does not hold whole numbers, or whose file names none.
+    None if the column does not hold whole numbers or the file has no names for it.
     """
     if not as_text(kind).is_integer() and not getattr(as_text(kind), "inner", pl.String()).is_integer():
         return None

@@ -1,4 +1,4 @@
-"""What a file that is no readable image looks like, from its first bytes: for messages, not for decoding."""
+"""What an unreadable image file looks like, from its first bytes: for error messages, not for decoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from ..printable import printable
 
-# (offset, first bytes, what it is). The first match counts.
+# (offset, signature, description). The first match is used.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "a Git LFS pointer (fetch the file with `git lfs pull`)"),
     (0, b"oid sha256:", "a Git LFS pointer (fetch the file with `git lfs pull`)"),
@@ -54,20 +54,20 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"BM", "a BMP image, damaged or cut short"),
 )
 _TEXTS: tuple[tuple[str, str], ...] = (
-    (r"<!doctype html|<html|<head|<body", "an HTML page, as a failed download leaves it"),
+    (r"<!doctype html|<html|<head|<body", "an HTML page, perhaps from a failed download"),
     (r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", "an SVG drawing"),
-    (r"<\?xml|<error|<[a-z]", "an XML document, as a failed download leaves it"),
+    (r"<\?xml|<error|<[a-z]", "an XML document, perhaps from a failed download"),
     (r"data:", "a data URI: decode it to bytes"),
-    (r"b'|b\"|bytearray\(", "Python's text for bytes: store the bytes themselves"),
+    (r"b'|b\"|bytearray\(", "the Python representation of bytes: store the bytes themselves"),
     (r"[{\[]", "JSON"),
 )
-# The beginnings of JPEG, PNG, GIF, WebP, TIFF and BMP in base64.
+# First characters of JPEG, PNG, GIF, WebP, TIFF and BMP files in base64.
 _BASE64_IMAGE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3])[\w+/=\s-]*")
 _BASE64 = re.compile(r"[\w+/\s-]{80,}={0,2}\s*", re.ASCII)
 
 
 def describe_bytes(data: bytes) -> str:
-    """Returns what `data` looks like, as the end of "it looks like ..." or "it begins with ..."."""
+    """Returns a clause that describes `data`: "it looks like ..." or "it begins with ..."."""
     for offset, mark, what in _SIGNATURES:
         if data.startswith(mark, offset):
             return f"it looks like {what}"
@@ -88,14 +88,14 @@ def describe_bytes(data: bytes) -> str:
 
 
 def looks_like_base64(text: str) -> bool:
-    """Tells whether a text is an image in base64 rather than a file's name."""
+    """Returns whether a text is an image in base64 rather than a file name."""
     return (len(text) >= 20 and _BASE64_IMAGE.fullmatch(text) is not None) or _BASE64.fullmatch(text) is not None
 
 
 def describe_name(name: str) -> str | None:
-    """Returns what the name of a file that cannot be found looks like, if it looks like something else."""
+    """Returns a clause that describes a file name that is really something else; None if it looks like a name."""
     if name.lower().startswith("data:") or looks_like_base64(name):
         return "it looks like base64 or a data URI: store the bytes in Parquet, or files and their paths"
     if re.match(r"[a-z][a-z0-9+]+:/", name, re.IGNORECASE):
-        return "it looks like an address: download the images, and store their paths"
+        return "it looks like a URL: download the images and store their paths"
     return None

@@ -1,4 +1,4 @@
-"""Where an image's bytes lie, and how they become pixels. The files are untrusted: everything is bounded."""
+"""Reading and decoding images. The files are untrusted, so all sizes are bounded."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .pixels import UnknownRange, to_rgb
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 64_000_000  # 8000 x 8000: 192 MB of RGB
 
-# Pillow reads more; these need no outside program and no rare plug-in.
+# Pillow supports more formats; these need no external program or optional plug-in.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-Image.init()  # loads the plug-ins now: later, threads that decode at once would race for it
+Image.init()  # loads the plug-ins now, before several threads decode
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
-# What Pillow's decoders raise on damaged data, beside its own UnidentifiedImageError (an OSError).
+# What Pillow's decoders raise on damaged data, in addition to its own UnidentifiedImageError (an OSError).
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -51,36 +51,38 @@ _DECODE_ERRORS = (
 def decode_image(data: bytes, ref: str) -> NDArray[np.uint8]:
     """Returns RGB pixels, uint8 [height, width, 3].
 
-    Alpha is dropped and EXIF rotation ignored, as the released MolmoE processor does; `pixels.py` says how more than 8
-    bits become 8. Raises DatasetError, naming `ref`, for data that is no image, is damaged or cut short, does not say
-    which value is white, or exceeds the bounds.
+    Alpha is dropped and EXIF rotation ignored, as in the released MolmoE processor; `pixels.py` describes how more than
+    8 bits are scaled to 8. Raises DatasetError, naming `ref`, for data that is not an image, is damaged or truncated,
+    has an unknown white level, or exceeds the limits.
     """
     name = short_name(ref)
     if not data:
         raise DatasetError(f"image {name} is empty: replace it.")
     if len(data) > MAX_IMAGE_BYTES:
-        raise DatasetError(f"image {name} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit: shrink it.")
+        raise DatasetError(
+            f"image {name} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit: make it smaller."
+        )
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise DatasetError(
-                    f"image {name} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: shrink it."
+                    f"image {name} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: scale it down."
                 )
             return to_rgb(image, data)
     except UnknownRange as error:
         raise DatasetError(f"image {name} cannot be used: {error}.") from error
     except _DECODE_ERRORS as error:
-        # Pillow names the object that it could not identify; two runs must give the same reason, without its address.
+        # Pillow's message contains a memory address; without it, two runs give the same reason.
         reason = "" if isinstance(error, UnidentifiedImageError) else f"{str(error) or type(error).__name__}; "
         reason = _ADDRESS.sub("", reason) + describe_bytes(data)
         raise DatasetError(
-            f"image {name} cannot be decoded ({reason}): replace it by a {', '.join(_FORMATS)} image."
+            f"image {name} cannot be decoded ({reason}): replace it with a {', '.join(_FORMATS)} image."
         ) from error
 
 
 def short_name(name: str) -> str:
-    """Returns an image's name for messages; one that is no name, but base64 for instance, can have megabytes."""
+    """Returns an image's name shortened for messages; what is given as a name may be megabytes of base64."""
     return printable(name, 200)
 
 
@@ -96,7 +98,7 @@ class ImageFile:
         return self.root / self.ref
 
     def read_bytes(self) -> bytes:
-        """Returns the encoded image. Raises DatasetError when the file is missing, too large or not a plain file."""
+        """Returns the encoded image. Raises DatasetError if the file is missing, too large or not a regular file."""
         name = short_name(str(self.path))
         try:
             size = self.path.stat().st_size
@@ -108,18 +110,18 @@ class ImageFile:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             if not self.root.is_dir():
                 raise DatasetError(
-                    f"the images' folder {self.root} does not exist (wanted for {short_name(self.ref)}): name it with "
+                    f"the image folder {self.root} does not exist (needed for {short_name(self.ref)}): name it with "
                     "--images."
                 ) from error
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            advice = describe_name(self.ref) or "check the images' folder (--images)"
+            advice = describe_name(self.ref) or "check the image folder (--images)"
             raise DatasetError(f"image {name} cannot be read ({reason}): {advice}.") from error
 
 
 def image_file(root: Path, name: str, where: str) -> ImageFile:
-    """Returns the image `name` under `root`; `name` is relative to it, or absolute and inside.
+    """Returns the image file `name`, which is relative to `root` or an absolute path inside it.
 
-    A name that leads out of `root` is refused, because annotation files are untrusted.
+    Raises DatasetError, beginning with `where`, for a name that leads out of `root`: annotation files are untrusted.
     """
     parts = PurePosixPath(name.replace("\\", "/"))
     base = root.absolute()
@@ -135,7 +137,7 @@ def image_file(root: Path, name: str, where: str) -> ImageFile:
 
 @dataclass(frozen=True)
 class InlineImage:
-    """Encoded bytes already at hand, as tests and callers without files have them."""
+    """An image whose encoded bytes are in memory."""
 
     ref: str
     data: bytes = field(repr=False)

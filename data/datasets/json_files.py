@@ -16,14 +16,14 @@ from .records import Record, answer_texts, identifier, image_path, question_text
 from .registry import DatasetSpec
 from .source_split import SourceSplit, split_key
 
-MAX_JSON_BYTES = 1 << 30  # the largest official file (VQA v2, train annotations) has a quarter of that
+MAX_JSON_BYTES = 1 << 30  # four times the largest official file (VQA v2, train annotations)
 MAX_LINE_BYTES = 4 << 20
 
 _FOLDERS = (".", "annotations", "questions", "Annotations", "Questions")
 
 
 class OfficialRows:
-    """The official files of a dataset: questions, answers beside them or in a second file, and image folders."""
+    """A dataset's official files: questions, answers in the same or a second file, and image folders."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class OfficialRows:
         columns: Mapping[str, str],
         root: Path | None = None,
     ) -> None:
-        """Reads the JSON files. `root` is the images' folder, by default `folder`."""
+        """Reads the JSON files. `root` is the image folder, by default `folder`."""
         assert spec.questions_file is not None
         if "image" in columns:
             raise DatasetError(
-                f"{folder}: the official files name images by `image_id`, so --column has no `image` here."
+                f"{folder}: the official files identify images by `image_id`: leave out --column image=..."
             )
         self._spec = spec
         self._answer_field = answer_field
@@ -62,7 +62,7 @@ class OfficialRows:
                 if key in document and key in annotations and document[key] != annotations[key]:
                     raise DatasetError(
                         f"{self._path} has {key} {document[key]!r} and {self._annotations_path} "
-                        f"{annotations[key]!r}: take both files of one split."
+                        f"{annotations[key]!r}: use both files of one split."
                     )
             entries = _entries(annotations, self._annotations_path, "annotations")
             present |= {name for entry in entries for name in entry}
@@ -99,7 +99,7 @@ class OfficialRows:
         return f"{self._path}, row {self._questions[row][0]}"
 
     def record(self, row: int) -> Record:
-        """Returns the question with its answers, checked."""
+        """Returns the validated question with its answers."""
         entry, where, question_id = self._questions[row][1], self.where(row), self.question_ids[row]
         answers = entry.get("answers")
         if self._annotations is not None:
@@ -107,7 +107,7 @@ class OfficialRows:
             if annotation is None:
                 raise DatasetError(
                     f"{where}: question_id {question_id} has no answers in {self._annotations_path}: "
-                    "take both files of one split."
+                    "use both files of one split."
                 )
             answers = annotation.get("answers")
         image_id = identifier(entry.get("image_id"), "image_id", where)
@@ -125,7 +125,7 @@ class OfficialRows:
     def _image(self, image_id: str, where: str) -> ImageSource:
         name = self._spec.image_name.format(image_id=image_id, split=self._split)
         images = [image_file(self.root, f"{folder}/{name}", where) for folder in self._image_folders]
-        # A missing image is reported, with its path, when it is read: as one in the first folder that there is.
+        # A missing image is reported when it is read, with its path in the first existing folder.
         return next((image for image in images if image.path.exists()), images[0])
 
     @cached_property
@@ -133,12 +133,12 @@ class OfficialRows:
         folders = [folder.format(split=self._split) for folder in self._spec.image_folders]
         found = [folder for folder in (*folders, ".") if (self.root / folder).is_dir()]
         if not found:
-            raise DatasetError(f"{self.root} is not a folder: give the images' folder with --images.")
+            raise DatasetError(f"{self.root} is not a folder: name the image folder with --images.")
         return found
 
 
 class JsonLinesRows:
-    """A user's own dataset: one JSON object a line with image (a path), question and answers."""
+    """JSON Lines: one object per line with image (a path), question and answers."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class JsonLinesRows:
         columns: Mapping[str, str],
         root: Path | None = None,
     ) -> None:
-        """Reads all lines. `name` is the path that may tell the split, `root` where image paths start."""
+        """Reads all lines. `name` is the path that may name a split; image paths are relative to `root`."""
         self._path = path
         self._answer_field = answer_field
         self.answer_field: str | None = None
@@ -172,7 +172,7 @@ class JsonLinesRows:
         if split is not None:
             entries = self._of_split(entries, split, name, columns.get("split"))
         self._entries: list[tuple[int, dict[str, Any]]] = []
-        self.question_ids: list[str] = []  # of a row without `question_id`, its line number
+        self.question_ids: list[str] = []  # a row without `question_id` has its line number
         for number, plain in entries:
             entry, where = with_fields(plain, columns), f"{path}, line {number}"
             try:
@@ -202,12 +202,12 @@ class JsonLinesRows:
         return f"{self._path}, line {self._entries[row][0]}"
 
     def record(self, row: int) -> Record:
-        """Returns the row, checked."""
+        """Returns the validated row."""
         entry, where = self._entries[row][1], self.where(row)
         missing = [name for name in ("image", "question") if name not in entry]
         if missing:
-            hint = " Of a list `images`, give one path as `image`." if "images" in entry else ""
-            raise DatasetError(f"{where}: lacks {missing}; it has {sorted(entry)}.{hint}")
+            hint = " Copy one path of the list `images` into a field `image`." if "images" in entry else ""
+            raise DatasetError(f"{where}: the fields {missing} are missing; it has {sorted(entry)}.{hint}")
         image_id = entry.get("image_id")
         return Record(
             question_id=self.question_ids[row],
@@ -222,13 +222,13 @@ class JsonLinesRows:
 
 
 def official_name(split: str) -> str:
-    """Returns the split as the official file names spell it."""
+    """Returns the split as spelled in official file names."""
     key = split_key(split)
     return "val" if key == "validation" else key
 
 
 def has_official_files(folder: Path, spec: DatasetSpec, split: str) -> bool:
-    """Tells whether `folder` holds the official questions file of the split."""
+    """Returns whether `folder` holds the official questions file of the split."""
     name = (spec.questions_file or "").format(split=official_name(split))
     return bool(name) and any((folder / inner / name).is_file() for inner in _FOLDERS)
 
@@ -254,7 +254,9 @@ def _find(folder: Path, name: str) -> Path:
 def _entries(document: dict[str, Any], path: Path, key: str) -> list[dict[str, Any]]:
     entries = document.get(key)
     if not isinstance(entries, list):
-        raise DatasetError(f"{path} lacks the list `{key}`; it has {sorted(document)[:10]}: is it the right file?")
+        raise DatasetError(
+            f"{path} has no list `{key}`, only {sorted(document)[:10]}: check that it is the right file."
+        )
     if not entries:
         raise DatasetError(f"{path}: the list `{key}` is empty.")
     for row, entry in enumerate(entries):

@@ -1,4 +1,4 @@
-"""Images inside Parquet files, read one row at a time: a column of images is never held whole."""
+"""Images inside Parquet files, read one row at a time: a column of images is never held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from ..errors import DatasetError
 from .images import MAX_IMAGE_BYTES, image_file, short_name
 from .remote_images import is_remote, remote_cell
 
-# A row group whose image column is smaller is kept after its first read (two at most), since neighbours come next.
+# Row groups with a smaller image column are cached after their first read (at most two): neighbouring rows follow.
 _KEPT_COLUMN_BYTES = 64 << 20
 _STREAMED_ROWS = 16
 
-# Bounds on what a file of unknown origin may make a reader allocate.
+# Limits on the memory that an untrusted file can make a reader allocate.
 _FOOTER_STRING = 64 << 20
 _FOOTER_ITEMS = 4 << 20
 _UNPACKED_BYTES = 256 << 20
 _UNPACKED_RATIO = 200
 
-# PanicException: how polars reports some kinds of damage.
+# polars reports some kinds of damage as a PanicException.
 PARQUET_ERRORS = (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """The image in one row of a Parquet file: a struct {bytes, path}, or bytes."""
+    """The image in one row of a Parquet file, stored as a struct {bytes, path} or as bytes."""
 
     location: str  # a local path or a URL
     row: int  # within the file
     column: str
     ref: str  # `file.parquet#row`
-    images: Path | None  # where a row with a path instead of bytes finds its file
+    images: Path | None  # folder of the files that rows with a path instead of bytes refer to
 
     def read_bytes(self) -> bytes:
-        """Returns the encoded image. Raises DatasetError, with file and row, when it cannot."""
+        """Returns the encoded image. Raises DatasetError, with file and row, if it cannot be read or is too large."""
         try:
             read = remote_cell if is_remote(self.location) else _local_cell
             cell = read(self.location, self.row, self.column)
@@ -53,22 +53,22 @@ class ParquetImage:
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
         if data is None and path:
             if self.images is None:
-                raise DatasetError(f"image {self.ref} is a path, {short_name(path)!r}: give its folder with --images.")
+                raise DatasetError(f"image {self.ref} is a path, {short_name(path)!r}: name its folder with --images.")
             return image_file(self.images, path, f"image {self.ref}").read_bytes()
         if not isinstance(data, bytes):
-            raise DatasetError(f"image {self.ref} holds neither bytes nor a path: replace it.")
+            raise DatasetError(f"image {self.ref} has neither bytes nor a path: replace it.")
         if len(data) > MAX_IMAGE_BYTES:
             raise DatasetError(f"image {self.ref} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit.")
         return data
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the part of an error's text that fits into a one-line message."""
+    """Returns the first line of an error's text, shortened, for a one-line message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _local_cell(location: str, row: int, column: str) -> Any:
-    stamp = Path(location).stat().st_mtime_ns  # a file that changed is read again
+    stamp = Path(location).stat().st_mtime_ns  # part of the cache key, so a changed file is read again
     start = 0
     for group, (rows, column_bytes) in enumerate(_row_groups(location, stamp, column)):
         if row < start + rows:
@@ -81,7 +81,7 @@ def _local_cell(location: str, row: int, column: str) -> Any:
 
 @lru_cache(64)
 def _row_groups(location: str, _stamp: int, column: str) -> tuple[tuple[int, int], ...]:
-    """Returns (rows, bytes of the image column once decompressed) of each row group."""
+    """Returns (number of rows, decompressed bytes of the image column) of each row group."""
     with _open(location) as file:
         if column not in file.schema_arrow.names:
             raise OSError(f"the file has no column `{column}`")
@@ -96,7 +96,7 @@ def _row_groups(location: str, _stamp: int, column: str) -> tuple[tuple[int, int
 
 
 def check_not_a_bomb(location: str) -> None:
-    """Raises OSError for a local file with a column chunk that unpacks to much more than real data does."""
+    """Raises OSError for a local file with a column chunk that decompresses to far more than real data would."""
     with _open(location) as file:
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
@@ -117,7 +117,7 @@ def _open(location: str, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
 
 
 def _open_images(location: str, column: str) -> pq.ParquetFile:
-    # Images that several questions share are stored once; read as a dictionary they stay so in memory.
+    # Images that questions share are stored once; reading them as a dictionary keeps one copy in memory too.
     with _open(location) as file:
         leaves = [file.schema.column(index).path for index in range(len(file.schema.names))]
     return _open(location, [leaf for leaf in leaves if leaf in (column, f"{column}.bytes")])

@@ -1,13 +1,15 @@
-"""From a decoded image to 8-bit RGB. An image of more than 8 bits is scaled by its white level, or refused.
+"""Converts decoded images to 8-bit RGB. An image of more than 8 bits is scaled by its white level, or refused.
 
-A file of 16 or 32 bits per sample often holds values of fewer bits: divided by 257 they would be nearly black. White is
+A file of 16 or 32 bits per sample often uses fewer of them; divided by 257, its values would be nearly black. The white
+level is
 
-1. what the file declares, where its values agree: TIFF MaxSampleValue or SMaxSampleValue, a BitsPerSample below 16,
-   PNG sBIT, PGM's maximum;
-2. else the maximum of the sample type (65535, 32767, ...), where some value needs the type's highest bit;
-3. else unknown: the image is refused. So are negative and floating-point values without a declared maximum.
+1. the one that the file declares, if its values are consistent with it: TIFF MaxSampleValue or SMaxSampleValue, a
+   BitsPerSample below 16, PNG sBIT, a PGM's maximum;
+2. otherwise the maximum of the sample type (65535, 32767, ...), if some value uses the type's highest bit;
+3. otherwise unknown, and the image is refused. So are negative values, and floating-point values without a declared
+   maximum.
 
-Of 16-bit colour Pillow keeps the high bytes alone, which cannot be scaled: where rule 2 does not hold, it is refused.
+Of 16-bit colour Pillow keeps only the high bytes, which cannot be scaled: the image is refused unless rule 2 holds.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ _SIGNED = 2
 
 
 class UnknownRange(DatasetError):
-    """The image does not tell which value is white."""
+    """The white level of the image is unknown."""
 
 
 def to_rgb(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """Returns RGB pixels, uint8 [height, width, 3], of an image opened from `data`. Raises UnknownRange."""
+    """Returns RGB pixels, uint8 [height, width, 3], of an image opened from `data`.
+
+    Raises UnknownRange if its white level is unknown or it has negative or non-finite pixels.
+    """
     tags = getattr(image, "tag_v2", {})
     significant = _significant_bits(data)
     if image.mode.startswith("I") or image.mode == "F":
@@ -47,7 +52,7 @@ def to_rgb(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
 
 def _scaled(values: NDArray[Any], image: Image.Image, tags: Any, significant: tuple[int, ...]) -> NDArray[np.uint8]:
     if not np.isfinite(values).all():
-        raise UnknownRange(f"some of its floating-point pixels are not numbers: {_ADVICE}")
+        raise UnknownRange(f"some of its floating-point pixels are not finite: {_ADVICE}")
     if values.min() < 0:
         raise UnknownRange(f"it has negative pixels, down to {values.min()}: {_ADVICE}")
     peak = values.max()
@@ -58,17 +63,17 @@ def _scaled(values: NDArray[Any], image: Image.Image, tags: Any, significant: tu
         white = int(np.iinfo(values.dtype).max)
         if peak <= white // 2:
             raise UnknownRange(
-                f"its brightest pixel is {peak:,} of {white:,} possible, so that white is unknown, and it would be too "
-                f"dark: {_ADVICE}"
+                f"its brightest pixel is {peak:,} of a possible {white:,}, so its white level is unknown and it could "
+                f"be too dark: {_ADVICE}"
             )
     share = values.astype(np.float64) / (white or 1)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns only images of at most 8 bits
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow inverts only images of at most 8 bits
         share = 1 - share
     return np.rint(share * 255).astype(np.uint8)
 
 
 def _typed_values(image: Image.Image, tags: Any) -> NDArray[Any]:
-    """Returns the pixels in the type that the file stores; Pillow widens signed 16 bits and reads 32 bits as signed."""
+    """Returns the pixels in the type stored in the file: Pillow widens signed 16 bits and reads 32 bits as signed."""
     values = np.asarray(image)
     values = values.astype(values.dtype.newbyteorder("="))
     if image.mode == "I" and tags:
@@ -84,7 +89,7 @@ def _declared_white(
 ) -> float | int | None:
     peak = values.max()
     if image.format == "PPM" and image.mode == "I":
-        return 65535  # Pillow scaled the values by the maximum that the header gives
+        return 65535  # Pillow has scaled the values by the header's maximum
     if significant:
         return _white_of_significant_bits(values, significant[0])
     for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
@@ -96,7 +101,11 @@ def _declared_white(
 
 
 def _white_of_significant_bits(values: NDArray[Any], bits: int) -> int | None:
-    """PNG asks for values in the high bits, the low ones zero or a repetition; some programs leave them in the low."""
+    """Returns the white level of a PNG with this many significant bits; None if it is unknown.
+
+    The PNG specification puts them in the high bits, with the low bits zero or a repetition; some programs use the low
+    bits.
+    """
     if bits == 16:
         return 65535
     high = (values >> (16 - bits)).astype(np.int64)
@@ -108,14 +117,14 @@ def _white_of_significant_bits(values: NDArray[Any], bits: int) -> int | None:
 
 
 def _check_colour(image: Image.Image, tags: Any, significant: tuple[int, ...]) -> None:
-    """Raises UnknownRange where the high bytes of 16-bit colour do not show that the values use all 16 bits."""
+    """Raises UnknownRange if the high bytes of 16-bit colour do not show that the values use all 16 bits."""
     declared = min(significant, default=0) == 16 or (_first(tags.get(_MAX_SAMPLE_VALUE)) or 0) > 32767
     bands = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in ("A", "a", "X")]
     peak = max(int(np.asarray(band).max()) for band in bands)
     if not declared and peak < 128:
         raise UnknownRange(
-            f"its brightest 16-bit colour value is below {(peak + 1) * 256:,} of 65,536, so that white is unknown, and "
-            "it would be too dark: convert it to 8 bits"
+            f"its brightest 16-bit colour value is below {(peak + 1) * 256:,} of 65,536, so its white level is unknown "
+            "and it could be too dark: convert it to 8 bits"
         )
 
 
@@ -126,7 +135,7 @@ def _sample_bits(data: bytes, tags: Any) -> int | None:
 
 
 def _significant_bits(data: bytes) -> tuple[int, ...]:
-    """Returns what a 16-bit PNG's sBIT says of each colour channel; empty without one."""
+    """Returns the significant bits of each colour channel from a 16-bit PNG's sBIT; empty without one."""
     if not data.startswith(b"\x89PNG") or data[24] != 16:
         return ()
     start = 8
@@ -135,7 +144,7 @@ def _significant_bits(data: bytes) -> tuple[int, ...]:
         if kind == b"IDAT":
             break
         if kind == b"sBIT":
-            channels = {0: 1, 4: 1, 2: 3, 6: 3}.get(data[25], 0)  # without alpha, which comes last
+            channels = {0: 1, 4: 1, 2: 3, 6: 3}.get(data[25], 0)  # without alpha, which is last
             bits = tuple(data[start + 8 : start + 8 + channels])
             return bits if all(0 < bit <= 16 for bit in bits) else ()
         start += 12 + length
@@ -143,5 +152,5 @@ def _significant_bits(data: bytes) -> tuple[int, ...]:
 
 
 def _first(value: Any) -> Any:
-    """Returns a tag's value for the first channel; None where the file lacks the tag."""
+    """Returns a tag's value for the first channel; None if the file does not have the tag."""
     return value[0] if isinstance(value, tuple) else value

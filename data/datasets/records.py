@@ -1,4 +1,4 @@
-"""One row of a dataset as its reader hands it over, and the checks that every format shares."""
+"""One row of a dataset as its reader returns it, and the checks that all formats share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..samples import ImageSource
 MAX_TEXT = 20_000  # characters of a question or an answer
 MAX_ID = 256
 MAX_ANSWERS = 1_000
-MAX_ANSWERS_TEXT = 1 << 20  # characters of answers that were written as JSON text
+MAX_ANSWERS_TEXT = 1 << 20  # characters of answers given as JSON text
 
-# One text that stands for several answers as Python or numpy print them: ['a', 'b'], array(['a'], dtype=object),
-# ('a', 'b'), b'a', "[\"a\"]", or such a text cut short.
+# One text that holds several answers as printed by Python or numpy: ['a', 'b'], array(['a'], dtype=object),
+# ('a', 'b'), b'a', "[\"a\"]", or a truncated text of this kind.
 _PRINTED = re.compile(
     r"""[\[{].*[\]}] | [\[{]\s*[bu]?['"].* | \(\s*[bu]?['"].*['"]\s*,.*\) | [A-Za-z_][\w.]*\(\s*[\[{('"].*\)
     | b(['"]).*\1 | "\s*[\[{].*" | .*\bdtype:\s\w+""",
@@ -34,33 +34,33 @@ class Record:
     question_id: str
     question: str
     answers: tuple[str, ...]
-    image_id: str | None  # None: the dataset has none, and the sha256 of the image bytes takes its place
+    image_id: str | None  # None: the dataset has none; the sha256 of the image bytes is used instead
     image: ImageSource
 
 
 class Rows(Protocol):
-    """A dataset's rows, read late: ids at once, a record when asked for."""
+    """A dataset's rows, read lazily: the ids first, a record on request."""
 
-    faults: list[tuple[str, DatasetError]]  # (where, reason) of rows without a usable id or form: not among the ids
+    faults: list[tuple[str, DatasetError]]  # (where, error) of unreadable rows, which are not among the ids
     notes: list[str]  # warnings about the source
-    split: str | None  # the split that all rows are known to be of
+    split: str | None  # split of the published dataset that all rows are known to be in
 
     @property
     def question_ids(self) -> list[str]:
         """The id of every usable row, in the order of the source."""
 
     def where(self, row: int) -> str:
-        """Path and row, for messages."""
+        """Returns path and row, for messages."""
 
     def record(self, row: int) -> Record:
-        """Returns the row, checked. Raises DatasetError with path and row."""
+        """Returns the validated row. Raises DatasetError with path and row."""
 
     def prefetch(self, rows: Sequence[int]) -> None:
-        """Fetches the images of `rows` together, where one at a time would be slow."""
+        """Fetches the images of `rows` together if fetching them one at a time would be slow."""
 
 
 def identifier(value: Any, name: str, where: str) -> str:
-    """Returns an id as text. Sources write the same id as number or text, so 7, 7.0 and "7" are one id."""
+    """Returns an id as text. Sources store the same id as number or text, so 7, 7.0 and "7" are one id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -73,16 +73,16 @@ def identifier(value: Any, name: str, where: str) -> str:
 
 
 def question_text(value: Any, where: str) -> str:
-    """Returns the question as written."""
+    """Returns the question, unchanged. Raises DatasetError if it is not text, blank or too long."""
     if not isinstance(value, str) or not value.strip():
         raise DatasetError(f"{where}: `question` must be text, not {value!r}.")
     return _whole_text(value, "the question", where)
 
 
 def image_path(value: Any, where: str) -> str:
-    """Returns the path of an image as written."""
+    """Returns the path of an image, unchanged. Raises DatasetError if it is not text or too long."""
     if isinstance(value, list):
-        raise DatasetError(f"{where}: `image` is a list of {len(value)}: give one path, a row for each image.")
+        raise DatasetError(f"{where}: `image` is a list of {len(value)}: give one path, in a row for each image.")
     if not isinstance(value, str):
         raise DatasetError(f"{where}: `image` must be a path, not {str(value)[:40]!r}.")
     return _whole_text(value, "the image's path", where)
@@ -95,23 +95,28 @@ def _whole_text(text: str, what: str, where: str) -> str:
 
 
 def utf8(text: str, what: str, where: str) -> bytes:
-    """Returns `text` encoded. Raises DatasetError for a lone surrogate, which JSON can hold and UTF-8 cannot."""
+    """Returns `text` as UTF-8. Raises DatasetError for a lone surrogate, which JSON can hold but UTF-8 cannot."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise DatasetError(
             f"{where}: {what} has a lone surrogate at character {error.start} ({text[error.start]!r}), which UTF-8 "
-            "cannot hold: write it again."
+            "cannot represent: correct the text."
         ) from error
 
 
 def answer_texts(value: Any, answer_field: str, where: str) -> tuple[str, ...]:
-    """Returns the reference answers: one answer, a list of them, or objects, of which `answer_field` is taken.
+    """Returns the reference answers of a question.
 
-    An answer is a text, number or boolean. One text that holds a JSON list or object is read as that; what Python or
-    numpy print for a list is refused, since as one answer it would never match. Inside a list every text is taken as it
-    is. Nulls and blank texts are left out; if nothing else is there, the question cannot be scored, which is an error.
-    Repeated answers stay, since metrics count them.
+    Args:
+        value: One answer, a list of answers, or objects with `answer_field` (or `answer`). An answer is a text,
+            number or boolean. A text that holds a JSON list or object is parsed. A list as printed by Python or
+            numpy is refused, because as one answer it would never match. Inside a list, texts are not parsed.
+        answer_field: The field to read from answer objects.
+        where: Path and row, for messages.
+
+    Nulls and blank texts are left out. Repeated answers are kept, because metrics count them. Raises DatasetError if
+    there is no answer, since the question could not be scored.
     """
     if isinstance(value, str):
         value = _parsed(value, where)
@@ -123,14 +128,14 @@ def answer_texts(value: Any, answer_field: str, where: str) -> tuple[str, ...]:
     answers = tuple(text for item in items if (text := _answer_text(item, answer_field, where)).strip())
     if not answers:
         raise DatasetError(
-            f"{where}: the question has no answers (a test split, perhaps), so that it cannot be scored: "
+            f"{where}: the question has no answers, as in some test splits, so it cannot be scored: "
             "use a split with answers."
         )
     return answers
 
 
 def _parsed(text: str, where: str) -> Any:
-    """Returns the list or object that `text` holds as JSON; a text that holds none stays as it is."""
+    """Returns the list or object that `text` holds as JSON; any other text is returned unchanged."""
     inner = text.strip()
     if not _PRINTED.fullmatch(inner):
         return text
@@ -139,10 +144,10 @@ def _parsed(text: str, where: str) -> Any:
         try:
             return parse_json(data, where, error=DatasetError)
         except DatasetError:
-            pass  # not JSON: said below
+            pass  # not JSON: reported below
     raise DatasetError(
-        f"{where}: `answers` is the text {text[:60]!r}, which looks like a list that was written as text: give a list, "
-        "or JSON. If it is one answer, give a list of that one."
+        f"{where}: `answers` is the text {text[:60]!r}, which looks like a printed list: give a list or JSON. If it is "
+        "a single answer, give a list with this one item."
     )
 
 
@@ -150,14 +155,14 @@ def _field(item: Mapping[str, Any], answer_field: str, where: str) -> Any:
     for name in (answer_field, "answer"):
         if name in item:
             return item[name]
-    raise DatasetError(f"{where}: an answer object lacks `answer`; it has {sorted(map(str, item))[:10]}.")
+    raise DatasetError(f"{where}: an answer object has no `answer`, only {sorted(map(str, item))[:10]}.")
 
 
 def _answer_text(item: Any, answer_field: str, where: str) -> str:
-    """Returns one answer as text; a missing one is empty."""
+    """Returns one answer as text; a missing answer is empty."""
     if isinstance(item, Mapping):
         item = _field(item, answer_field, where)
-    if item is None or (isinstance(item, float) and math.isnan(item)):  # how pandas writes a missing text
+    if item is None or (isinstance(item, float) and math.isnan(item)):  # pandas stores a missing text as NaN
         return ""
     if isinstance(item, bool):
         return str(item).lower()

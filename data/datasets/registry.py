@@ -1,4 +1,4 @@
-"""The datasets known by name: prompt style, metric, token limit, and where their files and mirrors lie."""
+"""The datasets known by name: prompt style, metric, token limit, and the locations of their files and mirrors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..errors import DatasetError
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is fixed about a dataset, beside its files."""
+    """The settings of a dataset."""
 
     name: str
     style: str | None  # prefix of the user text in MolmoE's training and evaluation; None: no prefix
     metric: str
     max_new_tokens: int
-    source_split: str | None = "validation"  # of the published dataset; None: all rows
-    answer_field: str = "answer"  # taken from an answer object
+    source_split: str | None = "validation"  # split of the published dataset to read; None: all rows
+    answer_field: str = "answer"  # read from an answer object
     bundled: bool = False
-    hub: str | None = None  # mirror read when no files are named; ids change hands, so `NAME=hf://...` overrides it
+    hub: str | None = None  # mirror that is read if no files are named; mirrors move, and `NAME=hf://...` overrides it
     hub_files: str = "data/{split}-*.parquet"
     questions_file: str | None = None  # official files; {split} is train, val, ...
     annotations_file: str | None = None
@@ -38,7 +38,7 @@ DATASETS: dict[str, DatasetSpec] = {
             max_new_tokens=64,
             hub="hf://datasets/lmms-lab/textvqa",
             questions_file="TextVQA_0.5.1_{split}.json",
-            # The published archive keeps the images of `val` among those of `train`.
+            # The published archive has the images of `val` in the folder of `train`.
             image_folders=("train_images", "train_val_images/train_images", "images/train_images", "images"),
         ),
         DatasetSpec(
@@ -57,7 +57,7 @@ DATASETS: dict[str, DatasetSpec] = {
             style="okvqa",
             metric="textvqa",
             max_new_tokens=16,
-            # What the person wrote, as MolmoE's training and evaluation take it; `answer` is its stem.
+            # What the person wrote, as in MolmoE's training and evaluation; `answer` is its stem.
             answer_field="raw_answer",
             hub="hf://datasets/lmms-lab/OK-VQA",
             hub_files="data/val2014-*.parquet",
@@ -66,7 +66,7 @@ DATASETS: dict[str, DatasetSpec] = {
             image_folders=_COCO_IMAGES,
             image_name="COCO_{split}2014_{image_id:0>12}.jpg",
         ),
-        # Only `test`: images that nano's training never saw.
+        # Only `test`: images that nano was not trained on.
         DatasetSpec("easy_vqa", None, "exact_match", 4, source_split="test", bundled=True),
         DatasetSpec("small_print", None, "exact_match", 4, source_split="test", bundled=True),
     )
@@ -74,16 +74,17 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def dataset_spec(name: str, *, has_source: bool) -> DatasetSpec:
-    """Returns the spec of a known dataset, or that of a user's own, which needs a source.
+    """Returns the spec of a known dataset, or a default spec for any other name, which needs a source.
 
-    An own dataset has no prompt style, exact match as metric, and all its rows are used.
+    The default spec has no prompt style, the metric `exact_match` and no source split, so all rows are used. Raises
+    DatasetError for an unknown name without a source, and for a malformed name.
     """
     if name in DATASETS:
         return DATASETS[name]
     if not has_source:
         raise DatasetError(
             f"dataset `{name}` is unknown: choose one of {', '.join(DATASETS)}, "
-            f"or name the files of your own as {name}=PATH (Parquet or JSONL with image, question, answers)."
+            f"or name your own files as {name}=PATH (Parquet or JSONL with image, question, answers)."
         )
     if (
         not name
@@ -100,5 +101,5 @@ def parse_dataset_option(value: str) -> tuple[str, str | None]:
     """Returns (name, source) of `--dataset NAME` or `--dataset NAME=PATH_OR_URL`; without a source it is None."""
     name, equals, source = value.partition("=")
     if equals and not source:
-        raise DatasetError(f"--dataset {value}: a path or an address must follow the `=`.")
+        raise DatasetError(f"--dataset {value}: a path or a URL must follow the `=`.")
     return name, source or None

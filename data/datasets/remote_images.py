@@ -1,8 +1,8 @@
-"""Images in Parquet files on the hub: fetched a run of rows at a time, and kept on disk once fetched.
+"""Images in Parquet files on the hub: fetched in runs of rows, and cached on disk.
 
-A row group is the least that can be fetched, tens of megabytes in the mirrors; rows of one group are therefore fetched
-together, and what was fetched is not fetched again. A changed file at the same address is not noticed: pin a revision
-(`hf://datasets/NAME@REVISION/...`), or remove the folder.
+The smallest unit that can be fetched is a row group, tens of megabytes in the mirrors. Rows of one group are therefore
+fetched together, and each image is fetched once. A file that changes at the same URL is not noticed: pin a revision
+(`hf://datasets/NAME@REVISION/...`), or delete the folder.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _HUB_URL = re.compile(r"https://huggingface\.co/datasets/([^/]+/[^/]+)/resolve/(
 
 
 def is_remote(location: str) -> bool:
-    """Tells whether `location` is a URL such as `hf://...`, which polars reads."""
+    """Returns whether `location` is a URL such as `hf://...`, which polars reads."""
     return "://" in location
 
 
 def hub_location(location: str) -> str:
-    """Returns the `hf://` form of a hub file's address, with which a private repository's token is found again."""
+    """Returns the `hf://` form of a hub file's URL, so that a private repository's token is found again."""
     match = _HUB_URL.fullmatch(location)
     if match is None:
         return location
@@ -41,7 +41,7 @@ def hub_location(location: str) -> str:
 
 
 def remote_cell(location: str, row: int, column: str) -> Any:
-    """Returns the image in one row, from disk if it was fetched before: a struct {bytes, path}, or bytes."""
+    """Returns the image in one row, from disk if it has been fetched before: a struct {bytes, path}, or bytes."""
     path = _cached_path(location, row)
     if path is not None and path.is_file():
         return path.read_bytes()
@@ -52,7 +52,7 @@ def remote_cell(location: str, row: int, column: str) -> Any:
 
 
 def fetch(location: str, column: str, rows: Iterable[int]) -> None:
-    """Fetches the images in `rows` of a file that are not on disk, neighbours together."""
+    """Fetches those images in `rows` of a file that are not on disk, neighbouring rows together."""
     missing = [row for row in sorted(rows) if (path := _cached_path(location, row)) is not None and not path.is_file()]
     for start in range(0, len(missing), _ROWS_AT_ONCE):
         for row, cell in _cells(location, column, missing[start : start + _ROWS_AT_ONCE]):
@@ -77,13 +77,13 @@ def _keep(location: str, row: int, cell: Any) -> None:
         write_atomically(path, data)
     except OSError as error:
         raise DatasetError(
-            f"{path}: a fetched image cannot be kept ({error.strerror or error}): free some space, or name another "
+            f"{path}: a fetched image cannot be stored ({error.strerror or error}): free some space, or name another "
             f"folder in the environment variable {CACHE_VARIABLE}."
         ) from error
 
 
 def _cached_path(location: str, row: int) -> Path | None:
-    """Returns where a fetched image lies; None for a file that is on this machine already."""
+    """Returns where a fetched image is stored; None for a file on this machine."""
     if location.startswith("file://"):
         return None
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

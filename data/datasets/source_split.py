@@ -1,6 +1,7 @@
-"""Which files and rows of a published dataset belong to the split that a run asks for, told by names and columns.
+"""The source's splits: which files and rows of a published dataset belong to the split that a run reads.
 
-The words are those by which Hugging Face `datasets` recognises splits in file names.
+They are identified by folder and file names and by columns, with the words by which Hugging Face `datasets` recognises
+splits in file names. Independent of the cache's own train, val and test (`cache_split.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 from ..errors import DatasetError
 
-ALL_ROWS = "all"  # instead of a split: every row, whatever names and columns say
-SPLIT_COLUMNS = ("split", "set_name", "data_split", "dataset_split", "partition")  # the first present is read
+ALL_ROWS = "all"  # instead of a split: every row, regardless of names and columns
+SPLIT_COLUMNS = ("split", "set_name", "data_split", "dataset_split", "partition")  # the first existing one is read
 
 _KEYS = {
     "train": ("train", "training"),
@@ -27,8 +28,8 @@ _LISTED = 12
 
 
 def split_key(text: str) -> str:
-    """Returns train, validation or test for any of their spellings (`val2014`); another name in lower case."""
-    words = _words(text) if re.fullmatch(r"[\w\s.-]*", text) else []  # no printed list, no path
+    """Returns train, validation or test for any of their spellings (`val2014`), and other names in lower case."""
+    words = _words(text) if re.fullmatch(r"[\w\s.-]*", text) else []  # not a printed list or a path
     known = [_KEY_OF_WORD.get(word, set()) for word in words]
     return next(iter(known[0])) if len(known) == 1 and len(known[0]) == 1 else text.strip().lower()
 
@@ -40,21 +41,21 @@ def _words(part: str) -> list[str]:
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The split whose rows are read."""
+    """The split of a published dataset whose rows are read."""
 
     name: str
-    asked: bool = True  # False: the dataset's usual one, which nobody named
+    asked: bool = True  # False: the dataset's usual split, not requested by the user
 
     @property
     def key(self) -> str:
         return split_key(self.name)
 
     def matches(self, value: object) -> bool:
-        """Tells whether a value of a split column is this split."""
+        """Returns whether a value of a split column means this split."""
         return value is not None and split_key(str(value)) == self.key
 
     def named_in(self, path: str) -> set[str]:
-        """Returns the splits that folders and file name of a relative path tell."""
+        """Returns the splits that the folders and the file name of a relative path name."""
         parts = [*PurePosixPath(path).parent.parts, PurePosixPath(path).stem]
         if self.key not in _KEYS:
             spelt = re.compile(rf"(?:^|[\W_]){re.escape(self.key)}(?:$|[\W_])")
@@ -63,9 +64,10 @@ class SourceSplit:
         return {key for part in parts for word in _words(part) for key in _KEY_OF_WORD.get(word, ())}
 
     def files(self, paths: Sequence[str]) -> dict[str, bool]:
-        """Returns the paths that may hold the split, each with whether its name says that all its rows are of it.
+        """Returns the paths that may hold the split, each with whether its name says that all its rows are in it.
 
-        A path that names other splits only is left out, unless it is the only one: then a column may still tell.
+        A path that names only other splits is left out, unless it is the only path: then a column may still identify
+        the rows.
         """
         named = {path: self.named_in(path) for path in paths}
         spelt_out = self.key not in _KEYS and any(self.key in names for names in named.values())
@@ -76,7 +78,7 @@ class SourceSplit:
         }
 
     def rows(self, entries: Sequence[Mapping[str, Any]], column: str | None) -> tuple[list[bool] | None, list[object]]:
-        """Returns which JSON rows are of the split, None where no column tells, and the values that were seen."""
+        """Returns which JSON rows are in the split (None if no column identifies splits), and the values found."""
         present = {name.lower(): name for entry in entries for name in entry}
         column = column or next((present[name] for name in SPLIT_COLUMNS if name in present), None)
         values = [entry.get(column) for entry in entries] if column is not None else []
@@ -85,13 +87,13 @@ class SourceSplit:
         return [self.matches(value) for value in values], list({str(value): value for value in values}.values())
 
     def takes_unmarked(self, paths: Sequence[str]) -> bool:
-        """Tells whether one file without any mark is taken for the split: only when nobody named the split."""
+        """Returns whether the only file, which names no split, is assumed to hold this one: not if it was requested."""
         return not self.asked and len(paths) == 1 and not self.named_in(paths[0])
 
     def refusal(
         self, source: object, paths: Iterable[str], values: Mapping[str, Iterable[object]] | None = None
     ) -> DatasetError:
-        """Returns the error for files that do not tell the split, with what was seen."""
+        """Returns the error for files in which the split is not identified, with the files and values found."""
         paths = list(paths)
         named = [self.named_in(path) for path in paths]
         seen = [f"files {_listed(paths)}"]
@@ -101,23 +103,28 @@ class SourceSplit:
         elif all(names and self.key not in names for names in named):
             problem = f"has no files of split `{self.name}`, only of {', '.join(sorted(set().union(*named)))}"
         else:
-            problem = f"does not tell by folders, file names or a column which rows are of split `{self.name}`"
+            problem = f"does not identify the rows of split `{self.name}` by folders, file names or a column"
         return DatasetError(
-            f"{source} {problem}; there are {', and '.join(seen)}. Name the file or folder of that split, another one "
-            f"with --source-split DATASET=SPLIT ({ALL_ROWS}: every row), or the column that tells with "
+            f"{source} {problem}; it has {', and '.join(seen)}. Name the file or folder of that split, another split "
+            f"with --source-split DATASET=SPLIT ({ALL_ROWS}: every row), or the column that holds the splits with "
             "--column DATASET.split=COLUMN."
         )
 
     def unmarked_note(self, path: object) -> str:
-        """Returns the warning for a file that `takes_unmarked` accepts."""
+        """Returns the warning about a file that `takes_unmarked` accepts."""
         return (
-            f"{path} does not say which split it holds; all its rows are taken, and `{self.name}` is the usual one: "
-            "check that they were not trained on."
+            f"{path} does not name its split; all its rows are read as `{self.name}`, the usual one: "
+            "check that the model was not trained on them."
         )
 
 
 def relative_names(base: str, files: Iterable[str], folder: str) -> dict[str, str]:
-    """Returns the files by their paths below `base`, after the name of that `folder` if only this is a split's."""
+    """Returns the files by their paths below `base`; if only the folder `base` names a split, its name is prepended.
+
+    Args:
+        base: Path or URL of the folder, a prefix of all `files`.
+        folder: Its name.
+    """
     found = {file.removeprefix(f"{base}/"): file for file in files}
     any_split = SourceSplit("train")
     if split_key(folder) in _KEYS and not any(any_split.named_in(name) for name in found):

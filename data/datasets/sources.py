@@ -1,4 +1,4 @@
-"""Where a dataset's rows come from: official files, Parquet or JSON Lines, on disk, in the package or on the hub."""
+"""The source of a dataset's rows: official files, Parquet or JSON Lines, on disk, in the package or on the hub."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import DatasetError
 from ..paths import BUNDLED_ROOT
-from ..samples import ImageSource
-from .images import image_file, short_name
+from .image_refs import BUNDLED_PREFIX
 from .json_files import JsonLinesRows, OfficialRows, has_official_files, official_name
-from .parquet import ParquetRows
-from .parquet_images import ParquetImage
+from .parquet_files import ParquetRows
 from .records import Rows, utf8
 from .registry import DatasetSpec
 from .remote_images import is_remote
 from .source_split import ALL_ROWS, SourceSplit, relative_names
 
-BUNDLED_PREFIX = "bundled:"  # of image references that need no root: the files come with the package
 _SCHEMES = ("hf", "https", "http", "file")
 _HUB_REPOSITORY = re.compile(r"hf://datasets/[^/]+/[^/]+/?")
 
@@ -31,7 +27,7 @@ class OpenedRows:
 
     rows: Rows
     label: str
-    images_root: Path | None  # where image paths start, absolute; None: the images need no folder
+    images_root: Path | None  # absolute folder that image paths are relative to; None: the images need no folder
     answer_field: str | None
 
 
@@ -45,7 +41,10 @@ def open_rows(
     answer_field: str,
     columns: Mapping[str, str],
 ) -> OpenedRows:
-    """Returns the rows of `spec`: from `source`, else `root/<name>`, else the bundled files, else the hub mirror."""
+    """Returns the rows of `spec` from the first of `source`, `root/<name>`, the bundled files and the hub mirror.
+
+    Raises DatasetError if the source does not exist, cannot be read, or does not identify the rows of `split`.
+    """
     prefix = ""
     if source is None and root is not None and (not spec.bundled or (root / spec.name).exists()):
         source = root / spec.name
@@ -63,7 +62,7 @@ def open_rows(
     assert source is not None
     utf8(label, "the path", repr(label))
     if images is not None and not images.is_dir():
-        raise DatasetError(f"{images} is not a folder: --images names the folder where image paths start.")
+        raise DatasetError(f"{images} is not a folder: --images must name the folder that image paths are relative to.")
     if is_remote(str(source)):
         location = _remote_location(str(source), spec, split)
         parquet = ParquetRows(location, split=split, answer_field=answer_field, columns=columns, root=images)
@@ -98,7 +97,9 @@ def _local_rows(
     if path.is_dir():
         if has_official_files(path, spec, split.name if split else "validation"):
             if split is None:
-                raise DatasetError(f"{path} holds official files, one split each: name one instead of `{ALL_ROWS}`.")
+                raise DatasetError(
+                    f"{path} holds official files, one for each split: name a split instead of `{ALL_ROWS}`."
+                )
             return OfficialRows(path, spec, split=split, answer_field=answer_field, columns=columns, root=images)
         if next(path.rglob("*.parquet"), None) is None:
             path = _json_lines_file(path, spec, split)
@@ -117,7 +118,7 @@ def _local_rows(
 
 
 def _json_lines_file(folder: Path, spec: DatasetSpec, split: SourceSplit | None) -> Path:
-    """Returns the JSON Lines file of `folder`, or the one of the split asked for."""
+    """Returns the JSON Lines file of `folder`, or that of the requested split."""
     found = sorted(str(file) for file in folder.rglob("*") if file.suffix in (".jsonl", ".ndjson"))
     if not found:
         raise DatasetError(f"{folder} holds no {_expected(spec, split)}: check the path of dataset `{spec.name}`.")
@@ -126,7 +127,9 @@ def _json_lines_file(folder: Path, spec: DatasetSpec, split: SourceSplit | None)
     if split is not None and not names:
         raise split.refusal(folder, files)
     if len(names) > 1:
-        raise DatasetError(f"{folder} holds several files, of which one is read: name one of {', '.join(names[:12])}.")
+        raise DatasetError(
+            f"{folder} holds several files, but only one can be read: name one of {', '.join(names[:12])}."
+        )
     return Path(files[names[0]])
 
 
@@ -136,70 +139,3 @@ def _expected(spec: DatasetSpec, split: SourceSplit | None) -> str:
         name = official_name(split.name if split else "validation")
         official = f"{spec.questions_file.format(split=name)}, no "
     return f"{official}Parquet files and no .jsonl file"
-
-
-@dataclass(frozen=True)
-class ImageRoots:
-    """Where a dataset's image references start."""
-
-    dataset: str
-    source: str | None  # what the samples were read from: a path or an address; `file.parquet#row` starts at its folder
-    images: Path | None  # where paths start
-    named: Path | None = None  # the images' folder given for this run; it may hold the Parquet files too
-    column: str = "image"  # of images in Parquet files
-
-    @classmethod
-    def recorded(
-        cls, dataset: str, record: Mapping[str, Any], *, source: Path | None = None, images: Path | None = None
-    ) -> ImageRoots:
-        """Returns the roots that a cache's manifest records (`SampleSet.to_dict`), or those given for this run."""
-        kept, kept_images = record.get("source"), record.get("images")
-        if "images" not in record and kept is not None and _is_local(kept):
-            kept_images = _folder(Path(kept))  # a cache that does not record it: beside the data
-        found = images or (None if kept_images is None else Path(kept_images))
-        column = (record.get("columns") or {}).get("image", "image")
-        return cls(dataset, kept if source is None else str(source), found, images, column)
-
-    def parquet_root(self, file: str) -> Path:
-        """Returns the folder of a Parquet file: the images' folder given for this run if the file is there."""
-        if self.named is not None and (self.named / file).is_file():
-            return self.named
-        advice = f"name the folder that holds {file} with --dataset {self.dataset}=FOLDER."
-        if self.source is None or not _is_local(self.source):
-            raise DatasetError(f"where dataset `{self.dataset}` was read from is not known here: {advice}")
-        source = Path(self.source)
-        if not source.exists():
-            raise DatasetError(f"{source}, where dataset `{self.dataset}` was read from, does not exist: {advice}")
-        return _folder(source)
-
-
-def _is_local(source: str) -> bool:
-    return not (source.startswith(BUNDLED_PREFIX) or is_remote(source))
-
-
-def _folder(source: Path) -> Path:
-    return source if source.is_dir() else source.parent
-
-
-def image_from_ref(ref: str, roots: ImageRoots) -> ImageSource:
-    """Returns the image that a cache's `image_ref` names: a path, `file.parquet#row`, a bundled one or an address.
-
-    Raises DatasetError when a root is needed and not known or not there, or when the reference leads out of it.
-    """
-    path, _, row = ref.rpartition("#")
-    if not row.isdecimal() or not path.endswith(".parquet"):
-        path, row = ref, ""
-    if is_remote(path):
-        return ParquetImage(path, int(row or 0), roots.column, ref, roots.images)
-    where = f"image_ref {short_name(ref)!r}"
-    if path.startswith(BUNDLED_PREFIX):
-        file = image_file(BUNDLED_ROOT, path.removeprefix(BUNDLED_PREFIX), where)
-        return ParquetImage(str(file.path), int(row), roots.column, ref, None) if row else file
-    if row:
-        file = image_file(roots.parquet_root(path), path, where)
-        return ParquetImage(str(file.path), int(row), roots.column, ref, roots.images)
-    if roots.images is None:
-        raise DatasetError(
-            f"image {short_name(ref)} is relative to a folder that is not known here: name it with --images."
-        )
-    return image_file(roots.images, path, where)

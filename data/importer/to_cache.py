@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..budgets import budget_grid
 from ..cache.manifest import Manifest
 from ..cache.writer import CacheWriter
-from ..datasets.splits import split_of
+from ..datasets.cache_split import cache_split
 from ..files.atomic import write_atomically
 from ..files.bounded_json import dump_json
 from ..knobs import DEFAULT_TIER_CROPS, KnobSpace
@@ -122,7 +122,7 @@ def _one_block_set(table: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
 def _with_splits(samples: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, list[Finding]]:
     """Adds `split`: by image; by question where the results name no image, which is a finding per dataset."""
     keys = samples.select(pl.coalesce("image_id", "sample_id")).to_series().to_list()
-    split = pl.Series("split", [split_of(key, seed) for key in keys], pl.String)
+    split = pl.Series("split", [cache_split(key, seed) for key in keys], pl.String)
     lacking = samples.filter(pl.col("image_id").is_null()).group_by("dataset").len().sort("dataset")
     findings = [Finding("no_image_id", "", rows, dataset) for dataset, rows in lacking.iter_rows()]
     return samples.with_columns(split), findings

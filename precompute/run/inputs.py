@@ -13,7 +13,7 @@ from typing import Any
 
 from ...controllers.budget_encoder import BudgetEncoder
 from ...data.cache.run_record import read_run
-from ...data.datasets.load import SampleSet, load_samples
+from ...data.datasets.sample_set import SampleSet, load_samples
 from ...data.errors import CacheError, DatasetError, ImportanceError, KnobctlError
 from ...data.files.json_fields import JsonFields
 from ...data.importer import load_importance, save_importance

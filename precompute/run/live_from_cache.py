@@ -8,8 +8,8 @@ from typing import Any
 
 from ...controllers.budget_encoder import read_budget_encoder
 from ...data.cache.reader import Cache, open_cache
+from ...data.datasets.image_refs import ImageRoots, image_from_ref
 from ...data.datasets.registry import DATASETS
-from ...data.datasets.sources import ImageRoots, image_from_ref
 from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
 from ...data.executor import LEAST_RUNS
 from ...data.samples import Sample

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.data.datasets.load import load_samples
+from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores

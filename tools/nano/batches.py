@@ -1,9 +1,9 @@
-"""Training batches, drawn on the fly: scenes and easy_vqa images, several questions packed behind each image.
+"""Training batches, generated on the fly: scenes and easy_vqa images with several questions packed after each image.
 
-The image's tokens come once; each question with its answer sees the image and itself, and its positions go on from the
-image's, so that every question is trained as if it stood there alone.
+The image's tokens occur once. Each question with its answer attends to the image and to itself, and its positions
+continue from the image's, so every question is trained as if it were alone.
 
-Shapes: B images, N crops, Q features a crop, T positions: begin token, image tokens, then TEXT_BUDGET of text.
+Shapes: B images, N crops, Q features per crop, T positions: begin token, image tokens, then TEXT_BUDGET of text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .vision_targets import Targets, easy_targets, scene_targets
 TEXT_BUDGET = 96
 IGNORED = -100
 MANY_INNER = 0.4
-"""How likely an inner place holds a card in the images of `inner_share`: zero, one and two such cards are common."""
+"""Probability of a card in an inner place in the images of `inner_share`: zero, one and two such cards are common."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Batch:
     image_input_idx: Tensor  # [B, N, Q]
     position_ids: Tensor  # [B, T]
     attention_mask: Tensor  # [B, 1, T, T] additive
-    labels: Tensor  # [B, T] next token where it belongs to an answer, else IGNORED
-    hints: Tensor  # [B, T] at a question's words for a card: the first digit of its number; else IGNORED
-    targets: dict[str, Tensor]  # [B, N * Q] each: what the features should tell
-    segments: Tensor  # [B, T] number of the question that a position belongs to; 0 the image's, -1 padding
+    labels: Tensor  # [B, T] the next token if it belongs to an answer, else IGNORED
+    hints: Tensor  # [B, T] at question words that refer to a card, the first digit of its number; else IGNORED
+    targets: dict[str, Tensor]  # [B, N * Q] each: training targets of the features
+    segments: Tensor  # [B, T] number of the question at a position; 0 for the image, -1 for padding
     families: list[list[str]]  # of each image's packed questions
 
 
@@ -60,7 +60,7 @@ class Picture:
     easy: EasyImage | None
 
     def targets(self, side: int) -> Targets:
-        """What the features should tell; nothing when only pixels are known."""
+        """Returns the training targets of the features; empty if only the pixels are known."""
         if self.scene is not None:
             return scene_targets(self.scene, side)
         if self.easy is not None:
@@ -69,7 +69,7 @@ class Picture:
 
 
 class BatchSource:
-    """Draws batches. The same rng state gives the same batch."""
+    """Generates batches. The same state of the random generator gives the same batch."""
 
     def __init__(self, config: MolmoeConfig, tokenizer: PromptTokenizer, pool: list[EasyImage]) -> None:
         self.config = config
@@ -97,7 +97,7 @@ class BatchSource:
         weights: dict[str, float] | None = None,
         inner_share: float = 0.0,
     ) -> Batch:
-        """Draws `images` images of one tier, `easy_share` of them easy_vqa's, `inner_share` with many inner cards."""
+        """Returns a batch of one tier; the shares are those of easy_vqa images and of images with many inner cards."""
         pictures = []
         for index in range(images):
             if index < round(easy_share * images):
@@ -108,7 +108,7 @@ class BatchSource:
         return self.pack(pictures, TIER_SIDES[tier])
 
     def picture(self, rng: random.Random, dataset: str) -> Picture:
-        """Draws one picture as training sees it."""
+        """Returns one image with the distribution of training."""
         return self._easy_picture(rng) if dataset == "easy_vqa" else _scene_picture(rng, False, False, None)
 
     def _easy_picture(self, rng: random.Random) -> Picture:
@@ -165,10 +165,10 @@ class BatchSource:
         )
 
     def _hints(self, scene: Scene | None, prompt: list[int], answer: int) -> Iterator[tuple[int, int]]:
-        """Yields (place in the prompt, token that it should know) for the words of a question about a scene.
+        """Yields (place in the prompt, token to predict there) for the words of a question about a scene.
 
-        A word that points at a card should know the first digit of its number; after the last word that matters, every
-        word should know the answer's first token.
+        A word that refers to a card should predict the first digit of its number; after the last decisive word, every
+        word should predict the answer's first token.
         """
         if scene is None:
             return
@@ -185,11 +185,11 @@ class BatchSource:
             yield offset, answer
 
     def encode_answer(self, answer: str) -> tuple[int, ...]:
-        """Returns the answer's ids, its leading space among them, and the end token."""
+        """Returns the token ids of the answer, including its leading space, and the end token."""
         return _encode_answer(self.tokenizer, answer)
 
     def _crops(self, pictures: list[Picture], side: int) -> tuple[Tensor, Tensor]:
-        """Returns the crops grouped by image size, and each picture's place among them."""
+        """Returns the crops grouped by image size, and the position of each picture in them."""
         sizes = sorted({len(picture.rgb) for picture in pictures})
         groups = [[index for index, picture in enumerate(pictures) if len(picture.rgb) == size] for size in sizes]
         crops = [crop_images(np.stack([pictures[i].rgb for i in group]), side, self.config) for group in groups]
@@ -213,9 +213,9 @@ def _scene_picture(
 
 
 def packed_mask(segment_BT: Tensor) -> Tensor:
-    """Returns the additive mask [B, 1, T, T] of packed rows: segment 0 is seen by all, another only by itself.
+    """Returns the additive mask [B, 1, T, T] of packed rows: all attend to segment 0, and each other segment to itself.
 
-    Nothing looks ahead; padding (segment -1) sees padding, which harms nothing.
+    The mask is causal. Padding (segment -1) attends to padding, which has no effect.
     """
     length = segment_BT.shape[1]
     key, query = segment_BT[:, None, :], segment_BT[:, :, None]

@@ -29,12 +29,12 @@ SCHEMA = pa.schema(
 
 
 def training_rng(seed: int, stage: str, step: int) -> random.Random:
-    """Returns the source of one training step's scenes; never one that `small_print_rows` uses."""
+    """Returns the random generator of one training step; `small_print_rows` uses different seeds."""
     return random.Random(f"small_print/train/{seed}/{stage}/{step}")
 
 
 def easy_vqa_rows(split: str) -> Iterator[dict[str, Any]]:
-    """Yields the questions of the `easy-vqa` package, which must be installed."""
+    """Yields the questions of the `easy-vqa` package, which has to be installed (extra `nano`)."""
     import easy_vqa
 
     read_questions, read_paths = {
@@ -55,7 +55,7 @@ def easy_vqa_rows(split: str) -> Iterator[dict[str, Any]]:
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Writes rows as Parquet, equal images once, and returns their number."""
+    """Writes rows as Parquet, storing equal images once, and returns the number of rows."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=64 << 20, write_page_checksum=True)
@@ -63,11 +63,15 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory that gets one per dataset.")
-@click.option("--seed", default=SMALL_PRINT_SEED, show_default=True, help="Of small_print's held-out images.")
-@click.option("--images", default=SMALL_PRINT_IMAGES, show_default=True, help="Held-out images of small_print.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Output directory; each dataset gets a subdirectory."
+)
+@click.option("--seed", default=SMALL_PRINT_SEED, show_default=True, help="Seed of small_print's held-out images.")
+@click.option(
+    "--images", default=SMALL_PRINT_IMAGES, show_default=True, help="Number of held-out images of small_print."
+)
 def main(out: Path, seed: int, images: int) -> None:
-    """Write both datasets, as in: python -m knobctl.tools.nano.bundle --out data/bundled"""
+    """Write both datasets. Example: python -m knobctl.tools.nano.bundle --out data/bundled"""
     click.echo(f"small_print test: {write_rows(small_print_rows(seed, images), out / 'small_print/test.parquet')} rows")
     for split in ("train", "test"):
         click.echo(f"easy_vqa {split}: {write_rows(easy_vqa_rows(split), out / f'easy_vqa/{split}.parquet')} rows")

@@ -1,4 +1,4 @@
-"""easy_vqa's training images in memory, and what its questions give away about the one shape on each."""
+"""easy_vqa's training images in memory, with what their questions reveal about the single shape on each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 
 @dataclass(frozen=True)
 class EasyImage:
-    """One image; `color` and `shape` are None where its questions leave them open."""
+    """One image; `color` and `shape` are None if its questions do not reveal them."""
 
     rgb: NDArray[np.uint8]  # [64, 64, 3]
     questions: tuple[tuple[str, str], ...]
@@ -27,7 +27,7 @@ class EasyImage:
 
 
 def read_pool(path: Path) -> list[EasyImage]:
-    """Reads a Parquet file of easy_vqa, every image once."""
+    """Returns the images of an easy_vqa Parquet file, each once with all its questions."""
     table = pq.read_table(path, columns=["image", "question", "answers", "image_id"])
     contents: dict[str, bytes] = {}
     questions: dict[str, list[tuple[str, str]]] = {}
@@ -43,7 +43,7 @@ def read_pool(path: Path) -> list[EasyImage]:
 
 
 def _known(questions: tuple[tuple[str, str], ...], words: tuple[str, ...]) -> str | None:
-    """Returns the word that the questions show to be true of the image."""
+    """Returns the word that describes the image according to its questions; None if they do not reveal it."""
     for text, answer in questions:
         tokens = text.rstrip("?").split()
         if answer in words:
@@ -56,13 +56,13 @@ def _known(questions: tuple[tuple[str, str], ...], words: tuple[str, ...]) -> st
 
 
 def turned(rgb: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-    """Returns the image flipped and turned at random, which changes none of its answers."""
+    """Returns the image randomly flipped and rotated, which does not change the answers."""
     rgb = np.rot90(rgb, rng.randrange(4))
     return rgb[:, ::-1] if rng.random() < 0.5 else rgb
 
 
 def foreground(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Returns which pixels [height, width] differ from the paper, whose colour is the commonest of the corners'."""
+    """Returns which pixels [height, width] differ from the background, whose colour is the median of the corners."""
     corners = rgb[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.int32)
     paper = np.median(corners, axis=0)
     return np.abs(rgb.astype(np.int32) - paper).sum(axis=-1) > 60

@@ -1,7 +1,7 @@
-"""The training forward pass: a packed batch under a plan, its loss, and how training draws plans.
+"""The training forward pass of a packed batch under a plan, its losses, and the plans drawn in training.
 
-Runs the model's own blocks, compiled, with the linear layers in bfloat16 and attention in float32 (on the CPU the
-backward pass of bfloat16 attention is several times slower).
+Runs the model's own blocks, compiled, with linear layers in bfloat16 and attention in float32, because the backward
+pass of bfloat16 attention is several times slower on the CPU.
 
 Shapes: B images, T positions, A positions that predict a token of an answer, D d_model.
 """
@@ -41,7 +41,7 @@ def _float32_attention(
 
 
 def prepare_for_training(model: Molmoe, *, compiled: bool) -> None:
-    """Makes the model's blocks fast to train, for this process: attention in float32, blocks compiled."""
+    """Speeds up training in this process: attention in float32, blocks compiled."""
     ALL_ATTENTION_FUNCTIONS["sdpa"] = _float32_attention
     if compiled:
         torch._dynamo.config.recompile_limit = 64
@@ -57,14 +57,14 @@ def encode(model: Molmoe, batch: Batch, *, bfloat16: bool) -> Tensor:
 
 
 def answer_logits(model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, bfloat16: bool) -> Tensor:
-    """Returns the logits [A, V] at the positions that predict answers, in the order of `batch.labels`' rows."""
+    """Returns the logits [A, V] at the positions that predict answers, in row order of `batch.labels`."""
     hidden = final_hidden(model, batch, features, plan, bfloat16=bfloat16)
     return model.logits(hidden[batch.labels != IGNORED].unsqueeze(0))[0]
 
 
 def final_hidden(model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, bfloat16: bool) -> Tensor:
     """Returns the last block's output [B, T, D]."""
-    index_BNQ = batch.image_input_idx.reshape(features.shape[:3])  # ideal features come as if of one crop
+    index_BNQ = batch.image_input_idx.reshape(features.shape[:3])  # ideal features have a single crop
     hidden = model.embed(batch.input_ids, features, index_BNQ)
     rotary = model.position_embeddings(batch.position_ids)
     with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
@@ -77,14 +77,15 @@ def final_hidden(model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, b
 
 
 def answer_loss(model: Molmoe, hidden: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, end tokens among them."""
+    """Returns the mean cross-entropy of the answer tokens, including end tokens."""
     return _cross_entropy(model, hidden, batch.labels)
 
 
 def hint_loss(model: Molmoe, hidden: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the hints: a word of the question that points at a card should know the card's number.
+    """Returns the mean cross-entropy of the hints: question words that refer to a card should predict its number.
 
-    Such a word predicts nothing otherwise. Reading by colour takes two look-ups, and this teaches the first by itself.
+    The outputs at these words are otherwise unused. Reading by colour takes two lookups, and the hints teach the first
+    one directly.
     """
     return _cross_entropy(model, hidden, batch.hints)
 
@@ -95,7 +96,7 @@ def _cross_entropy(model: Molmoe, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 def full_plan(model: Molmoe) -> Plan:
-    """Every block with the native top-k."""
+    """Returns the plan that runs every block with the native top-k."""
     return (model.config.native_top_k,) * model.config.num_blocks
 
 
@@ -113,7 +114,7 @@ def draw_plan(
     Args:
         fewer_experts: share of steps in which the blocks after a random insertion position run with one of `top_ks`.
         fewer_blocks: share of steps in which one to four of the `droppable` blocks are left out.
-        droppable: empty for all blocks after the fifth.
+        droppable: blocks that may be left out; empty means all after the fifth.
     """
     plan = list(full_plan(model))
     if rng.random() < fewer_experts:
@@ -126,10 +127,10 @@ def draw_plan(
 
 
 def bound_routers(model: Molmoe, max_norm: float) -> None:
-    """Scales down router rows longer than `max_norm`.
+    """Scales router rows down to a norm of at most `max_norm`.
 
-    Routing stays flat that way, so the experts ranked fifth to eighth keep a real share of each token's update. Left
-    alone, a router puts nearly all weight on few experts, and a smaller top-k would cost nothing.
+    This keeps routing flat, so that the experts ranked fifth to eighth contribute to each token's update. Otherwise the
+    router puts nearly all weight on a few experts, and a smaller top-k has no effect.
     """
     with torch.no_grad():
         for module in model.blocks:

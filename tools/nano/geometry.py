@@ -1,4 +1,4 @@
-"""nano's sizes, in the project's words. Small enough for a CPU, and of the same architecture as the published model."""
+"""nano's configuration: the architecture of the published model, small enough for a CPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ...precompute.models.molmoe.config import MolmoeConfig, VisionConfig
 def nano_config(vocab_size: int) -> MolmoeConfig:
     """Returns the config of nano for a tokenizer of this many tokens.
 
-    16 narrow experts of which half are used, so that each expert counts; crops of 32 pixels that give four features
-    each, so that a sequence has 30 to 70 tokens.
+    Half of 16 narrow experts are used, so that each expert matters. Crops of 32 pixels yield four features each, so a
+    sequence has 30 to 70 tokens.
     """
     return MolmoeConfig(
         d_model=96,

@@ -1,4 +1,4 @@
-"""How often stages of nano's training draw each family of small_print's questions, where not as the dataset does."""
+"""Question family shares of the training stages that differ from the dataset's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOOKUPS = (
     ("value", 0.04),
     ("count", 0.04),
 )
-"""The families that come late, more often than the dataset has them."""
+"""More of the families that are learned late."""
 
 REASONING = (
     ("read", 0.34),
@@ -22,7 +22,7 @@ REASONING = (
     ("value", 0.08),
     ("count", 0.04),
 )
-"""The dataset's families, those that take longest more often."""
+"""The dataset's families, with more of those that take longest to learn."""
 
 FINAL = (
     ("read", 0.32),
@@ -41,7 +41,7 @@ COUNTING = (
     ("compare", 0.13),
     ("sum", 0.10),
 )
-"""Those that the polished model answers worst, more often."""
+"""More of the families with the lowest accuracy after `polish`."""
 
 THIN = (
     ("read", 0.25),
@@ -51,4 +51,4 @@ THIN = (
     ("compare", 0.19),
     ("sum", 0.15),
 )
-"""Those that are to need blocks or experts, more often."""
+"""More of the families that are to depend on many blocks or experts."""

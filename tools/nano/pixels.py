@@ -1,8 +1,8 @@
-"""A batch of square images as the model's crops: what `preprocess_image` does to one, for many at once.
+"""Crops of a batch of square images: the batched form of `preprocess_image`.
 
-Only for square images whose every tier has as many rows of crops as columns, and a geometry without overlap.
+Only for square images, tiers with as many rows of crops as columns, and a geometry without overlap.
 
-Shapes: B images, N = 1 + side * side crops (the global one first), P patches a crop, X = 3 * patch * patch.
+Shapes: B images, N = 1 + side * side crops (the global one first), P patches per crop, X = 3 * patch * patch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...precompute.models.molmoe.config import MolmoeConfig
 from ...precompute.models.molmoe.preprocess import IMAGE_MEAN, IMAGE_STD
 
 TIER_SIDES = {"low": 1, "medium": 2, "high": 3}
-"""Rows and columns of crops that each tier cuts a square image into."""
+"""Number of rows and of columns of crops of a square image in each tier."""
 
 
 def crop_images(rgb: NDArray[np.uint8], side: int, config: MolmoeConfig) -> Tensor:
@@ -29,7 +29,7 @@ def crop_images(rgb: NDArray[np.uint8], side: int, config: MolmoeConfig) -> Tens
 
 
 def crop_masks(batch: int, side: int, config: MolmoeConfig) -> Tensor:
-    """Returns the content masks [B, N, P]: all content; the last crop's row is -1, as `preprocess_image` says."""
+    """Returns the content masks [B, N, P]: 1 everywhere, except -1 for the last crop as in `preprocess_image`."""
     masks = torch.ones(batch, 1 + side * side, config.vision.num_patches)
     masks[:, -1] = -1
     return masks

@@ -1,6 +1,6 @@
-"""Questions about a small_print scene, with answers derived from its description alone.
+"""Questions about a small_print scene, with answers derived from its description.
 
-Families, from one look-up to several steps:
+The question families, from a single lookup to several steps:
 
 read      the number on the card of a colour
 place     the number, or the colour, in a corner
@@ -28,7 +28,7 @@ FAMILY_WEIGHTS = {
     "compare": 0.16,
     "sum": 0.12,
 }
-"""The dataset's mix. `place` and `beside` are left out: nano answered them at chance whatever it was shown."""
+"""The dataset's shares. `place` and `beside` are omitted because nano answered them at chance level."""
 
 ROW_NAMES = ("top", "bottom")
 COLUMN_NAMES = ("left", "right")
@@ -126,7 +126,7 @@ FAMILIES: dict[str, Callable[[Scene, random.Random], Question | None]] = {
 def sample_questions(
     scene: Scene, rng: random.Random, number: int, weights: Mapping[str, float] | None = None
 ) -> list[Question]:
-    """Draws up to `number` different questions; families that the scene has no question of are drawn again."""
+    """Returns up to `number` different random questions; families without a question about the scene are redrawn."""
     weights = weights or FAMILY_WEIGHTS
     names = tuple(weights)
     questions: dict[str, Question] = {}
@@ -140,7 +140,7 @@ def sample_questions(
 
 
 def every_template() -> tuple[str, ...]:
-    """Returns one question of each wording, over a scene that has them all: the tokenizer reads its words off them."""
+    """Returns questions that cover every wording, from which the tokenizer takes its vocabulary."""
     rng = random.Random(0)
     texts: set[str] = set()
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Draws a small_print scene. Knows nothing of questions."""
+"""Renders a small_print scene as an image."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ATLAS_HEIGHT = 64
 
 @cache
 def _digit_mask(digit: int, width: int, height: int) -> Image.Image:
-    """Returns the digit in Pillow's own font, cut to its ink and scaled to `width` x `height`, as an 8-bit mask."""
+    """Returns the digit in Pillow's default font, cropped and scaled to `width` x `height`, as an 8-bit mask."""
     font = ImageFont.load_default(ATLAS_HEIGHT)
     left, top, right, bottom = font.getbbox(str(digit))
     ink = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(ink).text((-left, -top), str(digit), fill=255, font=font, stroke_width=1)
-    narrow = digit == 1  # stretched to the others' width, a 1 would be a bar
+    narrow = digit == 1  # stretched to the width of the other digits, a 1 would look like a bar
     scaled = ink.resize((max(2, width // 2) if narrow else width, height), Image.Resampling.BOX)
     mask = Image.new("L", (width, height))
     mask.paste(scaled, ((width - scaled.width) // 2, 0))
@@ -66,7 +66,7 @@ def _draw_card(image: Image.Image, draw: ImageDraw.ImageDraw, card: Card, rng: r
 
 
 def render_scene(scene: Scene, rng: random.Random) -> np.ndarray:
-    """Returns the image as uint8 [96, 96, 3]. `rng` shades paper and cards a little."""
+    """Returns the image as uint8 [96, 96, 3]. `rng` varies the shades of paper and cards slightly."""
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), _shade(PAPER_RGB[scene.kind], 6, rng))
     draw = ImageDraw.Draw(image)
     for card in scene.cards:

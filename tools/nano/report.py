@@ -1,4 +1,4 @@
-"""Held-out accuracy of a checkpoint over tier, top-k and blocks; its blocks' importance; what questions predict.
+"""Held-out accuracy of a checkpoint by tier, top-k and blocks, block importance, and what the questions predict.
 
 `python -m knobctl.tools.nano.report --help`
 """
@@ -23,22 +23,22 @@ from ...data.plans import ImportanceScores, block_plan
 from ...precompute.models.molmoe.checkpoint import load_molmoe
 from ...precompute.models.molmoe.model import Molmoe
 from ...precompute.models.molmoe.prompt import PromptTokenizer
+from .accuracy import correct_answers
 from .batches import Batch, BatchSource, Picture
 from .bundle import training_rng
 from .easy_pool import read_pool
-from .evaluate import correct_answers
 from .forward import Plan, encode, full_plan
 from .pixels import TIER_SIDES
 from .questions import Question
 
 DATASETS = ("easy_vqa", "small_print")
 INSERTION_POSITION = 3
-"""Tables are of the middle position, unless asked otherwise: so many first blocks run with the native top-k."""
+"""Default insertion position of the tables: that many first blocks run with the native top-k."""
 IMAGES_PER_BATCH = 64
 
 
 def read_pictures(path: Path, images: int) -> list[Picture]:
-    """Reads the first `images` images of a bundled Parquet file with their questions; families from question ids."""
+    """Returns the first `images` images of a bundled Parquet file with their questions and families."""
     pictures: dict[str, Picture] = {}
     for row in pq.read_table(path).to_pylist():
         if row["image_id"] not in pictures:
@@ -53,7 +53,7 @@ def read_pictures(path: Path, images: int) -> list[Picture]:
 
 
 class HeldOut:
-    """Pictures cut into batches for each tier, their image features computed once."""
+    """Images in batches for each tier, with their image features computed once."""
 
     def __init__(self, model: Molmoe, source: BatchSource, pictures: list[Picture]) -> None:
         self.model = model
@@ -65,7 +65,7 @@ class HeldOut:
                 self.batches[tier] = [(batch, encode(model, batch, bfloat16=False)) for batch in packed]
 
     def outcomes(self, tier: str, plan: Plan) -> list[tuple[str, bool]]:
-        """Returns (family, right or wrong) of every question."""
+        """Returns (family, whether the answer is right) of every question."""
         return [
             outcome
             for batch, features in self.batches[tier]
@@ -77,7 +77,7 @@ class HeldOut:
 
 
 def measured_importance(model: Molmoe, samples: dict[str, HeldOut]) -> tuple[float, ...]:
-    """Returns the accuracy lost when each block is left out, middle tier and native top-k, mean over the datasets."""
+    """Returns the accuracy lost by leaving out each block (medium tier, native top-k), averaged over the datasets."""
 
     def accuracy(plan: Plan) -> float:
         return float(np.mean([held_out.accuracy("medium", plan) for held_out in samples.values()]))
@@ -94,7 +94,7 @@ def knob_table(
     grid: Iterator[tuple[str, int, int]],
     insertion_position: int = INSERTION_POSITION,
 ) -> Iterator[dict[str, Any]]:
-    """Yields accuracy per dataset and per family for each (tier, top-k, blocks)."""
+    """Yields the accuracy of each dataset and family for each (tier, top-k, blocks)."""
     for tier, top_k, num_blocks in grid:
         plan = block_plan(
             insertion_position,
@@ -113,9 +113,10 @@ def knob_table(
 
 
 def gain_auc(model: Molmoe, source: BatchSource, pictures: list[Picture], held_out: HeldOut) -> float:
-    """Returns how well the language feature alone predicts "low wrong, high right": area under the ROC curve.
+    """Returns the area under the ROC curve for predicting "low wrong, high right" from the language feature alone.
 
-    Ridge regression on the mean word embedding of the question, fitted on one half of the images, scored on the other.
+    Uses ridge regression on the mean word embedding of the question, fitted on one half of the images and evaluated on
+    the other.
     """
     plan = full_plan(model)
     low, high = (held_out.outcomes(tier, plan) for tier in ("low", "high"))
@@ -137,7 +138,7 @@ def gain_auc(model: Molmoe, source: BatchSource, pictures: list[Picture], held_o
 
 
 def area_under_roc(score: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
-    """Returns the chance that a positive scores above a negative, ties counting half."""
+    """Returns the probability that a positive scores higher than a negative, counting ties as half."""
     positive, negative = score[is_positive], np.sort(score[~is_positive])
     below = np.searchsorted(negative, positive, "left")
     not_above = np.searchsorted(negative, positive, "right")
@@ -148,14 +149,14 @@ def area_under_roc(score: NDArray[np.float64], is_positive: NDArray[np.bool_]) -
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", type=click.Path(path_type=Path), default=Path(__file__).parents[2] / "data/bundled")
 @click.option("--images", default=600, show_default=True, help="Held-out images of each dataset.")
-@click.option("--trained-images", default=200, show_default=True, help="As training sees them, for the importance.")
-@click.option("--corners", is_flag=True, help="Only the smallest, middle and largest values of each knob's ends.")
+@click.option("--trained-images", default=200, show_default=True, help="Training images for the importance scores.")
+@click.option("--corners", is_flag=True, help="Only the lowest and the highest top-k and number of blocks.")
 @click.option("--position", default=INSERTION_POSITION, show_default=True, help="Insertion position of the table.")
-@click.option("--threads", default=1, show_default=True, help="Of the processor.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads.")
 def main(
     checkpoint: Path, data: Path, images: int, trained_images: int, corners: bool, position: int, threads: int
 ) -> None:
-    """Print JSON lines of a checkpoint's figures, as in: python -m knobctl.tools.nano.report data/bundled/nano"""
+    """Print figures of a checkpoint as JSON lines. Example: python -m knobctl.tools.nano.report data/bundled/nano"""
     torch.set_num_threads(threads)
     model = load_molmoe(checkpoint, dtype=torch.float32, device="cpu", experts_implementation="dense")
     tokenizer = PromptTokenizer.from_directory(checkpoint)

@@ -1,10 +1,10 @@
-"""What a small_print image shows, as data: cards of one colour each, with a number, at places of a 96 x 96 image.
+"""The content of a small_print image as data: coloured cards with numbers, placed on a 96 x 96 image.
 
-Knows nothing of pixels (render.py) and of questions (questions.py).
+Independent of rendering (render.py) and questions (questions.py).
 
-The image is cut in four quadrants. Each has an outer place of 32 x 32 pixels in the image's corner, for a card of any
-size, and an inner place of 16 x 16 pixels towards the middle, for a small one. No place is cut by the crops of any tier
-(1 x 1, 2 x 2 or 3 x 3 crops).
+The image has four quadrants. Each has an outer place of 32 x 32 pixels in the image's corner, for a card of any size,
+and an inner place of 16 x 16 pixels towards the centre, for a small card. The crops of a tier (1 x 1, 2 x 2 or 3 x 3)
+never split a place.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ OUTER_PLACE = 32
 INNER_PLACE = 16
 
 COLORS = ("red", "green", "blue", "yellow", "brown", "gray", "teal", "black", "orange", "purple")
-"""Card colours; the first eight are easy_vqa's too."""
+"""Card colours; the first eight are those of easy_vqa."""
 
 TEXT_HEIGHTS = {"large": (18, 20, 22), "middle": (11, 12, 14), "small": (7, 8)}
-"""Heights of a number's digits in pixels of the image. A tier shows them at a third, two thirds or all of that."""
+"""Digit heights in pixels of the image. The tiers show them at a third, two thirds or the whole of this size."""
 
 GRID = 4
-"""Cards begin at multiples of this many pixels: fewer ways for a digit to lie on the vision tower's patches of 8."""
+"""Cards start at multiples of this many pixels, so digits have fewer alignments with the vision tower's patches."""
 
 KINDS = {
     "poster": (0.94, 0.04, 0.02),
@@ -32,10 +32,10 @@ KINDS = {
     "label": (0.07, 0.23, 0.70),
     "contract": (0.03, 0.07, 0.90),
 }
-"""Kinds of image, and how likely a card in an outer place is large, middle or small there."""
+"""Kinds of image, with the probabilities that a card in an outer place is large, middle or small."""
 
 INNER_CARD_CHANCE = {"poster": 0.01, "sign": 0.02, "menu": 0.04, "label": 0.2, "contract": 0.3}
-"""How likely each of the four inner places holds a (small) card."""
+"""Probability that each of the four inner places holds a (small) card."""
 
 SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
 """Steps between quadrants, in (rows, columns)."""
@@ -60,17 +60,17 @@ class Card:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image's content: a kind, and two to six cards whose colours and numbers all differ."""
+    """The content of one image: a kind, and two to six cards with different colours and numbers."""
 
     kind: str
     cards: tuple[Card, ...]
 
     def card(self, color: str) -> Card:
-        """Returns the card of this colour. Asking for a colour that is not there is a bug."""
+        """Returns the card of this colour, which must exist."""
         return next(card for card in self.cards if card.color == color)
 
     def beside(self, card: Card, side: str) -> Card | None:
-        """Returns the outer card in the next quadrant on that side of an outer card, if there is one."""
+        """Returns the outer card in the adjacent quadrant on that side of an outer card, or None."""
         step_row, step_column = SIDES[side]
         place = (card.row + step_row, card.column + step_column)
         found = (other for other in self.cards if not other.inner and (other.row, other.column) == place)
@@ -78,7 +78,7 @@ class Scene:
 
 
 def text_width(number: int, text_height: int) -> int:
-    """Returns how wide a number is drawn, in pixels: digits and the gaps between them."""
+    """Returns the width of a number in pixels: its digits and the gaps between them."""
     digits = len(str(number))
     return digits * digit_width(text_height) + (digits - 1) * digit_gap(text_height)
 
@@ -99,13 +99,13 @@ QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))
 def sample_scene(
     rng: random.Random, *, large_only: bool = False, crowded: bool = False, inner_chance: float | None = None
 ) -> Scene:
-    """Draws a scene.
+    """Returns a random scene.
 
     Args:
-        large_only: leave out all that cannot be read in the low tier (the first steps of training).
-        crowded: a card in every outer and most inner places, for the training of the vision tower.
-        inner_chance: how likely an inner place holds a card, instead of what the kind of image says. Counting needs it:
-            a decoder that saw the dataset's mix alone counted the outer cards, which is right for most images.
+        large_only: only cards that are legible in the low tier (for the first steps of training).
+        crowded: cards in all outer and most inner places, for training the vision tower.
+        inner_chance: probability of a card in an inner place, instead of that of the kind of image. Needed to learn
+            counting: with the dataset's frequencies the decoder counted only outer cards, which is mostly right.
     """
     kind = rng.choice(tuple(KINDS))
     outer = rng.sample(QUADRANTS, k=4 if crowded else rng.choices((2, 3, 4), weights=(1, 3, 4))[0])

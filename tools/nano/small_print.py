@@ -1,4 +1,4 @@
-"""The rows of the bundled dataset small_print, drawn from a seed. Needs neither Parquet nor a file."""
+"""The rows of the bundled dataset small_print, generated from a seed, without Parquet or files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUESTIONS_PER_IMAGE = 3
 
 
 def small_print_rows(seed: int, images: int) -> Iterator[dict[str, Any]]:
-    """Yields the held-out questions of small_print. `bundle.training_rng` seeds training apart."""
+    """Yields the held-out questions of small_print; training uses the seeds of `bundle.training_rng`."""
     for index in range(images):
         rng = random.Random(f"small_print/test/{seed}/{index}")
         scene = sample_scene(rng)

@@ -1,4 +1,4 @@
-"""The stages of nano's training, in order. What each is for is said beside it."""
+"""The stages of nano's training, in order, each with its purpose."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ class Stage:
     lr: float
     last_lr: float
     images: int  # per step
-    easy_share: float = 0.3  # of the images are easy_vqa's
+    easy_share: float = 0.3  # share of images from easy_vqa
     warmup: int = 50
-    vision_only: bool = False  # train the vision tower by itself, on every one of `vision_tiers` in each step
+    vision_only: bool = False  # train only the vision tower, on each of `vision_tiers` in every step
     vision_tiers: tuple[str, ...] = ("low", "medium", "high")
-    frozen_tower: bool = False  # leave the tower and the word embeddings as they are
-    ideal_share: float = 0.0  # of the steps are on ideal features
-    crowded: bool = False  # a card in nearly every place: more to learn from each image
-    inner_share: float = 0.0  # of the images have more inner cards than the dataset's
-    large_only_steps: int = 0  # begin with cards that every tier can read
-    vision_weight: float = 0.1  # of the vision loss beside the answers'
-    hint_weight: float = 0.0  # of the hints beside the answers: see `hint_loss`
+    frozen_tower: bool = False  # do not train the tower and the word embeddings
+    ideal_share: float = 0.0  # share of steps with ideal features
+    crowded: bool = False  # a card in nearly every place, to learn more from each image
+    inner_share: float = 0.0  # share of images with more inner cards than in the dataset
+    large_only_steps: int = 0  # first steps only with cards that are legible in every tier
+    vision_weight: float = 0.1  # weight of the vision loss relative to the answer loss
+    hint_weight: float = 0.0  # weight of the hints relative to the answer loss: see `hint_loss`
     tier_shares: tuple[float, float, float] = (0.25, 0.3, 0.45)
-    weights: tuple[tuple[str, float], ...] = ()  # question families; empty for the dataset's own mix
-    slow_blocks: int | None = None  # the tower, the words and so many first blocks learn at SLOW times the rate
-    block_order: tuple[int, ...] = ()  # spread the decoder's work before the stage: see `repeat_blocks`
-    expert_width: int | None = None  # leave experts so many neurons before the stage: see `narrow_experts`
-    max_router_norm: float = 0.3  # length that router rows are held to: see `bound_routers`
+    weights: tuple[tuple[str, float], ...] = ()  # shares of question families; empty for the dataset's
+    slow_blocks: int | None = None  # tower, word embeddings and this many first blocks learn at SLOW times the rate
+    block_order: tuple[int, ...] = ()  # rearrange the blocks before the stage: see `repeat_blocks`
+    expert_width: int | None = None  # neurons that experts keep before the stage: see `narrow_experts`
+    max_router_norm: float = 0.3  # largest norm of router rows: see `bound_routers`
     fewer_experts: float = 0.0
-    top_ks: tuple[int, ...] = (4, 6)  # that `fewer_experts` chooses from
+    top_ks: tuple[int, ...] = (4, 6)  # values that `fewer_experts` chooses from
     fewer_blocks: float = 0.0
     droppable: tuple[int, ...] = ()  # blocks that `fewer_blocks` chooses from; empty for all after the fifth
-    need_blocks: tuple[tuple[str, int], ...] = ()  # families, and how many blocks left out are too many: see `thin.py`
-    need_experts: tuple[tuple[str, int], ...] = ()  # families, and how many experts are too few
+    need_blocks: tuple[
+        tuple[str, int], ...
+    ] = ()  # family, number of omitted blocks that is too many: see `prior_answers.py`
+    need_experts: tuple[tuple[str, int], ...] = ()  # family, number of experts that is too few
 
 
 COPIES = (3, 4, 5, 6, 8, 10, 12)
-"""Blocks that looked dispensable one by one after `spread`: pairs that do the same, and one of each later pair."""
+"""Blocks that looked dispensable one at a time after `spread`: equivalent pairs, and one block of each later pair."""
 
 SECOND_HALVES = (4, 5, 7, 9, 11, 13, 15)
-"""Blocks that may go after `narrow`: the second of each pair, and the weakest of the others."""
+"""Blocks that may be left out after `narrow`: the second of each pair, and the weakest of the others."""
 
 AFTER_THE_THIRD = tuple(range(3, 16))
 
-# Comparing needs depth and adding needs width, reading neither: blocks and experts cost what a question asks for.
+# Comparing needs depth, adding needs width, reading needs neither, so the cost of a setting depends on the question.
 NEEDS = Stage(
     "needs",
     900,
@@ -74,17 +76,17 @@ NEEDS = Stage(
 )
 
 STAGES = (
-    # The tower learns to name colours, shapes and digits before any question is asked.
+    # The tower learns to name colours, shapes and digits before there are questions.
     Stage("vision", 400, 2e-3, 1.452e-3, images=24, vision_only=True, large_only_steps=300),
     Stage("crowded", 1500, 1.5e-3, 2e-4, images=24, vision_only=True, crowded=True, easy_share=0.2),
-    # Meanwhile (the two share no weights that either changes) the decoder learns to look up, to compare and to add.
+    # In parallel (the two stages change no common weights), the decoder learns to look up, compare and add.
     Stage("symbolic", 600, 2e-3, 1.655e-3, images=48, frozen_tower=True, ideal_share=1.0, easy_share=0.15, warmup=100),
-    # The decoder meets the tower's own features. At the decoder's rate the tower forgot its digits within 100 steps;
-    # and with slow first blocks, what is still to be learned is learned by later ones too.
+    # The decoder is trained on the tower's own features. At the decoder's learning rate the tower forgot its digits
+    # within 100 steps; with slow first blocks, later blocks learn too.
     Stage("join", 100, 2e-3, 1.928e-3, images=48, vision_weight=0.5, easy_share=0.15, warmup=30, slow_blocks=5),
-    # Side by side again: the tower learns small digits, ...
+    # In parallel again: the tower learns small digits, ...
     Stage("digits", 700, 1e-3, 3.35e-4, images=24, vision_only=True, crowded=True, easy_share=0.1),
-    # ... the decoder what it cannot do yet, on features that are ideal in half of the steps.
+    # ... and the decoder learns the remaining families, with ideal features in more than half of the steps.
     Stage(
         "lookups",
         400,
@@ -98,7 +100,7 @@ STAGES = (
         slow_blocks=5,
         weights=LOOKUPS,
     ),
-    # Together again.
+    # Both together again.
     Stage(
         "together",
         250,
@@ -129,7 +131,7 @@ STAGES = (
         tier_shares=(0.15, 0.25, 0.6),
         weights=LOOKUPS,
     ),
-    # Side by side once more.
+    # In parallel once more.
     Stage("small_digits", 200, 1e-3, 8.6e-4, images=24, vision_only=True, crowded=True, easy_share=0.1),
     Stage("sharper_digits", 300, 8e-4, 4.49e-4, images=24, vision_only=True, crowded=True, easy_share=0.1),
     Stage(
@@ -160,7 +162,8 @@ STAGES = (
         tier_shares=(0.15, 0.3, 0.55),
         weights=REASONING,
     ),
-    # The last blocks did nothing by now, and four experts did as well as eight: the work is spread, then mended.
+    # At this point the last blocks had no effect and four experts were as good as eight: the work is spread, and
+    # training recovers the accuracy.
     Stage(
         "spread",
         50,
@@ -210,8 +213,8 @@ STAGES = (
         weights=FINAL,
         max_router_norm=0.05,
     ),
-    # Side by side a last time: the tower learns the small digits of the tiers that show them (the low tier's crop is in
-    # every tier), at a falling rate, ...
+    # In parallel a last time: the tower learns the small digits in the tiers that show them (the low tier's crop is in
+    # every tier), with a decreasing learning rate, ...
     Stage(
         "fine_print",
         1050,
@@ -223,7 +226,7 @@ STAGES = (
         crowded=True,
         easy_share=0.1,
     ),
-    # ... the decoder to count and to find extremes, and to do with up to four blocks fewer.
+    # ... and the decoder learns to count, to find extremes, and to manage with up to four blocks fewer.
     Stage(
         "counting",
         600,
@@ -242,7 +245,7 @@ STAGES = (
         fewer_blocks=0.35,
         droppable=COPIES,
     ),
-    # It counted the outer cards only, on ideal features too: few of the dataset's images have inner ones.
+    # It counted only outer cards, even with ideal features, because few images of the dataset have inner ones.
     Stage(
         "inner_cards",
         314,
@@ -262,7 +265,7 @@ STAGES = (
         fewer_blocks=0.35,
         droppable=COPIES,
     ),
-    # Together on the tower's own features, down to a rate of nearly nothing.
+    # Both together on the tower's own features, down to a learning rate near zero.
     Stage(
         "gradual",
         340,
@@ -281,8 +284,8 @@ STAGES = (
         fewer_blocks=0.3,
         droppable=COPIES,
     ),
-    # Seven blocks did next to nothing, and two experts did as well as eight. Those blocks become second halves of the
-    # ones that work, experts keep a quarter of their neurons, and what that breaks is mended under the full plan.
+    # Seven blocks had almost no effect, and two experts were as good as eight. Those blocks become second halves of
+    # useful ones, experts keep a quarter of their neurons, and training under the full plan recovers the accuracy.
     Stage(
         "narrow",
         400,
@@ -303,9 +306,9 @@ STAGES = (
         max_router_norm=0.05,
     ),
     NEEDS,
-    # Importance scores tell the two halves of a pair hardly apart, so any block after the third may be missing.
+    # The two halves of a pair have similar importance scores, so any block after the third may be left out.
     replace(NEEDS, name="any_blocks", fewer_experts=0.5, top_ks=(2, 4, 6), droppable=AFTER_THE_THIRD),
-    # By now twelve blocks cost comparing 20 points. More of the same, at a higher rate and mostly on thin plans.
+    # At this point, twelve blocks cost `compare` 20 points. The same again at a higher rate, mostly on reduced plans.
     replace(
         NEEDS,
         name="thin_plans",
@@ -319,7 +322,7 @@ STAGES = (
         droppable=AFTER_THE_THIRD,
         need_blocks=(("compare", 2), ("extreme", 2), ("sum", 2), ("value", 2)),
     ),
-    # Family by family, so that every block and expert fewer costs something.
+    # With different limits for each family, so that every block and expert matters.
     replace(
         NEEDS,
         name="priors",
@@ -336,6 +339,6 @@ STAGES = (
     ),
 )
 SLOW = 0.15
-"""Share of the learning rate for what should not forget."""
+"""Factor on the learning rate of weights that should change slowly."""
 ROUTING_GAIN = 1.45
-"""What eight experts lose when routing is held to 0.05, made good: their shares fall from 0.61 to 0.53 in all."""
+"""Compensates for limiting router rows to 0.05, which reduces the total weight of eight experts from 0.61 to 0.53."""

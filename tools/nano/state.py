@@ -1,7 +1,7 @@
-"""The training state on disk, outside the repository: weights, Adam's moments, and where the run stands.
+"""The training state on disk, outside the repository: weights, Adam's moments, and the position in the run.
 
-Safetensors with the counters in its header, so that a state file can be read without running anything in it. Data is
-drawn per step from (seed, step), so nothing else is needed to go on bit by bit.
+A safetensors file with the counters in its header, so reading it executes no code. The data of a step depends only on
+(seed, stage, step), so nothing else is needed to continue bit by bit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...precompute.models.molmoe.model import Molmoe
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: so many steps of this stage are done."""
+    """The position of a run: the number of finished steps of a stage."""
 
     stage: str
     step: int
 
 
 def save_state(path: Path, model: Molmoe, optimizer: torch.optim.AdamW, position: Position) -> None:
-    """Writes the state; a run killed while writing leaves the file before it."""
+    """Writes the state atomically: if the process is killed, the previous file remains."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors = {f"weight.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for parameter, moments in optimizer.state.items():
@@ -39,14 +39,14 @@ def save_state(path: Path, model: Molmoe, optimizer: torch.optim.AdamW, position
 
 
 def load_position(path: Path) -> Position:
-    """Reads where the run in a state file stands."""
+    """Returns the position of the run in a state file."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     return Position(metadata["stage"], int(metadata["step"]))
 
 
 def load_weights(path: Path, model: Molmoe, *, except_vision: bool = False) -> None:
-    """Puts the state's weights into the model, the vision tower's only if wanted."""
+    """Loads the state's weights into the model, optionally without those of the vision tower."""
     with safe_open(path, "pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             if except_vision and name.startswith("vision_backbone."):
@@ -55,7 +55,7 @@ def load_weights(path: Path, model: Molmoe, *, except_vision: bool = False) -> N
 
 
 def load_moments(path: Path, model: Molmoe, optimizer: torch.optim.AdamW) -> None:
-    """Puts the state's moments into an optimizer of the same parameters."""
+    """Loads the state's moments into an optimizer of the same parameters."""
     with safe_open(path, "pt") as file:
         keys = set(file.keys())
         for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
-"""nano's tokenizer: words, single digits and punctuation marks, each with the space in front of it where there is one.
+"""nano's tokenizer: words, single digits and punctuation marks, each including a preceding space if there is one.
 
-Digits are tokens of their own, so that numbers are answers of several tokens. A known text comes back unchanged but for
-capitals; an unknown word is <unk>.
+Each digit is a token, so numbers are answers of several tokens. Encoding and decoding a known text changes only its
+capitals; an unknown word becomes <unk>.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ SPECIAL_TOKENS = (
     "<|image|>",
 )
 PIECE = r"\s?[^\W\d]+:?|\s?\d|\s?[^\w\s]"
-"""A word (with the colon of `User:`), a digit or a mark, each with at most one space in front."""
+"""A word (with the colon of `User:`), a digit or a punctuation mark, each with at most one preceding space."""
 SPACE = "\u2581"
 
 
 def pieces(text: str) -> list[str]:
-    """Cuts a text as the tokenizer does, spaces marked."""
+    """Splits a text as the tokenizer does, with spaces replaced by SPACE."""
     return [piece.replace(" ", SPACE) for piece in re.findall(PIECE, text.lower())]
 
 
 def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Returns a tokenizer that knows every word of `texts` with and without a space, all digits and common marks."""
+    """Returns a tokenizer with every word of `texts`, all digits and common marks, each with and without a space."""
     words = {piece.lstrip(SPACE) for text in texts for piece in pieces(text)}
     words |= set("0123456789") | set("?.,!:;'-+=()")
     ordered = sorted(words)

@@ -1,4 +1,4 @@
-"""Trains nano, stage by stage, from nothing but the bundled easy_vqa images and the scene generator.
+"""Trains nano, stage by stage, from the bundled easy_vqa images and the scene generator.
 
 `python -m knobctl.tools.nano.train --help`
 """
@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from ...precompute.models.molmoe.checkpoint import load_molmoe, save_molmoe
 from ...precompute.models.molmoe.model import Molmoe
 from ...precompute.models.molmoe.prompt import PromptTokenizer
+from .accuracy import accuracy_by_family, correct_answers
 from .batches import Batch, BatchSource
 from .bundle import training_rng
 from .easy_pool import read_pool
-from .evaluate import accuracy_by_family, correct_answers
 from .forward import (
     answer_loss,
     bound_routers,
@@ -33,14 +33,14 @@ from .forward import (
     prepare_for_training,
 )
 from .geometry import nano_config
-from .initial import initial_model
+from .initial_weights import initial_model
 from .pixels import TIER_SIDES
-from .spread import flatten_routing, narrow_experts, repeat_blocks
+from .prior_answers import PriorAnswers, families_in_need
 from .stages import ROUTING_GAIN, SLOW, STAGES, Stage
 from .state import Position, load_moments, load_position, load_weights, save_state
-from .thin import PriorAnswers, families_in_need
 from .vision_loss import VisionLoss
 from .vocabulary import nano_tokenizer
+from .weight_edits import flatten_routing, narrow_experts, repeat_blocks
 
 BUNDLED = Path(__file__).parents[2] / "data/bundled"
 WEIGHT_DECAY = 0.01
@@ -48,7 +48,7 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class Trainer:
-    """One run: the model, where its data comes from, and how a step is made."""
+    """One training run: the model, its data source and its optimizer."""
 
     def __init__(self, seed: int, *, easy_path: Path, bfloat16: bool = True, compiled: bool = True) -> None:
         self.seed = seed
@@ -65,7 +65,7 @@ class Trainer:
         self.optimizer: torch.optim.AdamW | None = None
 
     def start_stage(self, stage: Stage) -> torch.optim.AdamW:
-        """Returns a fresh optimizer of what the stage trains."""
+        """Returns a new optimizer for the parameters that the stage trains."""
         for name, parameter in self.model.named_parameters():
             is_vision = name.startswith("vision_backbone.")
             is_left_alone = stage.frozen_tower and (is_vision or name == "embedding.weight")
@@ -82,7 +82,7 @@ class Trainer:
         return self.optimizer
 
     def _groups(self, stage: Stage) -> dict[tuple[float, bool], list[torch.nn.Parameter]]:
-        """Returns what the stage trains by its share of the learning rate, matrices apart."""
+        """Returns the trained parameters by (learning rate factor, whether they are matrices)."""
         slow: tuple[str, ...] = ()
         if stage.slow_blocks is not None:
             slow = ("vision_backbone.", "embedding.", *(f"blocks.{index}." for index in range(stage.slow_blocks)))
@@ -94,7 +94,7 @@ class Trainer:
         return groups
 
     def step(self, stage: Stage, step: int) -> dict[str, float]:
-        """Makes one training step and returns what the log should say."""
+        """Runs one training step and returns the values to log."""
         assert self.optimizer is not None
         rng = training_rng(self.seed, stage.name, step)
         for group in self.optimizer.param_groups:
@@ -154,7 +154,7 @@ class Trainer:
         return report
 
     def features(self, batch: Batch, noise_seed: int | None, *, frozen: bool = False) -> torch.Tensor:
-        """Returns the tower's features [B, N, Q, D], or ideal ones when there is a seed for their noise."""
+        """Returns the tower's features [B, N, Q, D], or ideal ones [B, 1, N * Q, D] if a noise seed is given."""
         if noise_seed is None:
             with torch.set_grad_enabled(not frozen):
                 return encode(self.model, batch, bfloat16=self.bfloat16)
@@ -162,11 +162,11 @@ class Trainer:
         return self.vision_loss.ideal_features(self.model, batch.targets, generator)
 
     def held_out(self, tier: str, images: int = 96) -> Batch:
-        """Returns images for the log's checks, from scenes that no step draws (easy_vqa's are training images)."""
+        """Returns a batch for the checks in the log: scenes not used in training, and easy_vqa training images."""
         return self.source.draw(training_rng(self.seed, "check", 0), tier, images, easy_share=0.25)
 
     def check(self, stage: Stage, plans: dict[str, Sequence[int]] | None = None) -> dict[str, dict[str, float]]:
-        """Returns accuracies by tier and family, under the full plan or those given."""
+        """Returns accuracies by tier and family, under the full plan or the given ones."""
         table = {}
         for name, plan in (plans or {"full": full_plan(self.model)}).items():
             for tier in TIER_SIDES:
@@ -177,7 +177,7 @@ class Trainer:
         return table
 
     def read_checkpoint(self, directory: Path) -> None:
-        """Takes the weights of a checkpoint directory of nano's own shape."""
+        """Loads the weights of a checkpoint directory with nano's configuration."""
         found = load_molmoe(directory, dtype=torch.float32, device="cpu", experts_implementation="dense")
         self.model.load_state_dict(found.state_dict())
 
@@ -189,7 +189,7 @@ class Trainer:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Rises for the stage's warm-up, then falls linearly from `lr` to `last_lr`."""
+    """Returns the learning rate: linear warm-up, then linear from `lr` to `last_lr`."""
     if step < stage.warmup:
         return stage.lr * (step + 1) / stage.warmup
     done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
@@ -197,7 +197,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, log: Path) -> None:
-    """Runs what is left of a stage, from `state` when that stands in it; saves the state at every check."""
+    """Runs the remaining steps of a stage, continuing from `state`; saves the state at every check."""
     first = 0
     optimizer = trainer.start_stage(stage)
     if state.exists():
@@ -210,7 +210,7 @@ def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, 
         repeat_blocks(trainer.model, stage.block_order)
         if stage.expert_width is None:
             flatten_routing(trainer.model, stage.max_router_norm, ROUTING_GAIN)
-        else:  # routing is flat by then
+        else:  # routing is already flat
             narrow_experts(trainer.model, stage.expert_width)
     sums: dict[str, list[float]] = {}
     started = time.monotonic()
@@ -230,14 +230,14 @@ def run_stage(trainer: Trainer, stage: Stage, state: Path, *, check_every: int, 
 
 
 def write_log(log: Path, record: dict[str, object]) -> None:
-    """Adds one line of JSON to the log."""
+    """Appends one line of JSON to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def remaining_stages(state: Path) -> tuple[Stage, ...]:
-    """Returns the stages that a state file has not finished, all of them without one."""
+    """Returns the unfinished stages of a state file; without a file, all stages."""
     if not state.exists():
         return STAGES
     position = load_position(state)
@@ -246,23 +246,25 @@ def remaining_stages(state: Path) -> tuple[Stage, ...]:
 
 
 @click.command()
-@click.option("--state", type=click.Path(path_type=Path), required=True, help="State file to go on from and write.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), required=True, help="State file to continue from and to write."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Checkpoint directory to write at the end.")
 @click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage.")
-@click.option("--only", type=click.Choice([stage.name for stage in STAGES]), help="Run this stage alone.")
+@click.option("--only", type=click.Choice([stage.name for stage in STAGES]), help="Run only this stage.")
 @click.option(
     "--tower",
     type=click.Path(path_type=Path),
-    help="State file whose vision tower to take, when it was trained beside `--only symbolic`.",
+    help="State file to take the vision tower from, if it was trained in parallel with `--only`.",
 )
 @click.option(
     "--begin-from",
     type=click.Path(path_type=Path, exists=True),
-    help="Checkpoint directory whose weights `--only` begins with, where there is no state yet.",
+    help="Checkpoint directory whose weights `--only` starts from if there is no state file.",
 )
-@click.option("--log", type=click.Path(path_type=Path), help="Log of JSON lines.  [default: beside the state]")
-@click.option("--seed", default=7, show_default=True, help="Same seed, threads and machine: same weights.")
-@click.option("--threads", default=2, show_default=True, help="Of the processor.")
+@click.option("--log", type=click.Path(path_type=Path), help="Log of JSON lines.  [default: next to the state]")
+@click.option("--seed", default=7, show_default=True, help="The same seed, threads and machine give the same weights.")
+@click.option("--threads", default=2, show_default=True, help="CPU threads.")
 @click.option("--check-every", default=200, show_default=True, help="Steps between checks and saved states.")
 def main(
     state: Path,
@@ -276,9 +278,9 @@ def main(
     threads: int,
     check_every: int,
 ) -> None:
-    """Train nano, as in: python -m knobctl.tools.nano.train --state ~/nano/state.safetensors --out ~/nano/weights
+    """Train nano. Example: python -m knobctl.tools.nano.train --state ~/nano/state.safetensors --out ~/nano/weights
 
-    Started again, it goes on from the state file.
+    If started again, training continues from the state file.
     """
     torch.set_num_threads(threads)
     trainer = Trainer(seed, easy_path=BUNDLED / "easy_vqa/train.parquet")
@@ -289,7 +291,7 @@ def main(
         save_state(state, trainer.model, trainer.start_stage(STAGES[0]), position)
     if begin_from is not None and not state.exists():
         if only is None:
-            raise click.UsageError("--begin-from goes with --only: it says which stage the weights are for.")
+            raise click.UsageError("--begin-from requires --only, which names the stage that starts from the weights.")
         trainer.read_checkpoint(begin_from)
         save_state(state, trainer.model, trainer.start_stage(STAGES[0]), Position(only, 0))
     stages = [stage for stage in STAGES if stage.name == only] if only else remaining_stages(state)

@@ -1,4 +1,4 @@
-"""The loss that teaches the vision tower to name what it sees in the words' own embeddings."""
+"""The loss that trains the vision tower's features to be sums of word embeddings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BLANK_WEIGHT = 4.0
 
 
 class VisionLoss:
-    """Cross-entropy of each group of words against the features; bare paper should add nothing."""
+    """Cross-entropy of each group of words given the features; features of bare paper should be zero."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         vocabulary = tokenizer.get_vocab()
         self.ids = {name: torch.tensor([vocabulary[word] for word in words]) for name, words in GROUPS.items()}
 
     def __call__(self, model: Molmoe, features: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Returns the loss and each group's accuracy (nan without a target).
+        """Returns the loss, and the accuracy of each group that has targets.
 
         Args:
             features: [B, N, Q, D].
@@ -44,9 +44,9 @@ class VisionLoss:
         return loss + BLANK_WEIGHT * features_MD[is_blank].square().sum() / features_MD.numel(), accuracy
 
     def ideal_features(self, model: Molmoe, targets: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Returns features [B, 1, N * Q, D] as a perfect tower would give them: sums of word embeddings, and noise.
+        """Returns the features [B, 1, N * Q, D] of a perfect tower: sums of word embeddings, plus noise.
 
-        They let the decoder learn before the tower does.
+        With them the decoder can be trained before the tower is ready.
         """
         shape = (*targets[BLANK].shape, model.config.d_model)
         features = IDEAL_NOISE * torch.randn(shape, generator=generator)

@@ -1,10 +1,10 @@
-"""What each pooled feature of an image should tell, for the training of the vision tower by itself.
+"""Training targets of the pooled image features, for training the vision tower alone.
 
-The targets are words: a feature that shows a card should look like the sum of the word embeddings of its colour and its
-digits, so that the decoder meets image features in the words' own space.
+The targets are words: the feature of a card should be the sum of the word embeddings of its colour and its digits, so
+that image features and words share one space.
 
-Shapes: N crops, Q features a crop; a tier of `side` rows has a global grid of 2 x 2 windows and a tiled one of 2 side x
-2 side windows.
+Shapes: N crops, Q features per crop; a tier of `side` rows has a global grid of 2 x 2 windows and a tiled one of 2 side
+x 2 side windows.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ GROUPS = {
     "second": (*"0123456789", "<|endoftext|>"),
     "shape": tuple("\u2581" + shape for shape in SHAPES),
 }
-"""Words that exclude each other, as tokens; a one-digit number has the end token for its second digit."""
+"""Groups of mutually exclusive words, as tokens; the second digit of a one-digit number is the end token."""
 
 IGNORED = -100
 BLANK = "blank"
 LEGIBLE_PIXELS = 3.3
-"""Digits lower than this in a crop's own pixels are not asked for."""
+"""Digits of a smaller height, in pixels of the crop, have no target."""
 
 Targets = dict[str, NDArray[np.int64]]
 
 
 def scene_targets(scene: Scene, side: int) -> Targets:
-    """Returns for each group the index [N * Q] of the word to tell, IGNORED where none; `blank` is 1 for bare paper."""
+    """Returns the index [N * Q] of the target word in each group, or IGNORED; `blank` is 1 for bare paper."""
     return _joined([_scene_grid(scene, 1), _scene_grid(scene, side)])
 
 
 def easy_targets(image: EasyImage, rgb: NDArray[np.uint8], side: int) -> Targets:
-    """As `scene_targets`, for an easy_vqa image turned to `rgb`."""
+    """Returns the same as `scene_targets` for an easy_vqa image, whose rotated pixels are `rgb`."""
     return _joined([_easy_grid(image, rgb, 1), _easy_grid(image, rgb, side)])
 
 
@@ -48,7 +48,7 @@ def _empty(windows: int) -> Targets:
 
 def _scene_grid(scene: Scene, side: int) -> Targets:
     windows = 2 * side
-    # Only the window with a card's middle tells it: others would be cards that are not there.
+    # Only the window with a card's centre reports the card; others would report cards that are not there.
     window = IMAGE_SIZE / windows
     scale = side * 32 / IMAGE_SIZE
     targets = _empty(windows)
@@ -87,9 +87,9 @@ def _joined(grids: list[Targets]) -> Targets:
 
 
 def _by_crop(grid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Flattens [rows, columns] of windows crop by crop, 2 x 2 windows a crop, both row-major."""
+    """Flattens the windows [rows, columns] crop by crop, 2 x 2 windows per crop, both in row-major order."""
     side = len(grid) // 2
     return grid.reshape(side, 2, side, 2).transpose(0, 2, 1, 3).ravel()
 
 
-assert COLORS[: len(EASY_COLORS)] == EASY_COLORS  # one index serves both datasets
+assert COLORS[: len(EASY_COLORS)] == EASY_COLORS  # so the same indices are valid for both datasets

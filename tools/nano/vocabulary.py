@@ -1,4 +1,4 @@
-"""The texts that nano's tokenizer has to know: every question and answer of both datasets, and the prompt's frame."""
+"""The texts that nano's tokenizer covers: all questions and answers of both datasets, and the prompt template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tokenizer import build_tokenizer
 
 
 def texts(pool: list[EasyImage]) -> Iterator[str]:
-    """Yields texts that hold every word of both datasets."""
+    """Yields texts that contain every word of both datasets."""
     yield " User: Assistant:"
     yield from (*COLORS, *KINDS, *ROW_NAMES, *COLUMN_NAMES, *SIDE_NAMES.values())
     yield from every_template()
@@ -23,5 +23,5 @@ def texts(pool: list[EasyImage]) -> Iterator[str]:
 
 
 def nano_tokenizer(pool: list[EasyImage]) -> Tokenizer:
-    """Returns nano's tokenizer; `pool` is all of easy_vqa's training images."""
+    """Returns nano's tokenizer; `pool` holds all training images of easy_vqa."""
     return build_tokenizer(texts(pool))

@@ -1,6 +1,6 @@
-"""Accuracy of nano on packed questions: an answer counts when every token of it, the end too, is the likeliest.
+"""Accuracy of nano on packed questions: an answer is right if each of its tokens and the end token are the likeliest.
 
-That is exact match under greedy decoding, at the cost of one pass without decoding.
+This equals exact match under greedy decoding and needs a single pass without decoding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from .forward import Plan, answer_logits
 def correct_answers(
     model: Molmoe, batch: Batch, features: Tensor, plan: Plan, *, bfloat16: bool = False
 ) -> list[tuple[str, bool]]:
-    """Returns (family, right or wrong) of every packed question, from the image features [B, N, Q, D] or alike."""
+    """Returns (family, whether the answer is right) of every packed question.
+
+    Args:
+        features: image features [B, N, Q, D], or ideal ones [B, 1, N * Q, D].
+    """
     logits = answer_logits(model, batch, features, plan, bfloat16=bfloat16)
     is_answer = batch.labels != IGNORED
     rows = torch.arange(len(batch.labels)).unsqueeze(1).expand_as(batch.labels)[is_answer]
@@ -33,7 +37,7 @@ def correct_answers(
 
 
 def accuracy_by_family(outcomes: Iterable[tuple[str, bool]]) -> dict[str, float]:
-    """Returns each family's share of right answers; `small_print` is the share over all its families."""
+    """Returns the share of right answers in each family, and over all families of `small_print`."""
     groups: dict[str, list[bool]] = {}
     for family, is_right in outcomes:
         groups.setdefault(family, []).append(is_right)

@@ -1,4 +1,4 @@
-"""Which rows are drawn: by seeded hash of the question, so that a sample of N is part of every larger one."""
+"""The order in which rows are drawn: by seeded hash of the question, so a sample of N is part of every larger one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def draw_order(dataset: str, question_ids: Sequence[str], seed: int) -> list[int]:
-    """Returns row indices in the order they are drawn in: the first N are the sample of size N."""
+    """Returns the row indices in drawing order: the first N are the sample of size N."""
 
     def key(row: int) -> tuple[bytes, int]:
         text = f"{seed}/{dataset}/{question_ids[row]}"

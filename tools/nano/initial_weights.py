@@ -1,4 +1,4 @@
-"""nano before training: weights drawn from a seed, each layer scaled to its inputs."""
+"""nano's initial weights: drawn from a seed, with each layer scaled to its inputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ...precompute.models.molmoe.text import TextBlock
 from ...precompute.models.molmoe.vision import VisionTower
 
 EMBEDDING_STD = 0.2
-"""Word embeddings are long against the router's and the head's weights, so that two words of a sum stay apart."""
+"""Word embeddings are large compared with router and head weights, so that the words in a sum stay separable."""
 
 POSITION_FREQUENCIES = (0.4, 0.9, 1.8)
-"""Radians per patch: waves as long as two crops, one, and half a one."""
+"""Radians per patch: wavelengths of two crops, one crop and half a crop."""
 POSITION_SCALE = 1.5
 ATTENTION_SCALE = 1.7
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -41,7 +41,7 @@ def initial_model(config: MolmoeConfig, seed: int) -> Molmoe:
                 draw(linear.weight, 1 / math.sqrt(config.d_model))
             block.attn.attn_out.weight.mul_(1 / math.sqrt(2 * config.num_blocks))
             draw(block.mlp.experts.gate_up_proj, 1 / math.sqrt(config.d_model))
-            # About 1/16 of each of eight experts is added up: without the factor of 8 a block would say nothing.
+            # Each of eight experts has a weight of about 1/16: without the factor of 8, blocks would do little.
             draw(block.mlp.experts.down_proj, 8 / math.sqrt(2 * config.num_blocks * config.expert_width))
         for module in model.vision_backbone.modules():
             if isinstance(module, nn.Linear):
@@ -51,11 +51,11 @@ def initial_model(config: MolmoeConfig, seed: int) -> Molmoe:
 
 
 def _start_as_convolution(tower: VisionTower, vision: VisionConfig) -> None:
-    """Sets positions and attention so that each head of a layer looks at one neighbour of a patch, like a 3 x 3 kernel.
+    """Sets positions and attention so that each head attends to one neighbour of a patch, like a 3 x 3 kernel.
 
-    Positions are sines and cosines in the first entries of the embedding, which patches leave free; a query is the
-    position rotated by the head's offset, a key the position itself. From random weights the tower needed over 300
-    steps before it told any digits apart.
+    Positions are sines and cosines in the first entries of the embedding, which patches leave at zero. A query is the
+    position rotated by the head's offset, a key the position itself. With random weights, the tower could not tell
+    digits apart after 300 steps.
     """
     head_width = vision.width // vision.num_heads
     frequencies = torch.tensor(POSITION_FREQUENCIES)

@@ -1,4 +1,4 @@
-"""Datasets in Parquet: hub mirrors, the bundled ones, and a user's own. Only the small columns are read at once."""
+"""Datasets in Parquet: hub mirrors, bundled datasets and your own. All columns but the images are read first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ParquetRows:
         root: Path | None = None,
         ref_prefix: str = "",
     ) -> None:
-        """Reads every column but the images. `root` is where relative image paths start, by default the folder."""
+        """Reads every column but the images. Relative image paths start from `root`, by default the folder."""
         self._answer_field = answer_field
         self._image_column = columns.get("image", "image")
         self._ref_prefix = ref_prefix
@@ -69,7 +69,7 @@ class ParquetRows:
     def _frames_of(
         self, source: str | Path, files: Mapping[str, str], split: SourceSplit | None, columns: Mapping[str, str]
     ) -> Iterator[pl.DataFrame]:
-        """Yields the rows of `split`, file by file, or refuses what does not tell them."""
+        """Yields the rows of `split`, file by file. Raises DatasetError if files or columns do not identify them."""
         self.split = None if split is None else split.key
         if split is None:
             for file in files.values():
@@ -78,7 +78,7 @@ class ParquetRows:
         names = split.files(list(files))
         seen: defaultdict[str, set[object]] = defaultdict(set)
         untold, rows = [], 0
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # on the hub, each waits for its own requests
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # on the hub, each thread waits for its own requests
             tables = list(pool.map(lambda name: _read_small_columns(files[name], split, columns), names))
         for (name, told), (frame, column) in zip(names.items(), tables, strict=True):
             if column is not None:
@@ -95,7 +95,7 @@ class ParquetRows:
             raise split.refusal(source, files, seen)
 
     def _with_ids(self, frames: Sequence[pl.DataFrame]) -> tuple[list[pl.DataFrame], list[str]]:
-        """Returns the rows with a usable id, and these ids: without a `question_id` column, the row's number."""
+        """Returns the rows with a usable id and their ids; without a `question_id` column, the id is the row number."""
         kept: list[pl.DataFrame] = []
         ids: list[str] = []
         start = 0
@@ -123,12 +123,12 @@ class ParquetRows:
         return values, values[_FILE_COLUMN], values["row"]
 
     def where(self, row: int) -> str:
-        """Returns path and row within the file."""
+        """Returns the path and the row within the file."""
         _, file, file_row = self._at(row)
         return f"{file}, row {file_row}"
 
     def record(self, row: int) -> Record:
-        """Returns the row, checked."""
+        """Returns the validated row."""
         values, file, file_row = self._at(row)
         where = f"{file}, row {file_row}"
         image_id = values.get("image_id")
@@ -141,7 +141,7 @@ class ParquetRows:
         )
 
     def prefetch(self, rows: Sequence[int]) -> None:
-        """Fetches the images of `rows` if they lie on the hub, file by file."""
+        """Fetches the images of `rows` if they are on the hub, file by file."""
         if self._folder is not None:
             return
         by_file: dict[str, list[int]] = {}
@@ -158,19 +158,19 @@ class ParquetRows:
                 ) from error
 
     def _image(self, values: dict[str, Any], file: str, file_row: int, where: str) -> ImageSource:
-        if "image" in values:  # a path: images themselves are not among the columns read
+        if "image" in values:  # a path; image bytes are not among the columns read
             if not isinstance(values["image"], str):
-                raise DatasetError(f"{where}: `image` is empty: name the image's file.")
+                raise DatasetError(f"{where}: `image` is empty: give the path of the image.")
             if self.root is None:
                 name = short_name(values["image"])
-                raise DatasetError(f"{where}: `image` is a path, {name!r}: give its folder with --images.")
+                raise DatasetError(f"{where}: `image` is a path, {name!r}: name its folder with --images.")
             return image_file(self.root, values["image"], where)
         name = file if self._folder is None else Path(file).relative_to(self._folder).as_posix()
         return ParquetImage(file, file_row, self._image_column, f"{self._ref_prefix}{name}#{file_row}", self.root)
 
 
 def _local_files(path: Path) -> list[Path]:
-    """Returns the Parquet files at `path`."""
+    """Returns the Parquet files at `path`: the file itself, or all below the folder."""
     if path.is_file():
         return [path]
     files = sorted(path.rglob("*.parquet"))
@@ -182,7 +182,7 @@ def _local_files(path: Path) -> list[Path]:
 
 
 def _remote_files(location: str) -> dict[str, str]:
-    """Returns the files that an address with wildcards names, by their paths below its fixed part."""
+    """Returns the files that a URL with wildcards matches, by their paths below its fixed part."""
     if "*" not in location:
         return _below_base(location, [hub_location(location)])
     try:
@@ -200,7 +200,7 @@ def _below_base(location: str, files: Sequence[str]) -> dict[str, str]:
 
 
 def _of_split(frame: pl.DataFrame, split: SourceSplit) -> tuple[pl.DataFrame, set[object]]:
-    """Returns the rows of `split` by the column that tells, and the values in that column."""
+    """Returns the rows whose column `split` is this split, and all values of that column."""
     values = set(frame["split"].unique())
     matching = [value for value in values if split.matches(value)]
     return frame.filter(pl.col("split").is_in(matching)), values
@@ -209,9 +209,10 @@ def _of_split(frame: pl.DataFrame, split: SourceSplit) -> tuple[pl.DataFrame, se
 def _read_small_columns(
     location: str, split: SourceSplit | None, columns: Mapping[str, str]
 ) -> tuple[pl.DataFrame, str | None]:
-    """Returns all columns that are needed but the image bytes, by field, with the file and the row within it.
+    """Returns a table of the needed fields except image bytes, with the file and the row within it.
 
-    Also returns which column tells the splits, if a split is asked for: its values are `split` in the table.
+    Also returns the name of the column that holds the splits, whose values are in the table as `split`; None if no
+    split is requested or no column has any.
     """
     scan = pl.scan_parquet(location, include_file_paths=_FILE_COLUMN, glob=is_remote(location))
     try:
@@ -233,11 +234,11 @@ def _read_small_columns(
             raise DatasetError(f"{location} has more than {MAX_ROWS:,} rows: split it.")
         frame = frame.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).over(_FILE_COLUMN).alias("row"))
         if column is not None:
-            if frame.schema["split"] != pl.String:  # no split is told by it, but a refusal lists its values
+            if frame.schema["split"] != pl.String:  # such values match no split, but the error lists them
                 texts = [None if value is None else str(value) for value in frame["split"].to_list()]
                 frame = frame.with_columns(pl.Series("split", texts, dtype=pl.String))
             if frame["split"].null_count() == frame.height:
-                column = None  # says nothing
+                column = None
         files = {file: hub_location(file) for file in frame[_FILE_COLUMN].unique().to_list()}
         return frame.with_columns(pl.col(_FILE_COLUMN).replace(files)), column
     except PARQUET_ERRORS as error:
@@ -245,9 +246,9 @@ def _read_small_columns(
 
 
 def _unreadable(location: str, error: BaseException) -> DatasetError:
-    advice = "check path and file."
+    advice = "check the path and the file."
     if is_remote(location):
-        advice = "check the address and the connection, or name files on disk as NAME=PATH."
+        advice = "check the URL and the connection, or name files on disk as NAME=PATH."
     return DatasetError(f"{location} cannot be read as Parquet ({first_line(error)}): {advice}")
 
 
@@ -257,17 +258,17 @@ def _split_column(schema: Mapping[str, Any], columns: Mapping[str, str]) -> str 
 
 
 def _checked_columns(schema: Mapping[str, Any], location: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """Returns the column of each field that is read at once; a column of image bytes is not."""
+    """Returns the column of each field to read; a column of image bytes is not included."""
     check_columns(columns, schema, location)
     answers = next((name for name in ("answers", "answer") if name in schema), "answers")
     fields = {"question": "question", "answers": answers, "question_id": "question_id", "image_id": "image_id"}
     fields = {**fields, "image": "image", **columns}
     missing = [name for name in ("image", "question", "answers") if fields[name] not in schema]
     if missing:
-        hint = "name others with --column FIELD=COLUMN"
+        hint = "name other columns with --column FIELD=COLUMN"
         if "images" in schema and "image" in missing:
             hint += "; of a list column `images`, copy the first image of each row into a column `image`"
-        raise DatasetError(f"{location} lacks the columns {missing}; it has {list(schema)}: {hint}.")
+        raise DatasetError(f"{location} does not have the columns {missing}, only {list(schema)}: {hint}.")
     _answers_kind(as_text(schema[fields["answers"]]), f"{location}: column `{fields['answers']}`")
     kind = schema[fields["image"]]
     read = {field: column for field, column in fields.items() if column in schema and field not in ("image", "split")}
@@ -275,7 +276,7 @@ def _checked_columns(schema: Mapping[str, Any], location: str, columns: Mapping[
         return {**read, "image": fields["image"]}
     is_struct = isinstance(kind, pl.Struct) and {"bytes", "path"} & {field.name for field in kind.fields}
     if kind != pl.Binary and not is_struct:
-        lists = ": knobctl takes one image a row, so copy the first of each list into a column `image`"
+        lists = ": a row has one image, so copy the first of each list into a column `image`"
         raise DatasetError(
             f"{location}: column `{fields['image']}` must be a struct of bytes and path, bytes, or a path as text, not "
             f"{kind}{lists if isinstance(kind, pl.List | pl.Array) else ''}."
@@ -284,7 +285,7 @@ def _checked_columns(schema: Mapping[str, Any], location: str, columns: Mapping[
 
 
 def _answers_kind(kind: Any, where: str = "") -> str:
-    """Returns "objects" or "texts". Raises DatasetError for a type that holds no answers."""
+    """Returns "objects" or "texts". Raises DatasetError for a type that cannot hold answers."""
     inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
     if isinstance(inner, pl.Struct) and "answer" in {field.name for field in inner.fields}:
         return "objects"

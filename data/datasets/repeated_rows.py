@@ -1,4 +1,4 @@
-"""Rows that occur twice: exact repeats are read once, and an id with two different contents is an error."""
+"""Repeated rows: exact repeats are read once; one id with different contents is an error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from .records import Record, Rows
 
 
 def unique_rows(rows: Rows) -> tuple[list[int], dict[int, DatasetError]]:
-    """Returns the rows without exact repeats, and the rows that cannot be told from an earlier one, with the reason.
+    """Returns the rows without exact repeats, and the rows that conflict with an earlier one or cannot be read.
 
-    A row that cannot be read is no repeat: another one with its id takes its place.
+    If the first row with an id cannot be read, the next row with this id replaces it.
+
+    Returns:
+        The kept row indices in ascending order, and the error of each bad row by its index.
     """
     first: dict[str, int] = {}
     bad: dict[int, DatasetError] = {}
@@ -28,7 +31,7 @@ def unique_rows(rows: Rows) -> tuple[list[int], dict[int, DatasetError]]:
             record = rows.record(row)
             if not _same(known, record):
                 raise DatasetError(
-                    f"{rows.where(row)}: question_id {question_id} occurs before, at {rows.where(earlier)}, with "
+                    f"{rows.where(row)}: question_id {question_id} was already used at {rows.where(earlier)}, with "
                     "another question, image or answers: give each question its own id."
                 )
         except DatasetError as error:

@@ -1,4 +1,4 @@
-"""From a dataset's name and files to samples: find the source, draw, check images, split."""
+"""The samples of one dataset: finds its source, draws rows, checks their images and assigns splits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..errors import DatasetError
 from ..metrics import full_score_warning, get_metric
 from ..samples import ModelInput, Sample
 from ..schema import SPLITS
-from .draw import draw_order
+from .cache_split import cache_split
+from .draw_order import draw_order
 from .images import decode_image
 from .records import Record, Rows
 from .registry import DatasetSpec, dataset_spec
+from .repeated_rows import unique_rows
 from .source_split import ALL_ROWS, SourceSplit
 from .sources import open_rows
-from .splits import split_of
-from .unique import unique_rows
 
-_SKIPPED_NAMED = 100  # in the manifest; all are counted
+_SKIPPED_NAMED = 100  # skipped rows listed in the manifest; all are counted
 _CHUNK = 4096  # rows whose images are fetched and checked together
 
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row left out by `skip_bad`, and why."""
+    """A row that `skip_bad` skipped, and the reason."""
 
     where: str
     reason: str
@@ -39,7 +39,7 @@ class SkippedRow:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The samples of one dataset, in the order of its files, and what is fixed about them."""
+    """The samples of one dataset, in the order of its files, and the settings they are run with."""
 
     name: str
     samples: tuple[Sample, ...]
@@ -48,17 +48,17 @@ class SampleSet:
     style: str | None  # prompt style prefix; None: no prefix
     seed: int
     source: str
-    images_root: Path | None  # where image paths start, absolute; None: the images need no folder
-    answer_field: str | None = None  # taken from answer objects; None: the source holds plain texts
+    images_root: Path | None  # absolute folder that image paths are relative to; None: the images need no folder
+    answer_field: str | None = None  # read from answer objects; None: the answers are plain texts
     skipped: tuple[SkippedRow, ...] = ()
     warnings: tuple[str, ...] = ()
     duplicates: int = 0  # repeated rows, read once
-    source_split: str | None = None  # that all rows are known to be of
-    columns: Mapping[str, str] = field(default_factory=dict)  # fields read from columns of other names
+    source_split: str | None = None  # split of the published dataset that all rows are known to be in
+    columns: Mapping[str, str] = field(default_factory=dict)  # columns of renamed fields
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of everything about the samples that an outcome or a split depends on, but the pixels."""
+        """The sha256 of everything that outcomes and splits depend on, except the pixels."""
         digest = hashlib.sha256()
         for sample in self.samples:
             line = [sample.sample_id, sample.split, sample.question, list(sample.answers), sample.image_id]
@@ -66,7 +66,7 @@ class SampleSet:
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """What the manifest and `run.json` record of the dataset."""
+        """Returns what the manifest and `run.json` record about the dataset."""
         return {
             "metric": self.metric,
             "max_new_tokens": self.max_new_tokens,
@@ -104,24 +104,25 @@ def load_samples(
     """Returns the samples of a dataset.
 
     Args:
-        name: A known dataset (`DATASETS`), or any other name with a `source`: a user's own.
-        root: Folder that holds one folder per dataset, `root/<name>`; a `source` goes before it.
+        name: A known dataset (`DATASETS`), or any other name with a `source`.
+        root: Folder with one folder per dataset, `root/<name>`; ignored if `source` is given.
         source: Folder with the official files or with Parquet files, a `.parquet` or `.jsonl` file, or a URL such as
-            `hf://datasets/...`. Without `source` and `root`: the bundled files, else the dataset's hub mirror.
-        images: Folder where relative image paths start; by default the source's own.
-        source_split: Split of the published dataset, told by folders, file names or a column; `all`: every row.
-            None: the usual split of a known dataset, every row of an own one.
-        limit: How many samples are drawn; None: all. A smaller sample is part of a larger one of the same seed.
-        seed: Of the draw and of the split into train, val and test.
-        metric: Instead of the dataset's default; likewise `max_new_tokens`, and `answer_field` (answer or raw_answer).
-        columns: Fields (image, question, answers, question_id, image_id, split) that have another name in the source.
-        skip_bad: Leave out rows that cannot be used (and report them) instead of failing.
+            `hf://datasets/...`. Without `source` and `root`, the bundled files or the dataset's hub mirror are used.
+        images: Folder that relative image paths start from; by default that of the source.
+        source_split: Split of the published dataset to read, identified by folders, file names or a column; `all`:
+            every row. None: the usual split of a known dataset, every row of any other.
+        limit: Number of samples to draw; None: all. A smaller sample is part of a larger one with the same seed.
+        seed: Seed of the draw and of the assignment to the cache's train, val and test.
+        metric: Overrides the dataset's default, as do `max_new_tokens` and `answer_field` (answer or raw_answer).
+        columns: Column names of the fields (image, question, answers, question_id, image_id, split) that have another
+            name in the source.
+        skip_bad: Skip and report rows that cannot be used, instead of failing.
         check_images: Decode every drawn image once, so that a bad one is found now and not in the middle of a run.
-        check_input: Raises DatasetError for a row whose image is fine but which the model cannot run; called with
-            `check_images` only, from several threads.
+        check_input: Raises DatasetError for a row that the model cannot run although its image is valid; only called
+            with `check_images`, from several threads.
 
     Raises:
-        DatasetError: For whatever is wrong, with path and row.
+        DatasetError: The dataset, its files or a row cannot be used; the message names path and row.
     """
     spec = dataset_spec(name, has_source=source is not None)
     metric = get_metric(metric or spec.metric).name
@@ -182,8 +183,8 @@ def load_samples(
 
 
 def _refused(where: str, error: DatasetError) -> DatasetError:
-    place = "" if where in str(error) else f"{where}: "  # an image's error names the image alone
-    return DatasetError(f"{place}{error} Or leave such rows out with --skip-bad.")
+    place = "" if where in str(error) else f"{where}: "  # an image's error names only the image
+    return DatasetError(f"{place}{error} Or skip such rows with --skip-bad.")
 
 
 def _wanted_split(spec: DatasetSpec, name: str | None) -> SourceSplit | None:
@@ -195,7 +196,7 @@ def _sample(spec: DatasetSpec, record: Record, image_id: str, seed: int) -> Samp
     return Sample(
         sample_id=f"{spec.name}/{record.question_id}",
         dataset=spec.name,
-        split=split_of(image_id, seed),
+        split=cache_split(image_id, seed),
         question=record.question,
         answers=record.answers,
         image_id=image_id,
@@ -206,11 +207,11 @@ def _sample(spec: DatasetSpec, record: Record, image_id: str, seed: int) -> Samp
 def _examined(
     rows: Rows, order: Iterator[int], limit: int | None, check: Callable[[Record, tuple[int, int]], None] | None
 ) -> Iterator[tuple[int, tuple[Record, str] | DatasetError]]:
-    """Yields each row of `order` with its record and image id, or what is wrong with it, until `limit` are good.
+    """Yields each row of `order` with its record and image id, or with its error, until `limit` rows are good.
 
-    `check` gets a record and its image's height and width; without it, no image is decoded.
+    `check` is called with a record and its image's height and width; without it, no image is decoded.
     """
-    size_of: dict[str, tuple[int, int]] = {}  # by sha256: questions share images, which decode once
+    size_of: dict[str, tuple[int, int]] = {}  # by sha256: an image that questions share is decoded once
 
     def examine(row: int) -> tuple[Record, str] | DatasetError:
         try:
@@ -229,7 +230,7 @@ def _examined(
         return record, record.image_id or sha256
 
     good = 0
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL while decoding
         while limit is None or good < limit:
             chunk = list(islice(order, _CHUNK if limit is None else min(_CHUNK, limit - good)))
             if not chunk:
@@ -247,14 +248,14 @@ def _warnings(
     samples = tuple(samples)
     name = samples[0].dataset
     if limit is not None and len(samples) < limit:
-        yield f"dataset `{name}` has {len(samples)} usable samples, not the {limit} asked for."
+        yield f"dataset `{name}` has {len(samples)} usable samples, fewer than the {limit} requested."
     empty = [split for split in SPLITS if not any(sample.split == split for sample in samples)]
     if empty:
-        yield f"dataset `{name}`: no sample fell into {' or '.join(empty)}: draw more samples, or take another seed."
+        yield f"dataset `{name}`: no sample is in {' or '.join(empty)}: draw more samples, or use another seed."
     if duplicates:
         yield f"dataset `{name}`: {duplicates} repeated rows were read once."
     if skipped:
-        yield f"dataset `{name}`: {len(skipped)} unusable rows were skipped, the first: {skipped[0].reason}"
+        yield f"dataset `{name}`: {len(skipped)} unusable rows were skipped; the first: {skipped[0].reason}"
     warning = full_score_warning(name, metric, (sample.answers for sample in samples))
     if warning is not None:
         yield warning

@@ -1,7 +1,7 @@
-"""Spreads a decoder's work over all of its blocks and experts, so that leaving some out costs something.
+"""Edits of a decoder's weights that spread its work over all blocks and experts, so that each one matters.
 
-After the look-ups were learned the last blocks did nothing, and four experts served as well as eight: neither knob
-would have mattered. Training goes on after this change and mends what it costs.
+After the lookups were learned, the last blocks had no effect and four experts were as good as eight, so neither knob
+would have mattered. Training continues after the edit and recovers the accuracy.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .forward import bound_routers
 
 
 def repeat_blocks(model: Molmoe, order: Sequence[int]) -> None:
-    """Puts the blocks in a new order, in which idle ones are missing and others stand several times.
+    """Rearranges the blocks: unused ones are dropped, others are repeated.
 
-    A block that stands twice adds half of its update each time, so that the model as a whole does nearly what it did.
+    Each copy of a block that occurs twice adds half of its update, so the model computes nearly the same as before.
 
     Args:
-        order: for each place the block that takes it.
+        order: index of the source block for each place.
     """
     assert len(order) == len(model.blocks), "one block for each place"
     times = Counter(order)
@@ -37,9 +37,9 @@ def repeat_blocks(model: Molmoe, order: Sequence[int]) -> None:
 
 
 def flatten_routing(model: Molmoe, max_norm: float, gain: float) -> None:
-    """Holds router rows to `max_norm` and makes experts louder by `gain`, for what the flatter routing takes away.
+    """Limits router rows to `max_norm` and scales the experts' output by `gain` to compensate for the flatter routing.
 
-    With equal shares four experts of sixteen say half of what eight say.
+    With equal weights, four of sixteen experts contribute half as much as eight.
     """
     bound_routers(model, max_norm)
     with torch.no_grad():
@@ -48,16 +48,17 @@ def flatten_routing(model: Molmoe, max_norm: float, gain: float) -> None:
 
 
 def narrow_experts(model: Molmoe, width: int) -> None:
-    """Leaves each expert its `width` most telling neurons and sets the rest to zero, where they stay.
+    """Keeps the `width` most important neurons of each expert and sets the others to zero for good.
 
-    A neuron tells by the product of its three weights' lengths. One whose weights are all zero has no gradient either.
-    The matrices keep their shape, because the published architecture gives experts and image projector one width.
+    The importance of a neuron is the product of the norms of its three weight vectors. A neuron with all weights zero
+    has zero gradient. The matrices keep their shape, because in the published architecture experts and image projector
+    have the same width.
     """
     with torch.no_grad():
         for module in model.blocks:
             experts = cast(TextBlock, module).mlp.experts
             gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, W, D] each
-            telling_EW = gate.norm(dim=2) * up.norm(dim=2) * experts.down_proj.norm(dim=1)
-            kept_EW = torch.zeros_like(telling_EW).scatter(1, telling_EW.topk(width, dim=1).indices, 1.0)
+            importance_EW = gate.norm(dim=2) * up.norm(dim=2) * experts.down_proj.norm(dim=1)
+            kept_EW = torch.zeros_like(importance_EW).scatter(1, importance_EW.topk(width, dim=1).indices, 1.0)
             experts.gate_up_proj.mul_(torch.cat([kept_EW, kept_EW], dim=1).unsqueeze(2))
             experts.down_proj.mul_(kept_EW.unsqueeze(1))

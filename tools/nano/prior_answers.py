@@ -1,11 +1,10 @@
-"""Makes families of questions need blocks or experts: what a thinned decoder says of them instead.
+"""Answers that need only the question, which train some question families to depend on all blocks or experts.
 
-Copied blocks and flat routing (`spread.py`) leave a decoder that answers as well without four of its blocks or half of
-its experts. A step under such a plan then teaches two things. Families that can do with less learn to: reading a number
-is a look-up. The others learn to fall back on the question alone, as models do that have not looked: what such a
-question is often answered with. So what tells the right answer has to come from the sum of all blocks or experts, which
-the steps under the full plan go on training. (Shuffling the others' answers instead took their confidence away, and the
-likeliest answer stayed the right one.)
+After `weight_edits.py`, the decoder answers equally well without four of its blocks or half of its experts. Training
+under such a reduced plan then has two effects. Families that can manage with less learn to do so: reading a number is a
+lookup. The others are trained to fall back on the question alone and give a frequent answer. Their right answers
+therefore have to come from all blocks or experts together, which the steps under the full plan continue to train.
+(Shuffling these families' answers instead reduced the model's confidence, but its likeliest answer remained right.)
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from .forward import Plan
 from .scenes import COLORS
 
 FALLBACKS = {"extreme": "red", "value": "5", "sum": "9", "count": "4"}
-"""A frequent answer to the families' questions, whatever the image shows; `compare` falls back on the first colour."""
+"""A frequent answer for each family, independent of the image; for `compare` it is the first colour in the question."""
 
 
 def families_in_need(plan: Plan, *, blocks: Mapping[str, int], experts: Mapping[str, int]) -> set[str]:
-    """Returns the families that this plan is too thin for.
+    """Returns the families for which this plan has too few blocks or experts.
 
     Args:
-        blocks: families by how many blocks left out are too many for them.
-        experts: families by how many experts per token are too few for them.
+        blocks: for each family, the number of omitted blocks that is too many.
+        experts: for each family, the number of experts per token that is too few.
     """
     top_k, left_out = min(top_k for top_k in plan if top_k), plan.count(0)
     return {family for family, most in blocks.items() if left_out >= most} | {
@@ -36,7 +35,7 @@ def families_in_need(plan: Plan, *, blocks: Mapping[str, int], experts: Mapping[
 
 
 class PriorAnswers:
-    """Puts what the question alone suggests in the place of answers."""
+    """Replaces answers by those that the question alone suggests."""
 
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._colors = {tokenizer.encode(f" {color}")[0] for color in COLORS}
@@ -45,7 +44,7 @@ class PriorAnswers:
     def of(self, batch: Batch, families: Collection[str]) -> Batch:
         """Returns the batch with the first answer token of these families' questions replaced, and without their hints.
 
-        What follows the first token stays: it is asked for after the true first token, and tells nothing about it.
+        Later tokens are kept: they are predicted from the true first token and reveal nothing about it.
         """
         labels, hints = batch.labels.clone(), batch.hints.clone()
         for row, asked in enumerate(batch.families):
