@@ -124,7 +124,7 @@ def kinds_of_holes(made: GeneratedCache) -> dict[str, tuple[NDArray[np.bool_], N
 @click.option("--structure", "structures", multiple=True, type=click.Choice(list(STRUCTURES)), default=["linear"])
 @click.option("--baseline", "baselines", multiple=True, type=click.Choice(BASELINES), default=["table"])
 def main(train: int, test: int, draws: int, structures: tuple[str, ...], baselines: tuple[str, ...]) -> None:
-    """Print test rewards of the complete cache and of each way of filling holes (difference: knobctl - plain mean)."""
+    """Print test rewards of the complete cache and of each way of filling; `difference`: knobctl minus plain mean."""
     torch.set_num_threads(1)
     header = ("structure", "baseline", "missing", "complete", *WAYS, "difference")
     click.echo(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")

@@ -191,7 +191,7 @@ class JsonLinesRows:
             return [entry for entry, match in zip(entries, matching, strict=True) if match]
         if split.files([name])[name]:
             return entries
-        if not split.takes_unmarked([name]):
+        if not split.accepts_unmarked([name]):
             raise split.refusal(self._path, [name])
         self.split = None
         self.notes.append(split.unmarked_note(self._path))

@@ -77,21 +77,21 @@ class ParquetRows:
             return
         names = split.files(list(files))
         seen: defaultdict[str, set[object]] = defaultdict(set)
-        untold, rows = [], 0
+        unidentified, rows = [], 0
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # on the hub, each thread waits for its own requests
             tables = list(pool.map(lambda name: _read_small_columns(files[name], split, columns), names))
-        for (name, told), (frame, column) in zip(names.items(), tables, strict=True):
+        for (name, is_named), (frame, column) in zip(names.items(), tables, strict=True):
             if column is not None:
                 frame, values = _of_split(frame, split)
                 seen[column] |= values
-            elif not told and split.takes_unmarked(list(files)):
+            elif not is_named and split.accepts_unmarked(list(files)):
                 self.split = None
                 self.notes.append(split.unmarked_note(files[name]))
-            elif not told:
-                untold.append(name)
+            elif not is_named:
+                unidentified.append(name)
             rows += frame.height
             yield frame
-        if untold or not rows:
+        if unidentified or not rows:
             raise split.refusal(source, files, seen)
 
     def _with_ids(self, frames: Sequence[pl.DataFrame]) -> tuple[list[pl.DataFrame], list[str]]:

@@ -189,7 +189,7 @@ def _refused(where: str, error: DatasetError) -> DatasetError:
 
 def _wanted_split(spec: DatasetSpec, name: str | None) -> SourceSplit | None:
     wanted = name or spec.source_split
-    return None if wanted is None or wanted.lower() == ALL_ROWS else SourceSplit(wanted, asked=name is not None)
+    return None if wanted is None or wanted.lower() == ALL_ROWS else SourceSplit(wanted, requested=name is not None)
 
 
 def _sample(spec: DatasetSpec, record: Record, image_id: str, seed: int) -> Sample:

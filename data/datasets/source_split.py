@@ -44,7 +44,7 @@ class SourceSplit:
     """The split of a published dataset whose rows are read."""
 
     name: str
-    asked: bool = True  # False: the dataset's usual split, not requested by the user
+    requested: bool = True  # False: the dataset's usual split, not requested by the user
 
     @property
     def key(self) -> str:
@@ -86,9 +86,9 @@ class SourceSplit:
             return None, []
         return [self.matches(value) for value in values], list({str(value): value for value in values}.values())
 
-    def takes_unmarked(self, paths: Sequence[str]) -> bool:
+    def accepts_unmarked(self, paths: Sequence[str]) -> bool:
         """Returns whether the only file, which names no split, is assumed to hold this one: not if it was requested."""
-        return not self.asked and len(paths) == 1 and not self.named_in(paths[0])
+        return not self.requested and len(paths) == 1 and not self.named_in(paths[0])
 
     def refusal(
         self, source: object, paths: Iterable[str], values: Mapping[str, Iterable[object]] | None = None
@@ -111,7 +111,7 @@ class SourceSplit:
         )
 
     def unmarked_note(self, path: object) -> str:
-        """Returns the warning about a file that `takes_unmarked` accepts."""
+        """Returns the warning about a file that `accepts_unmarked` accepts."""
         return (
             f"{path} does not name its split; all its rows are read as `{self.name}`, the usual one: "
             "check that the model was not trained on them."
