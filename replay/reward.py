@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..data.knobs import KnobSpace
+
+if TYPE_CHECKING:  # the command line reads RewardWeights without loading torch
+    from torch import Tensor
 
 SIGMOID_SLOPE = 10.0  # how sharply the soft penalty rises where latency meets the budget
 
@@ -31,6 +32,8 @@ def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
 
     The mean of three shares: the tier's mean crops of the highest tier's, top-k of the native top-k, blocks run of all.
     """
+    import torch
+
     crops = dict(zip(space.tiers, space.mean_crops, strict=True))
     most = max(space.mean_crops)
     shares = [(crops[s.tier] / most, s.top_k / native_top_k, s.num_blocks / n_blocks) for s in space.settings]
@@ -48,7 +51,7 @@ def reward_terms(
     over = latency_ms / budget_ms - 1.0
     return {
         "accuracy": weights.alpha * accuracy,
-        "latency": -weights.beta * torch.sigmoid(SIGMOID_SLOPE * over),
+        "latency": -weights.beta * (SIGMOID_SLOPE * over).sigmoid(),
         "violation": -weights.gamma * over.clamp(min=0.0).square(),
         "saving": weights.delta * (-over).clamp(min=0.0),
         "complexity": -weights.epsilon * complexity,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .manifest import FileRecord, Manifest
     from .merge import merge_caches
     from .reader import Cache, open_cache
-    from .run_record import Shard, read_run
+    from .run_record import read_run
+    from .shard import Shard
     from .token_store import TokenStore
     from .verify import Problem, verify_cache
     from .writer import CacheWriter
@@ -44,7 +45,7 @@ __getattr__ = lazy_exports(
         "FileRecord": "manifest",
         "Manifest": "manifest",
         "Problem": "verify",
-        "Shard": "run_record",
+        "Shard": "shard",
         "TokenStore": "token_store",
         "accuracy_warnings": "accuracy",
         "describe_cache": "describe",

@@ -14,7 +14,8 @@ from ..schema import SPLITS
 from .manifest import Manifest
 from .parts import ENCODER_NAME, SAMPLES, part_paths
 from .reader import Cache, open_cache
-from .run_record import Shard, differences, read_run
+from .run_record import differences, read_run
+from .shard import Shard
 from .writer import CacheWriter
 
 # What a shard measured or did for itself; all else in the manifests must agree.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,11 @@ from ..files.atomic import TEMPORARY_PREFIX, Disk, write_atomically
 from ..files.bounded_json import dump_json, read_json
 from ..files.lock import LOCK_NAME
 from .manifest import MANIFEST_NAME, RUN_NAME
+from .shard import Shard
 
 RUN_FORMAT = "knobctl-run"
 RUN_VERSION = 1
 MAX_DIFFERENCES = 8
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which of `count` shares of the samples a directory holds; `0/1` is all of them."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise CacheError(f"shard {self.index}/{self.count}: the index runs from 0 to {self.count - 1}")
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
 
 
 def read_run(directory: Path) -> tuple[dict[str, Any], Shard]:
