@@ -4,9 +4,8 @@ The names below are the public interface, described in `docs/api.md`; each is lo
 start with `docs/architecture.md`.
 """
 
-from typing import TYPE_CHECKING
-
-from .data.lazy import lazy_exports
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .controllers.checkpoint import Controllers
@@ -34,21 +33,26 @@ __all__ = [
     "train_controllers",
     "validate_controllers",
 ]
-__getattr__ = lazy_exports(
-    __name__,
-    {
-        "Controllers": "controllers.checkpoint",
-        "PrecomputeConfig": "precompute.run.config",
-        "TrainConfig": "replay.recipes",
-        "build_cache": "precompute.scale.launch:precompute",  # `knobctl.precompute` is the package
-        "compare": "replay.evaluation.compare",
-        "cross_validate": "replay.training.cross_validate",
-        "load_model": "precompute.models.loading",
-        "open_cache": "data.cache.reader",
-        "train_controllers": "replay.training.train",
-        "validate_controllers": "replay.evaluation.validate",
-    },
-)
+# Name -> module that defines it; `module:name` where it is defined under another name.
+_HOMES = {
+    "Controllers": "controllers.checkpoint",
+    "PrecomputeConfig": "precompute.run.config",
+    "TrainConfig": "replay.recipes",
+    "build_cache": "precompute.scale.launch:precompute",  # `knobctl.precompute` is the package
+    "compare": "replay.evaluation.compare",
+    "cross_validate": "replay.training.cross_validate",
+    "load_model": "precompute.models.loading",
+    "open_cache": "data.cache.reader",
+    "train_controllers": "replay.training.train",
+    "validate_controllers": "replay.evaluation.validate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, defined = _HOMES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), defined or name)
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,8 @@ def inspect(cache: Path, verify: bool, as_json: bool) -> None:
 
     knobctl inspect runs/cache --verify
     """
-    from ..data.cache import describe_cache, verify_cache
+    from ..data.cache.describe import describe_cache
+    from ..data.cache.verify import verify_cache
     from .render import render_cache
 
     if verify:
@@ -61,7 +62,8 @@ def merge(shards: tuple[Path, ...], out: Path, as_json: bool) -> None:
 
     knobctl merge runs/shard-0 runs/shard-1 --out runs/cache
     """
-    from ..data.cache import describe_cache, merge_caches
+    from ..data.cache.describe import describe_cache
+    from ..data.cache.merge import merge_caches
     from .render import render_cache
 
     merge_caches(shards, out)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from knobctl.commands import precompute as precompute_command
 from knobctl.commands.config_options import config_options
-from knobctl.data.cache import Shard
+from knobctl.data.cache.shard import Shard
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale import launch
 from knobctl.replay.recipes import TrainConfig
