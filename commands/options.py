@@ -56,7 +56,7 @@ def report_options(command: Decorated) -> Decorated:
             "baselines",
             multiple=True,
             callback=lambda _ctx, _param, names: names or None,
-            help="Baselines to report.  [default: those that the cache supports]",
+            help="Baselines to report.  [default: the usual ones that the cache supports]",
         ),
         click.option(
             "--budgets",

@@ -178,7 +178,7 @@ def test_caches_that_nothing_can_be_measured_on_are_named(tmp_path: Path):
     [
         (("--device", "nonsense"), "is unknown"),
         (("--seeds", ","), "at least one"),
-        (("--train-budget-encoder",), "one seed at a time: give one"),
+        (("--train-budget-encoder",), "works with one seed only"),
         (("--folds", "999"), "too few for 999 folds"),
     ],
 )
