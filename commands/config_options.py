@@ -47,6 +47,7 @@ def config_options(
     without: Collection[str] = (),
     optional: Collection[str] = (),
     defaults: bool = True,
+    prefix: str = "",
 ) -> Callable[[Decorated], Decorated]:
     """Returns a decorator that adds the options of a config's fields to a command, in the order of the fields.
 
@@ -55,11 +56,12 @@ def config_options(
         without: names of fields that this command does not offer.
         optional: names of fields without a default that the user may leave out; the command checks them.
         defaults: False leaves an option that is not given at None, for configs that start from a recipe.
+        prefix: begins the name of every option and parameter, as in `reward_` for `--reward-alpha`.
     """
     hints = get_type_hints(config)
     offered = [item for item in fields(config) if "help" in item.metadata and item.name not in without]
     chosen = [item for item in offered if only is None or item.name in only]
-    decorators = [_option(item, hints[item.name], item.name not in optional, defaults) for item in chosen]
+    decorators = [_option(item, hints[item.name], item.name not in optional, defaults, prefix) for item in chosen]
 
     def decorate(command: Decorated) -> Decorated:
         for add in reversed(decorators):
@@ -74,7 +76,9 @@ def default_of(item: Field[Any]) -> Any:
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
-def _option(item: Field[Any], hint: Any, required: bool, defaults: bool) -> Callable[[Decorated], Decorated]:
+def _option(
+    item: Field[Any], hint: Any, required: bool, defaults: bool, prefix: str
+) -> Callable[[Decorated], Decorated]:
     kinds = tuple(kind for kind in _members(hint) if kind is not NoneType)
     metadata, origin = item.metadata, get_origin(kinds[0])
     default = default_of(item) if defaults else None
@@ -101,7 +105,8 @@ def _option(item: Field[Any], hint: Any, required: bool, defaults: bool) -> Call
         found["required"] = required and not found.get("multiple")
     else:
         found |= {"default": default, "show_default": default not in (None, (), False)}
-    return click.option("--" + metadata.get("option", item.name).replace("_", "-"), item.name, **found)
+    name = prefix + metadata.get("option", item.name)
+    return click.option("--" + name.replace("_", "-"), prefix + item.name, **found)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

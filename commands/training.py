@@ -11,7 +11,7 @@ import click
 
 from ..console import ConsoleProgress, emit
 from ..replay.recipes import TrainConfig, recipe
-from ..replay.reward import RewardWeights
+from ..replay.reward_weights import RewardWeights
 from .config_options import config_options
 from .options import json_option, report_options
 from .values import PATH, WholeNumbers
@@ -22,22 +22,13 @@ SEEDS_NOTE = "A seed trained beside others may differ in the last digits from th
 # Settings that come from the recipe alone; the seeds, the recipe and the reward have options of their own.
 RECIPE_ONLY = {"min_steps", "warm_start_steps", "warmup_share", "decoupled_weight_decay", "basis_rows"}
 RECIPE_ONLY |= {"recipe", "seeds", "reward_weights"}
-REWARD_TERMS = {
-    "alpha": "accuracy",
-    "beta": "the soft penalty for exceeding the budget",
-    "gamma": "the squared overrun of the budget",
-    "delta": "the unused part of the budget",
-    "epsilon": "complexity",
-}
 
 
 def training_options(without: frozenset[str] = frozenset()) -> Callable[[Decorated], Decorated]:
     """Returns a decorator that adds the recipe, the settings that may differ from it, and the weights of the reward."""
 
     def decorate(command: Decorated) -> Decorated:
-        for name, term in reversed(REWARD_TERMS.items()):
-            text = f"Weight of {term} in the reward, 0 or more."
-            command = click.option(f"--reward-{name}", type=float, help=text)(command)
+        command = config_options(RewardWeights, defaults=False, prefix="reward_")(command)
         command = click.option(
             "--threads",
             type=click.IntRange(1),

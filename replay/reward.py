@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from ..data.knobs import KnobSpace
-
-if TYPE_CHECKING:  # the command line reads RewardWeights without loading torch
-    from torch import Tensor
+from .reward_weights import RewardWeights
 
 SIGMOID_SLOPE = 10.0  # how sharply the soft penalty rises where latency meets the budget
-
-
-@dataclass(frozen=True)
-class RewardWeights:
-    """Weights of the reward's terms, named as in the formula (see `reward_terms`)."""
-
-    alpha: float = 1.0
-    beta: float = 0.5
-    gamma: float = 10.0
-    delta: float = 0.1
-    epsilon: float = 0.05
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
@@ -32,8 +16,6 @@ def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
 
     The mean of three shares: the tier's mean crops of the highest tier's, top-k of the native top-k, blocks run of all.
     """
-    import torch
-
     crops = dict(zip(space.tiers, space.mean_crops, strict=True))
     most = max(space.mean_crops)
     shares = [(crops[s.tier] / most, s.top_k / native_top_k, s.num_blocks / n_blocks) for s in space.settings]
@@ -51,7 +33,7 @@ def reward_terms(
     over = latency_ms / budget_ms - 1.0
     return {
         "accuracy": weights.alpha * accuracy,
-        "latency": -weights.beta * (SIGMOID_SLOPE * over).sigmoid(),
+        "latency": -weights.beta * torch.sigmoid(SIGMOID_SLOPE * over),
         "violation": -weights.gamma * over.clamp(min=0.0).square(),
         "saving": weights.delta * (-over).clamp(min=0.0),
         "complexity": -weights.epsilon * complexity,
