@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay
+PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay knobctl.commands
 # Editable installs hide the root mapping from mypy: a folder in which `knobctl` is this repository shows it.
 TYPED := build/typed
 
@@ -25,7 +25,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 
 types: $(VENV)/.installed $(TYPED)/knobctl
-	MYPYPATH=$(TYPED) $(BIN)/mypy --config-file pyproject.toml $(addprefix -p ,$(PACKAGES)) -m knobctl.cli -m knobctl.devices
+	MYPYPATH=$(TYPED) $(BIN)/mypy --config-file pyproject.toml $(addprefix -p ,$(PACKAGES)) -m knobctl -m knobctl.cli -m knobctl.console -m knobctl.devices
 
 $(TYPED)/knobctl:
 	mkdir -p $(TYPED)

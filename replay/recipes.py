@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..data.errors import KnobctlError
-from .reward import RewardWeights
+from .reward_weights import RewardWeights
 
 ESTIMATORS = ("grpo", "exact")
 LR_SCHEDULES = ("cosine", "constant")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from typing import TypeVar
@@ -14,25 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.knobs import KnobSpace
+from .reward_weights import RewardWeights
 
 SIGMOID_SLOPE = 10.0  # steepness of the soft penalty where latency meets the budget
 TERMS = ("accuracy", "latency", "violation", "saving", "complexity")
 
 _Values = TypeVar("_Values", Tensor, NDArray[np.float32])
-
-
-@dataclass(frozen=True)
-class RewardWeights:
-    """Weights of the reward's terms, one for each of `TERMS`, named as in the formula (see `reward_terms`)."""
-
-    alpha: float = 1.0
-    beta: float = 0.5
-    gamma: float = 10.0
-    delta: float = 0.1
-    epsilon: float = 0.05
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from rich.table import Table
 
 from knobctl.cli import main
-from knobctl.cli_options import emit
+from knobctl.console import emit
 from knobctl.data.importer import import_results
 from knobctl.tests.support.make_cache import make_cache
 from knobctl.tests.support.messy_results import some_rows, write_rows
@@ -188,7 +188,7 @@ def test_controllers_go_only_into_their_own_directory(cache: Path, tmp_path: Pat
 def test_options_about_running_the_model_are_refused_without_one(tmp_path: Path, option: tuple[str, object]):
     result = run("precompute", "--from-results", tmp_path, "--out", tmp_path / "imported", *option)
     assert result.exit_code != 0
-    assert f"{option[0]} is about running the model" in result.stderr
+    assert f"{option[0]} applies to runs of the model" in result.stderr
 
 
 def test_results_are_imported_without_a_model(tmp_path: Path):

@@ -12,12 +12,13 @@ from click.testing import CliRunner, Result
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from knobctl.cli import main
-from knobctl.cli_values import HomePath, HomeText
+from knobctl.commands.values import HomePath, HomeText
 from knobctl.data.datasets.remote_images import _cached_path
 from knobctl.data.errors import CheckpointError
 from knobctl.data.paths import BUNDLED_ROOT
 from knobctl.data.progress import Progress
 from knobctl.precompute.models.loading import load_model, model_directory
+from knobctl.tests.support.cli_commands import every_command
 from knobctl.tests.support.dataset_files import png, write_json_lines
 from knobctl.tests.support.engine_world import write_tiny_model
 from knobctl.tests.support.make_cache import make_cache
@@ -37,14 +38,8 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def options_of(command: click.Command) -> list[click.Parameter]:
-    if isinstance(command, click.Group):
-        return [option for inner in command.commands.values() for option in options_of(inner)]
-    return command.params
-
-
 def test_every_option_that_takes_a_path_expands_the_home_directory():
-    for option in options_of(main):
+    for option in (option for command in every_command().values() for option in command.params):
         assert not isinstance(option.type, click.Path) or isinstance(option.type, HomePath), option.name
         if option.name in ("model", "controllers", "datasets", "sources"):
             assert isinstance(option.type, HomeText), option.name

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from knobctl.cli import main
-from knobctl.data.datasets.columns import column_maps, source_splits
 from knobctl.data.datasets.image_refs import ImageRoots, image_from_ref
 from knobctl.data.datasets.sample_set import load_samples
+from knobctl.data.datasets.source_options import column_maps, source_splits
 from knobctl.data.errors import DatasetError, KnobctlError
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live_from_cache import samples_of
@@ -95,7 +95,7 @@ def test_the_options_are_about_one_dataset_or_all():
 
 @pytest.mark.parametrize("option", ["answers", "answers=", "=a", "nope=a", "y.answers=a", ".answers=a"])
 def test_a_malformed_column_option(option):
-    with pytest.raises(KnobctlError, match=r"--column .*(FIELD=COLUMN|not a dataset of this run)"):
+    with pytest.raises(KnobctlError, match=r"--column .*(FIELD=COLUMN|is not a dataset of this run)"):
         PrecomputeConfig(model="nano", datasets=("x=p",), out="c", column=(option,))
 
 

@@ -12,11 +12,14 @@ import click
 import pytest
 
 from knobctl.cli import main
+from knobctl.tests.support.cli_commands import every_command
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted(
-    path for folder in ("data", "precompute", "controllers", "replay") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("data", "precompute", "controllers", "replay", "commands")
+    for path in (ROOT / folder).rglob("*.py")
 ) + sorted(ROOT.glob("*.py"))
 
 OPTION = re.compile(r"(?<![\w/-])--[A-Za-z][\w-]*")
@@ -41,14 +44,7 @@ FOREIGN = {
 }
 
 
-def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    for name, command in group.commands.items():
-        yield (*prefix, name), command
-        if isinstance(command, click.Group):
-            yield from commands(command, (*prefix, name))
-
-
-COMMANDS = dict(commands(main))
+COMMANDS = every_command()
 
 
 def options_of(command: click.Command) -> set[str]:

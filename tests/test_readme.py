@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from knobctl.cli import main
+from knobctl.tests.support.cli_commands import every_command
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = every_command()
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
@@ -25,20 +27,18 @@ def commands(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
 def test_every_documented_command_parses(command: str):
-    name, *arguments = shlex.split(command)[1:]
-    subcommand = main.commands[name]
-    while isinstance(subcommand, click.Group):
-        name, *arguments = arguments
-        subcommand = subcommand.commands[name]
-    with subcommand.make_context(name, arguments):
+    words = tuple(shlex.split(command)[1:])
+    name = words[:2] if words[:2] in COMMANDS else words[:1]
+    with COMMANDS[name].make_context(" ".join(name), list(words[len(name) :])):
         pass
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_shows_an_example(name: str):
-    command = main.commands[name]
-    for one in command.commands.values() if isinstance(command, click.Group) else [command]:
-        assert re.search(r"^\s*knobctl ", one.help or "", re.MULTILINE), one.name
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)])
+def test_every_command_shows_an_example(name: tuple[str, ...]):
+    example = re.search(rf"^\s*knobctl {' '.join(name)} (.*)$", COMMANDS[name].help or "", re.MULTILINE)
+    assert example
+    with COMMANDS[name].make_context(" ".join(name), shlex.split(example[1])):
+        pass
 
 
 def test_the_readmes_path_runs_and_live_equals_replay(tmp_path: Path):

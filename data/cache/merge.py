@@ -14,7 +14,8 @@ from ..schema import SPLITS
 from .manifest import Manifest
 from .parts import ENCODER_NAME, SAMPLES, part_paths
 from .reader import Cache, open_cache
-from .run_record import Shard, differences, read_run
+from .run_record import differences, read_run
+from .shard import Shard
 from .writer import CacheWriter
 
 # Fields that may differ between shards; all others in the manifests must be equal.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,11 @@ from ..files.bounded_json import dump_json, read_json
 from ..files.json_fields import JsonFields
 from ..files.lock import LOCK_NAME
 from .manifest import MANIFEST_NAME, RUN_NAME
+from .shard import Shard
 
 RUN_FORMAT = "knobctl-run"
 RUN_VERSION = 1
 MAX_DIFFERENCES = 8
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The share `index` of `count` shares of the samples; `0/1` is all of them. CacheError if impossible."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise CacheError(f"shard {self.index}/{self.count}: the index must be from 0 to {self.count - 1}")
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
 
 
 def read_run(directory: Path) -> tuple[dict[str, Any], Shard]:

@@ -37,7 +37,8 @@ from .parts import (
     read_part,
     sha256_file,
 )
-from .run_record import Shard, begin_run
+from .run_record import begin_run
+from .shard import Shard
 
 ZSTD_LEVEL = 3
 

@@ -1,60 +1,14 @@
-"""Columns with other names (`--column answers=multiple_choice_answer`), and Parquet types that are read as text."""
+"""Rows with mapped columns, and Parquet types that are read as text."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import polars as pl
 
 from ..errors import DatasetError
 from ..files.bounded_json import parse_json
-
-FIELDS = ("image", "question", "answers", "question_id", "image_id", "split")
-
-
-def column_maps(options: Iterable[str], datasets: Collection[str]) -> dict[str, dict[str, str]]:
-    """Returns for each dataset the columns of renamed fields, from options `[DATASET.]FIELD=COLUMN`.
-
-    An option without a dataset applies to all of them; one with a dataset takes precedence. Raises DatasetError for a
-    malformed option, an unknown field or dataset, and a field that is given two columns.
-    """
-    general: dict[str, str] = {}
-    own: dict[str, dict[str, str]] = {}
-    for option in options:
-        target, equals, column = option.partition("=")
-        dataset, dot, field = target.rpartition(".")
-        if not equals or not column or field not in FIELDS or bool(dot) != bool(dataset):
-            raise DatasetError(
-                f"--column {option}: must be FIELD=COLUMN or DATASET.FIELD=COLUMN, where FIELD is one of "
-                f"{', '.join(FIELDS)}."
-            )
-        if dataset and dataset not in datasets:
-            raise DatasetError(f"--column {option}: `{dataset}` is not a dataset of this run.")
-        fields = own.setdefault(dataset, {}) if dataset else general
-        if fields.setdefault(field, column) != column:
-            raise DatasetError(f"--column {option}: `{field}` is already {fields[field]!r}: name one column.")
-    return {name: {**general, **own.get(name, {})} for name in datasets}
-
-
-def source_splits(options: Iterable[str], datasets: Collection[str]) -> dict[str, str]:
-    """Returns the requested source split of each dataset, from options `[DATASET=]SPLIT`.
-
-    Datasets without a request are left out. Raises DatasetError for a malformed option, an unknown dataset, and two
-    splits for one dataset.
-    """
-    general: str | None = None
-    own: dict[str, str] = {}
-    for option in options:
-        dataset, equals, split = option.rpartition("=")
-        if not split or (equals and dataset not in datasets):
-            raise DatasetError(
-                f"--source-split {option}: must be SPLIT or DATASET=SPLIT, where DATASET is one of "
-                f"{', '.join(datasets)}."
-            )
-        if (own.setdefault(dataset, split) if equals else (general := general or split)) != split:
-            raise DatasetError(f"--source-split {option}: another split was already given: name one.")
-    return own if general is None else {name: own.get(name, general) for name in datasets}
 
 
 def with_fields(entry: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

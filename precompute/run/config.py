@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...data.cache.run_record import Shard
-from ...data.datasets.columns import column_maps, source_splits
+from ...data.cache.shard import Shard
+from ...data.datasets.source_options import column_maps, source_splits
 from ...data.errors import KnobctlError
 from ...data.knobs import KnobSpace
 from ...data.threads import check_threads
@@ -20,40 +20,122 @@ PART_SAMPLES = 16
 class PrecomputeConfig:
     """One `knobctl precompute` with a model."""
 
-    model: str  # bundled name, checkpoint directory or hub id
-    datasets: tuple[str, ...]  # NAME, or NAME=SOURCE for other files
-    out: Path
-    samples: int | Mapping[str, int] | None = None  # of each dataset, or of some by name; None, or no name: all
-    revision: str | None = None
-    device: str = "cuda"
-    dtype: str = "auto"
-    seed: int = 42
+    # Metadata describes the command-line options: see `commands/config_options.py`.
+    model: str = field(
+        metadata={"help": "`nano`, a checkpoint directory, or a hub id.", "type": "path or name"},
+    )
+    datasets: tuple[str, ...] = field(
+        metadata={
+            "help": "A dataset that knobctl knows, or your own file.",
+            "option": "dataset",
+            "type": "path or name",
+            "metavar": "NAME[=PATH]",
+        },
+    )
+    out: Path = field(
+        metadata={"help": "Directory of the cache. Run the same command again to resume an interrupted run."}
+    )
+    # None, or a dataset that the mapping leaves out: all samples.
+    samples: int | Mapping[str, int] | None = field(
+        default=None,
+        metadata={"help": "Samples per dataset, or of some datasets by name, drawn at random.  [default: all]"},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision of a model from the hub."})
+    device: str = field(default="cuda", metadata={"help": "cuda, cuda:1, ... or cpu."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "auto, float32, bfloat16 or float16; auto is float32 on the CPU and bfloat16 on a GPU."},
+    )
+    seed: int = field(
+        default=42, metadata={"help": "Seed of the sample draw, the pilot samples and the budget encoder."}
+    )
     space: KnobSpace = field(default_factory=KnobSpace)
-    budgets: tuple[str, ...] = ()  # ms or shares such as `0.5x`; empty: a grid from the pilot
-    latency_mode: str = "blockwise"
-    runs: int = 5
+    # Empty: a grid from the latencies of the pilot samples.
+    budgets: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Budgets in ms, or as multiples of the full setting's latency: 40,80,0.5x  [default: a grid of 16]",
+            "type": "list",
+        },
+    )
+    latency_mode: str = field(
+        default="blockwise",
+        metadata={"help": "blockwise, or end_to_end: time every setting on its own (slow)."},
+    )
+    runs: int = field(default=5, metadata={"help": "Timed runs of each latency."})
     checks_per_tiling: int = 1  # blockwise: settings of each tiling that are also run end to end
-    importance: Path | None = None  # None: measured
+    importance: Path | None = field(
+        default=None,
+        metadata={"help": "File of importance scores, in any layout that knobctl reads.  [default: measured]"},
+    )
     importance_samples: int = 200
-    data_root: Path | None = None
-    images: Path | None = None
-    metrics: Mapping[str, str] = field(default_factory=dict)  # dataset -> metric
-    max_new_tokens: Mapping[str, int] = field(default_factory=dict)
-    column: tuple[str, ...] = ()  # [DATASET.]FIELD=COLUMN: fields that datasets keep under other names
-    source_split: tuple[str, ...] = ()  # [DATASET=]SPLIT: instead of a dataset's usual split
-    skip_bad: bool = False
-    shard: Shard = field(default_factory=Shard)
-    like: Path | None = None  # another shard's directory: budgets and importance are taken from it
+    data_root: Path | None = field(
+        default=None, metadata={"help": "Folder of the official annotation files and images."}
+    )
+    images: Path | None = field(
+        default=None, metadata={"help": "Folder to which the datasets' image paths are relative."}
+    )
+    metrics: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Score a dataset with a metric other than its own.",
+            "option": "metric",
+            "metavar": "DATASET=METRIC",
+        },
+    )
+    max_new_tokens: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "Change the limit of answer tokens for a dataset.", "metavar": "DATASET=N"},
+    )
+    column: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Column that holds a field under another name: answers=multiple_choice_answer.",
+            "metavar": "[DATASET.]FIELD=COLUMN",
+        },
+    )
+    source_split: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Split of the files to read; `all`: every row.  [default: the dataset's usual one]",
+            "metavar": "[DATASET=]SPLIT",
+        },
+    )
+    skip_bad: bool = field(default=False, metadata={"help": "Skip, and count, rows that cannot be read or run."})
+    shard: Shard = field(
+        default_factory=Shard,
+        metadata={"help": "i/n: run only this share of the samples; `knobctl merge` joins the shards."},
+    )
+    like: Path | None = field(
+        default=None,
+        metadata={"help": "Directory of shard 0, from which other shards take budgets and importance scores."},
+    )
     part_samples: int = PART_SAMPLES
     # Of the answer sweep on the CPU; None: one. A second one waits by spinning, so beside other work it cost 4 to 20
     # times the processor time (measured on two busy cores), and on idle ones it speeds up a small part of a run.
-    threads: int | None = None
-    workers: int = 1  # processes of this machine that share the samples: see workers.py
-    # Results of other runs (knobctl precompute --from-results with --model): see combine.py.
-    from_results: Path | None = None
-    complete: bool = False
-    imported_latency: bool = False
-    strict: bool = False
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads of the answer sweep.  [default: 1]", "type": "count"}
+    )
+    workers: int = field(
+        default=1, metadata={"help": "Processes of this machine that share the samples.", "type": "count"}
+    )
+    # Recorded results of other runs: see `recorded.py`.
+    from_results: Path | None = field(
+        default=None, metadata={"help": "Directory of recorded results, one JSON file per configuration."}
+    )
+    complete: bool = field(
+        default=False,
+        metadata={"help": "With --from-results and --model: run the settings that the results do not contain."},
+    )
+    imported_latency: bool = field(
+        default=False,
+        metadata={
+            "help": "With --from-results: latencies to store, measured on this machine or imported from the results.",
+            "option": "latency",
+            "choices": {"measured": False, "imported": True},
+        },
+    )
+    strict: bool = field(default=False, metadata={"help": "With --from-results: stop at any error in the files."})
 
     def __post_init__(self) -> None:
         """Raises KnobctlError for values that no run can have."""

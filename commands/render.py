@@ -1,4 +1,4 @@
-"""Records as tables on a terminal. Every command's result is a JSON-able record; this is how a person sees it."""
+"""Tables of records for a terminal. The result of every command is a JSON-able record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Returns a table; numbers are set to the right, None is shown as a dash."""
+    """Returns a table. Numbers are right-aligned; None is shown as a dash."""
     body = [list(row) for row in rows]
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for place, name in enumerate(columns):
@@ -25,7 +25,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 
 def cell(value: Any) -> str:
-    """One value as text: floats with three decimals, None as a dash, lists joined."""
+    """Returns a value as text: floats with three decimals, None as a dash, lists joined by spaces."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -42,12 +42,12 @@ def cell(value: Any) -> str:
 
 
 def render_record(title: str, record: Record) -> Table:
-    """Any record, a line for each of its entries; entries of entries are joined on their line."""
+    """Returns a table with a line per entry; nested entries are joined on one line."""
     return table(title, ("", ""), [(name.replace("_", " "), cell(value)) for name, value in record.items()])
 
 
 def render_sections(title: str, record: Record) -> Group:
-    """A record whose mappings become tables of their own, below what is plain."""
+    """Returns a table of the plain entries, followed by one table for each nested mapping."""
     plain = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
     parts: list[RenderableType] = [render_record(title, plain)]
     for name, value in record.items():
@@ -57,7 +57,7 @@ def render_sections(title: str, record: Record) -> Group:
 
 
 def render_cache(record: Record) -> Group:
-    """What `describe_cache` found."""
+    """Returns the tables of a `describe_cache` record."""
     provenance = record["provenance"]
     complete = record["completeness"]
     parts: list[RenderableType] = [
@@ -80,7 +80,7 @@ def render_cache(record: Record) -> Group:
 
 
 def render_importance(record: Record) -> Group:
-    """Scores by block, from the first."""
+    """Returns the scores in the order of the blocks, and the blocks from the least important."""
     std = record.get("std") or [None] * len(record["scores"])
     rows = [(block, score, std[block]) for block, score in enumerate(record["scores"])]
     ranked = sorted((score, block) for block, score in enumerate(record["scores"]) if score is not None)
@@ -89,7 +89,7 @@ def render_importance(record: Record) -> Group:
 
 
 def render_import_report(record: Record) -> Group:
-    """What an import counted and did, by level."""
+    """Returns the counts of an import, its configurations and its findings."""
     rows = [
         (f["level"], f.get("file") or "-", f.get("rows"), f.get("what") or f.get("code"), f.get("done"))
         for f in record["findings"]

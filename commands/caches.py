@@ -1,0 +1,70 @@
+"""`knobctl inspect`, `rescore` and `merge`: what can be done with caches without the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..console import emit, log
+from ..data.errors import KnobctlError
+from .options import json_option
+from .values import PATH
+
+
+@click.command()
+@click.argument("cache", type=PATH)
+@click.option("--verify", is_flag=True, help="Read every byte and compare it with the recorded digests.")
+@json_option
+def inspect(cache: Path, verify: bool, as_json: bool) -> None:
+    """Show what CACHE holds: shape, provenance, knobs, accuracy and latency by knob, completeness.
+
+    knobctl inspect runs/cache --verify
+    """
+    from ..data.cache.describe import describe_cache
+    from ..data.cache.verify import verify_cache
+    from .render import render_cache
+
+    if verify:
+        problems = verify_cache(cache)
+        if problems:
+            raise KnobctlError("\n".join(str(problem) for problem in problems))
+        log(f"{cache}: every file matches its recorded digest")
+    emit(describe_cache(cache), as_json, render_cache)
+
+
+@click.command()
+@click.argument("cache", type=PATH)
+@click.option("--metric", "metrics", multiple=True, required=True, metavar="[DATASET=]METRIC", help="The new metric.")
+@click.option("--out", type=PATH, required=True, help="Directory of the new cache; the old one is not changed.")
+@json_option
+def rescore(cache: Path, metrics: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Recompute accuracy from stored answers, without the model.
+
+    knobctl rescore runs/cache --metric vqa_simple --out runs/rescored
+    """
+    from ..data.rescore import metrics_from_options
+    from ..data.rescore import rescore as run
+    from .render import render_sections
+
+    report = run(cache, metrics_from_options(metrics), out)
+    for warning in report.warnings:
+        log(warning)
+    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record["datasets"]))
+
+
+@click.command()
+@click.argument("shards", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, required=True, help="Directory of the merged cache.")
+@json_option
+def merge(shards: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Join the SHARDS of one run into one cache.
+
+    knobctl merge runs/shard-0 runs/shard-1 --out runs/cache
+    """
+    from ..data.cache.describe import describe_cache
+    from ..data.cache.merge import merge_caches
+    from .render import render_cache
+
+    merge_caches(shards, out)
+    emit(describe_cache(out), as_json, render_cache)

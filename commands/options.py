@@ -1,0 +1,69 @@
+"""Options that several commands share. Their parameters are named as in the functions that the commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .values import Milliseconds
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def json_option(command: Decorated) -> Decorated:
+    """Adds `--json`: print the result as one JSON object on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def split_option(command: Decorated) -> Decorated:
+    """Adds the split that a report covers."""
+    return click.option(
+        "--split",
+        default="test",
+        show_default=True,
+        type=click.Choice(["train", "val", "test"]),
+        help="Split of the cache to report on.",
+    )(command)
+
+
+def report_options(command: Decorated) -> Decorated:
+    """Adds the options of every command that reports on policies."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Seed of the intervals and of the random baseline.",
+        ),
+        click.option(
+            "--resamples",
+            type=click.IntRange(1),
+            default=1000,
+            show_default=True,
+            help="Bootstrap resamples, clustered by image.",
+        ),
+        click.option(
+            "--ablations",
+            "with_ablations",
+            is_flag=True,
+            help="Also report Stage1 alone, Stage2 alone, and each knob alone.",
+        ),
+        click.option(
+            "--baseline",
+            "baselines",
+            multiple=True,
+            callback=lambda _ctx, _param, names: names or None,
+            help="Baselines to report.  [default: the usual ones that the cache supports]",
+        ),
+        click.option(
+            "--budgets",
+            "budgets_ms",
+            type=Milliseconds(),
+            help="Budgets of the cache's grid, in ms: 40,80  [default: all]",
+        ),
+    ):
+        command = option(command)
+    return command
