@@ -39,8 +39,7 @@ def run_request(
     decoder: RequestDecoder,
     mark: Mark = ignore_mark,
 ) -> tuple[int, ...]:
-    """Runs one request and returns its `num_tokens` answer tokens. An end token does not end it: the caller sets the
-    number.
+    """Runs one request and returns its `num_tokens` answer tokens; an end token does not end it.
 
     Args:
         position: blocks that the probe passes before it is read; 0 leaves the probe out.
