@@ -33,7 +33,7 @@ from knobctl.data.cache import open_cache, verify_cache
 from knobctl.data.cache.manifest import MANIFEST_NAME
 from knobctl.data.cache.verify import verify_parts
 
-OWN_WRITER = f"{shlex.quote(sys.executable)} -m knobctl.tests.support.slow_writer {{out}}"
+OWN_WRITER = f"{shlex.quote(sys.executable)} -m knobctl.tests.support.killed_writer {{out}}"
 
 
 @dataclass

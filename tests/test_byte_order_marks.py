@@ -12,8 +12,8 @@ from knobctl.data.files.bounded_json import parse_json
 from knobctl.data.importer import load_importance
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.tests.support.caches import make_cache
 from knobctl.tests.support.dataset_files import coco_vqa, text_vqa
-from knobctl.tests.support.make_cache import make_cache
 from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY
 
 

@@ -11,7 +11,7 @@ from knobctl.data.cache import FileRecord, Manifest
 from knobctl.data.cache.manifest import manifest_changed
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json, read_json
-from knobctl.tests.support.make_cache import tiny_manifest
+from knobctl.tests.support.caches import tiny_manifest
 
 
 def test_round_trip():

@@ -13,8 +13,7 @@ import pytest
 from knobctl.data.cache import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.data.knobs import KnobSpace
-from knobctl.tests.support.foreign_cache import foreign_cache
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import foreign_cache, make_cache
 
 
 def test_more_parts_than_files_may_be_open_are_read(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from knobctl.data.cache import derived, open_cache
 from knobctl.data.errors import CacheError
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 
 def stores(root):

@@ -15,7 +15,7 @@ import pytest
 from knobctl.data.cache import CacheWriter, open_cache
 from knobctl.data.errors import CacheError, CacheMismatch
 from knobctl.data.files.atomic import Disk
-from knobctl.tests.support.make_cache import (
+from knobctl.tests.support.caches import (
     BUDGETS_MS,
     TINY_SPACE,
     QuickDisk,

@@ -16,9 +16,9 @@ from knobctl.cli_values import HomePath, HomeText
 from knobctl.data.datasets.remote_images import _cached_path
 from knobctl.data.errors import CheckpointError
 from knobctl.precompute.models.loading import BUNDLED_ROOT, load_model, model_directory
+from knobctl.tests.support.caches import make_cache
 from knobctl.tests.support.dataset_files import png, write_json_lines
-from knobctl.tests.support.engine_world import write_tiny_model
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.tiny_model import write_tiny_model
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from knobctl.precompute.run import recorded as combine
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.recorded import settings_of_blocks, spread_outcomes
 from knobctl.precompute.scale.launch import precompute
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, published_order, write_tiny_model
 
 ALL = tuple(range(16))
 

@@ -17,7 +17,7 @@ from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tests.support.dataset_files import png, rows, write_json_lines, write_parquet
-from knobctl.tests.support.engine_world import write_tiny_model
+from knobctl.tests.support.tiny_model import write_tiny_model
 
 COUNT = 3
 ONE_SETTING = KnobSpace(("low",), (1,), (2,), (4,), tier_crops=((1, 2),))

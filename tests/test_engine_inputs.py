@@ -17,7 +17,7 @@ from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.forecast import forecast
 from knobctl.precompute.run.inputs import load_inputs
 from knobctl.tests.support.dataset_files import png, write_json_lines
-from knobctl.tests.support.engine_world import SMALL_SPACE, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, tiny_knobs, write_tiny_model
 
 LIMIT = 512  # positions that the tiny model takes
 

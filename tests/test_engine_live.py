@@ -25,7 +25,7 @@ from knobctl.precompute.scale.launch import precompute
 from knobctl.replay.evaluation.live import run_live
 from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.reward import RewardWeights
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
 
 SAMPLES = 3
 

@@ -14,7 +14,7 @@ from knobctl.data.importer import save_importance
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
-from knobctl.tests.support.engine_world import published_order
+from knobctl.tests.support.tiny_model import published_order
 
 
 @pytest.fixture(scope="module")

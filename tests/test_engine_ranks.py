@@ -17,11 +17,11 @@ from knobctl.precompute.latency.device_lock import SharedDevice
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.launch import precompute
 from knobctl.precompute.scale.ranks import MEETING_S, Launch, process_group
-from knobctl.tests.support.engine_world import SMALL_SPACE, assert_same_rows, run_rank, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, assert_same_rows, run_rank, write_tiny_model
 
 # The server imports once; what it forks has it all.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["knobctl.tests.support.engine_world"])
+FORKS.set_forkserver_preload(["knobctl.tests.support.tiny_model"])
 SAMPLES = 11
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -16,7 +16,7 @@ from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
 from knobctl.precompute.run.work_counts import Ledger
 from knobctl.precompute.scale.launch import precompute
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
 
 SAMPLES = 12
 IN_SPELL = 10  # the sample that is timed while the machine is slow, behind enough to know what is usual

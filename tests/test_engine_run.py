@@ -35,7 +35,7 @@ from knobctl.precompute.run.journal import Journal
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.sample import SampleRunner
 from knobctl.precompute.scale.launch import Interrupted, precompute
-from knobctl.tests.support.engine_world import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from knobctl.precompute.execution.token_pass import PromptState, make_probes, pr
 from knobctl.precompute.models import router_ties
 from knobctl.precompute.models.molmoe.generate import ModelInputs, generate
 from knobctl.precompute.models.molmoe.model import Molmoe
-from knobctl.tests.support.engine_world import published_order, tiny_config
+from knobctl.tests.support.tiny_model import published_order, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from knobctl.precompute.latency.timed_request import HEAD, READ, START, STEP, VI
 from knobctl.precompute.run.journal import Journal, check_summary
 from knobctl.precompute.run.pilot import Pilot, parse_budgets
 from knobctl.precompute.run.work_counts import Ledger
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from knobctl.data.errors import KnobctlError
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.launch import Interrupted, precompute
 from knobctl.precompute.scale.workers import precompute_workers
-from knobctl.tests.support.engine_world import (
+from knobctl.tests.support.tiny_model import (
     SMALL_SPACE,
     assert_same_rows,
     die_of_a_signal,

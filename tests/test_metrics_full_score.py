@@ -16,7 +16,7 @@ from knobctl.cli import main
 from knobctl.data.cache import accuracy_warnings, describe_cache, open_cache
 from knobctl.data.metrics import METRICS, Scorer, full_score_warning, full_scores
 from knobctl.data.rescore import rescore
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 VOTES = ["red"] * 7 + ["pink"] * 3  # ten people's answers, as VQA v2 has them
 LEAVE_ONE_OUT = ("vqa_official", "textvqa", "vqa_lmms")

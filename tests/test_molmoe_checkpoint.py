@@ -227,7 +227,7 @@ def test_a_hub_out_of_reach_is_one_clear_error(monkeypatch):
 PEAK_PROGRAM = """
 import re, sys, torch
 from pathlib import Path
-from knobctl.precompute.molmoe.checkpoint import load_molmoe
+from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 load_molmoe(sys.argv[2])  # the small model: what loading needs once, imports and thread pools, is not its memory

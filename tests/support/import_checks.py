@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from knobctl.data.importer import Finding, ImportReport, RecordedOutcomes
-from knobctl.tests.support.messy_results import Written
+from knobctl.tests.support.results_dirs import Written
 
 
 def codes(report: ImportReport, level: str | None = None) -> set[str]:
