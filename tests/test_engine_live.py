@@ -14,43 +14,30 @@ import torch
 
 from knobctl.data.cache import Cache, CacheExecutor, open_cache
 from knobctl.data.errors import KnobctlError
-from knobctl.data.importer import save_importance
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel
 from knobctl.precompute.models.encoder_file import read_encoder
-from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
 from knobctl.replay.evaluation.live import run_live
 from knobctl.replay.policies.reward_table import RewardTable
 from knobctl.replay.reward import RewardWeights
-from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import easy_samples, run_config, tiny_knobs
 
 SAMPLES = 3
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-
-
-@pytest.fixture(scope="module")
-def cache(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    directory = tmp_path_factory.mktemp("live")
-    save_importance(published_order(6), directory / "scores.json")
-    config = PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=directory / "cache",
+def cache(tiny_model_dir: Path, tiny_importance: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    config = run_config(
+        tiny_model_dir,
+        tmp_path_factory.mktemp("live") / "cache",
         samples=SAMPLES,
-        device="cpu",
-        space=SMALL_SPACE,
         runs=1,
         budgets=("10", "20", "40"),
         checks_per_tiling=0,
-        max_new_tokens={"easy_vqa": 3},
-        importance=directory / "scores.json",
+        importance=tiny_importance,
     )
     precompute(config)
     return open_cache(config.out)
@@ -71,8 +58,8 @@ class CountingModel(KnobModel):
 
 
 @pytest.fixture
-def knobs(cache: Cache, model_dir: Path) -> CountingModel:
-    tiny = tiny_knobs(model_dir, space=cache.space, importance=cache.manifest.importance)
+def knobs(cache: Cache, tiny_model_dir: Path) -> CountingModel:
+    tiny = tiny_knobs(tiny_model_dir, space=cache.space, importance=cache.manifest.importance)
     made = CountingModel(
         tiny.loaded,
         space=tiny.space,
