@@ -29,6 +29,7 @@ def events(folder: Path) -> list[dict]:
     )
 
 
+@pytest.mark.slow
 def test_everything_is_measured_after_an_interruption_with_torch_and_transformers_alone(tmp_path):
     bare, out = tmp_path / "bare", tmp_path / "out"
     bare.mkdir()
