@@ -45,23 +45,23 @@ def launch(config: PrecomputeConfig, count: int, dies: tuple[int, int] | None = 
     ]
     for process in ranks:
         process.start()
-    said = {}
+    reports = {}
     for _ in range(count - (dies is not None)):
         rank, ran, what = answers.get()
-        said[rank] = (ran, what)
+        reports[rank] = (ran, what)
     for process in ranks:
         process.join(timeout=60)
         assert not process.is_alive()
-    return said
+    return reports
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(config, tiny_run, count):
-    said = launch(config, count)
-    ran = [sample for samples, _ in said.values() for sample in samples]
+    reports = launch(config, count)
+    ran = [sample for samples, _ in reports.values() for sample in samples]
     assert sorted(ran) == sorted(open_cache(tiny_run.out).sample_ids)
-    assert all(len(samples) >= SAMPLES // count for samples, _ in said.values())
-    assert all(summary["samples"] == SAMPLES for _, summary in said.values())
+    assert all(len(samples) >= SAMPLES // count for samples, _ in reports.values())
+    assert all(summary["samples"] == SAMPLES for _, summary in reports.values())
     assert verify_cache(config.out) == []
     assert_same_rows(config.out, tiny_run.out)
     assert not config.out.with_name("cache.ranks").exists()
@@ -72,26 +72,26 @@ def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(config, tiny_run,
 
 
 def test_a_rank_that_dies_fails_the_run_whose_resumption_runs_only_the_rest(config, tiny_run):
-    said = launch(config, 2, dies=(1, 4))  # in its second part of two
-    assert "lost another rank" in said[0][1]
+    reports = launch(config, 2, dies=(1, 4))  # in its second part of two
+    assert "lost another rank" in reports[0][1]
     assert not config.out.exists()
-    said = launch(config, 2)
-    assert said[0][0] == []  # the first rank had done its share
-    assert len(said[1][0]) == 3  # the second had five, of which two were committed
+    reports = launch(config, 2)
+    assert reports[0][0] == []  # the first rank had done its share
+    assert len(reports[1][0]) == 3  # the second had five, of which two were committed
     assert_same_rows(config.out, tiny_run.out)
 
 
 def test_the_error_of_one_rank_is_reported_by_all(config, tmp_path):
     (tmp_path / "cache.ranks").mkdir()
     (tmp_path / "cache.ranks" / "1-of-2").write_text("in the way")
-    said = launch(config, 2)
-    assert "1-of-2" in said[1][1]
-    assert "rank 1 failed" in said[0][1]
+    reports = launch(config, 2)
+    assert "1-of-2" in reports[1][1]
+    assert "rank 1 failed" in reports[0][1]
 
 
 def test_more_ranks_than_samples_are_refused_before_any_work(config, tmp_path):
-    said = launch(replace(config, samples=1), 2)
-    assert all("1 samples cannot be divided among 2" in what for _, what in said.values())
+    reports = launch(replace(config, samples=1), 2)
+    assert all("1 samples cannot be divided among 2" in what for _, what in reports.values())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Sums over blocks, marks, budgets and latency checks, worked out by hand; and the timed request does what it times."""
+"""Sums over blocks, marks, budgets and latency checks worked out by hand; a timed request runs the plan it times."""
 
 from __future__ import annotations
 

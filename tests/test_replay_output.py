@@ -1,4 +1,4 @@
-"""Training's output directory: what the system refuses is one line, and `--resume` goes on; logs and trackers agree."""
+"""Training's output directory: failed writes give a one-line error and can be resumed; logs and trackers agree."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def weights(tables, tmp_path_factory) -> bytes:
-    """What a run that nothing stops writes."""
+    """The weights that an uninterrupted run writes."""
     out = tmp_path_factory.mktemp("whole") / "out"
     run(tables, out)
     return (out / WEIGHTS_NAME).read_bytes()
@@ -54,7 +54,7 @@ def run(tables, out, **options):
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """While the body runs, no file may grow beyond `size` bytes: a write beyond fails as on a full disk."""
+    """While the body runs, writes beyond `size` bytes of a file fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -81,14 +81,12 @@ def long_name(folder: Path) -> Path:
     return folder / ("x" * 300)
 
 
-def where_nothing_can_be_made(_folder: Path) -> Path:
+def below_proc(_folder: Path) -> Path:
     return Path("/proc/knobctl")
 
 
-@pytest.mark.parametrize(
-    "place", [below_a_file, dangling_link, below_a_dangling_link, long_name, where_nothing_can_be_made]
-)
-def test_a_directory_that_cannot_be_made_is_one_line(tables, tmp_path, place: Callable[[Path], Path]):
+@pytest.mark.parametrize("place", [below_a_file, dangling_link, below_a_dangling_link, long_name, below_proc])
+def test_a_directory_that_cannot_be_made_gives_a_one_line_error(tables, tmp_path, place: Callable[[Path], Path]):
     out = place(tmp_path)
     with pytest.raises(CheckpointError) as caught:
         run(tables, out)
@@ -99,7 +97,7 @@ def test_a_directory_that_cannot_be_made_is_one_line(tables, tmp_path, place: Ca
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", REPORT_NAME, STATE_NAME, CONFIG_NAME, WEIGHTS_NAME])
-def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(tables, weights, tmp_path, name):
+def test_a_file_that_cannot_be_written_gives_a_one_line_error_and_can_be_resumed(tables, weights, tmp_path, name):
     out = tmp_path / "out"
     (out / name).mkdir(parents=True)
     (out / name / "in the way").touch()
@@ -112,8 +110,8 @@ def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(tables, we
 
 
 @pytest.mark.parametrize("size", [0, 200, 1_000, 20_000])
-def test_a_full_disk_is_one_line_and_resume_goes_on(tables, weights, tmp_path, monkeypatch, size):
-    """The lock, the log, the state and the weights, each the first that does not fit."""
+def test_a_full_disk_gives_a_one_line_error_and_can_be_resumed(tables, weights, tmp_path, monkeypatch, size):
+    """The sizes make lock, log, state and weights in turn the first file that does not fit."""
     monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
     out = tmp_path / "out"
     with pytest.raises(CheckpointError, match=r"out.* cannot be written: File too large.*--resume"), room_for(size):
@@ -123,14 +121,14 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(tables, weights, tmp_path, m
     assert (out / WEIGHTS_NAME).read_bytes() == weights
 
 
-def test_a_log_on_a_full_disk_is_one_line(tables, tmp_path):
+def test_a_log_on_a_full_disk_gives_a_one_line_error(tables, tmp_path):
     (tmp_path / "log.csv").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match=r"cannot be written: No space left on device.*--resume"):
         run(tables, tmp_path)
 
 
 class Killed(BaseException):
-    """Ends a run where it is."""
+    """Stops a run at once, as a kill would."""
 
 
 def killed_then_resumed(tables, out: Path, monkeypatch, *, before: dict[str, object], after: dict[str, object]) -> None:
@@ -148,7 +146,7 @@ def killed_then_resumed(tables, out: Path, monkeypatch, *, before: dict[str, obj
 
 
 def logged(out: Path) -> Counter[tuple[str, int]]:
-    """How often `log.jsonl` has each step of each value."""
+    """Counts, for each value and step, the entries in `log.jsonl`."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return Counter((f"seed-42/{name}", line["step"]) for line in lines for name in line if name not in NO_VALUES)
 
@@ -163,13 +161,13 @@ def shown_by_tensorboard(out: Path) -> Counter[tuple[str, int]]:
 
 
 def kept_by_wandb(out: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
-    """For each folder of an offline run: its id, and how often it has each step of each value."""
+    """For each folder of an offline run: its id, and the number of entries of each value and step."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
     for path in sorted((out / "wandb").glob("offline-run-*/run-*.wandb")):
         steps: Counter[tuple[str, int]] = Counter()
-        for data in leveldb_records(path.read_bytes()[7:]):  # after the file's own header
+        for data in leveldb_records(path.read_bytes()[7:]):  # after the file's header
             history = Record.FromString(data).history
             names = [item.key or "/".join(item.nested_key) for item in history.item]
             steps.update((name, history.step.num) for name in names if name.startswith("seed-"))
@@ -178,11 +176,11 @@ def kept_by_wandb(out: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
 
 
 def leveldb_records(log: bytes, block: int = 32768) -> Iterator[bytes]:
-    """Yields the records of a LevelDB log: pieces of at most a block, each with checksum, length and kind before it."""
+    """Yields the records of a LevelDB log, whose pieces of at most a block follow a checksum, a length and a kind."""
     place, record = 7, b""  # the header counts for the first block
     log = bytes(7) + log
     while place < len(log):
-        if block - place % block < 7:  # too little for a piece: zeros
+        if block - place % block < 7:  # too short for a piece: zeros
             place += block - place % block
             continue
         length, kind = int.from_bytes(log[place + 4 : place + 6], "little"), log[place + 6]
@@ -195,7 +193,7 @@ def leveldb_records(log: bytes, block: int = 32768) -> Iterator[bytes]:
 
 @pytest.fixture
 def wandb_offline(monkeypatch) -> None:
-    """Weights & Biases without a network. It reads the environment once, unless it is torn down."""
+    """Weights & Biases without a network. It reads the environment only once, unless it is torn down."""
     wandb = pytest.importorskip("wandb.sdk")
     wandb.teardown()
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}.items():
@@ -211,7 +209,7 @@ def test_tensorboard_shows_each_step_once_after_kill_and_resume(tables, tmp_path
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_a_new_run_removes_an_earlier_run_s_events(tables, tmp_path, again):
+def test_a_new_run_removes_the_events_of_an_earlier_one(tables, tmp_path, again):
     pytest.importorskip("tensorboard")
     run(tables, tmp_path, tensorboard=True)
     run(tables, tmp_path, tensorboard=again)
@@ -219,18 +217,20 @@ def test_a_new_run_removes_an_earlier_run_s_events(tables, tmp_path, again):
 
 
 @pytest.mark.usefixtures("wandb_offline")
-def test_resume_goes_on_with_the_same_wandb_run_and_a_new_run_is_another(tables, tmp_path, monkeypatch):
+def test_resuming_continues_the_same_wandb_run_and_a_new_run_gets_its_own(tables, tmp_path, monkeypatch):
     project = {"wandb_project": "knobctl-test"}
     killed_then_resumed(tables, tmp_path, monkeypatch, before=project, after=project)
     (first, _), (second, steps) = kept_by_wandb(tmp_path)
     assert first == second
-    assert steps == logged(tmp_path)  # the resumed part is whole: offline, nobody knows what the first one has
+    assert steps == logged(
+        tmp_path
+    )  # the resumed part logs every step: offline it cannot know which steps the first one has
     run(tables, tmp_path, **project)
     assert len({run_id for run_id, _ in kept_by_wandb(tmp_path)}) == 2
 
 
 def test_wandb_gets_each_line_once(tables, tmp_path, monkeypatch):
-    """A service that has the killed run's steps, beyond the state that the run resumes from, and goes on after them."""
+    """The service has steps of the killed run beyond the state that is resumed, and continues after them."""
     asked, sent = [], []
 
     class Run:
@@ -266,7 +266,7 @@ def test_wandb_gets_each_line_once(tables, tmp_path, monkeypatch):
         ({}, "a/b", "Invalid project name"),
     ],
 )
-def test_what_wandb_refuses_is_one_line_and_the_earlier_run_stays(
+def test_a_refusal_of_wandb_gives_a_one_line_error_and_the_earlier_run_stays(
     tables, tmp_path, monkeypatch, environment, project, reason
 ):
     run(tables, tmp_path)
@@ -280,7 +280,7 @@ def test_what_wandb_refuses_is_one_line_and_the_earlier_run_stays(
     assert before.items() <= {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}.items()
 
 
-def test_a_folder_called_wandb_does_not_pass_for_the_package(tables, tmp_path, monkeypatch):
+def test_a_folder_called_wandb_is_not_taken_for_the_package(tables, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
     with pytest.raises(KnobctlError, match="needs the package `wandb`"):
         run(tables, tmp_path, wandb_project="mine")
@@ -306,5 +306,5 @@ def test_a_kill_while_a_run_is_resumed_loses_no_line_of_the_log(tables, tmp_path
     """The lines that a resumed run keeps are on disk before anything new is logged."""
     run(tables, tmp_path)
     text = (tmp_path / "log.jsonl").read_text()
-    MetricsWriter(tmp_path, {}, resume_step=10_000)  # opened and never closed
+    MetricsWriter(tmp_path, {}, resume_step=10_000)  # opened, never closed
     assert (tmp_path / "log.jsonl").read_text() == text

@@ -46,7 +46,7 @@ def read_rgb(name: str) -> np.ndarray:
 
 
 def inputs_from_image(source: dict[str, object]) -> dict[str, torch.Tensor]:
-    """One row of model inputs, made from what `source` names: image, max_crops and prompt ids, or text ids."""
+    """One row of model inputs. `source` names an image, max_crops and prompt ids, or text ids."""
     config, special = MolmoeConfig.from_json(TINY / "config.json"), SpecialTokens.from_directory(TINY)
     if "text_ids" in source:
         return {"input_ids": torch.tensor(source["text_ids"])}
@@ -80,7 +80,7 @@ def padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 @cache
 def case_inputs(case: str) -> ModelInputs:
-    """The case's inputs. Pixels come from the image, but for the case that has them stored."""
+    """The inputs of a case. Pixels are computed from the image unless the case stores them."""
     tensors, source = case_tensors(case), CASES[case]["source"]
     images = tensors.get("in.images")
     if images is None and source is not None:
