@@ -1,18 +1,21 @@
-# Each target sets itself up: the virtual environment is made when it is missing or older than what it is made from.
+# Each target installs what it needs into .venv, and installs again when pyproject.toml or constraints.txt has changed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay knobctl.commands
-# Editable installs hide the root mapping from mypy: a folder in which `knobctl` is this repository shows it.
+# mypy does not follow the root mapping of an editable install: this folder has `knobctl` as a link to the repository.
 TYPED := build/typed
 
-.PHONY: demo test check format lint types soak bench gpu clean
+.PHONY: demo test test-slow check format lint types soak bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knobctl demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 check: lint types test
 
@@ -31,7 +34,7 @@ $(TYPED)/knobctl:
 	mkdir -p $(TYPED)
 	ln -sfn ../.. $@
 
-# 200 kills over a small writer, 200 over precompute, 50 over train; hours on a small machine. KILLS=20 for a taste.
+# Kills a small writer 200 times, precompute 200 times and train 50 times: hours on a small machine. Try KILLS=20 first.
 KILLS ?= 200
 TRAIN_KILLS ?= 50
 SOAK := runs/soak
@@ -48,7 +51,7 @@ bench: $(VENV)/.installed
 	for script in precompute replay controllers cache_open import_results; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/molmoe.py --config tiny --device cpu
 
-# With the machine's own Python and what it has; neither .venv nor the network. DEVICE=cpu proves that everything runs.
+# Runs with the machine's own Python and packages, without .venv or network. DEVICE=cpu checks that every section runs.
 DEVICE ?= cuda
 GPU_OPTIONS ?=
 gpu: $(TYPED)/knobctl

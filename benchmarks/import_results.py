@@ -29,7 +29,7 @@ SHAPES = ("merged", "merged", "merged", "merged", "ranks", "leftovers", "split")
 def generate(directory: Path, questions: int, seed: int) -> None:
     """Writes the results of 3 tiers x 13 (top-k, blocks) for 3 datasets; most are merged files of four ranks."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from knobctl.tests.support.messy_results import TIER_CROPS, make_questions, write_configuration, write_damage
+    from knobctl.tests.support.results_dirs import TIER_CROPS, make_questions, write_configuration, write_damage
 
     rng = random.Random(seed)
     for dataset in ("text_vqa", "coco_2014_vqa", "okvqa"):

@@ -34,7 +34,7 @@ from knobctl.data.cache.manifest import MANIFEST_NAME
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.cache.verify import verify_cache, verify_parts
 
-OWN_WRITER = f"{shlex.quote(sys.executable)} -m knobctl.tests.support.slow_writer {{out}}"
+OWN_WRITER = f"{shlex.quote(sys.executable)} -m knobctl.tests.support.killed_writer {{out}}"
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 
 import knobctl
 from knobctl.data.knobs import KnobSpace
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "api.md").read_text()

@@ -16,8 +16,8 @@ from knobctl.replay.policies.registry import build_baselines
 from knobctl.replay.recipes import recipe
 from knobctl.replay.tables import FilledRewards, ReplayTables
 from knobctl.replay.training.train import train_controllers
-from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
-from knobctl.tests.support.replay_cases import small_generated, tables_of
+from knobctl.tests.support.caches import generated_cache, write_array_cache
+from knobctl.tests.support.replay_inputs import small_generated, tables_of
 
 NAN = float("nan")
 

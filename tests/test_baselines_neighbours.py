@@ -14,7 +14,7 @@ from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.neighbours import LanguageNeighbours, NeighbourIndex
 from knobctl.replay.policies.registry import build_baselines
 from knobctl.replay.tables import ReplayTables
-from knobctl.tests.support.evaluation_cases import generated_cache, write_array_cache
+from knobctl.tests.support.caches import generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
 SPLITS = ["train"] * 120 + ["val"] * 40 + ["test"] * 40

@@ -15,7 +15,7 @@ from knobctl.replay.policies.ablations import ABLATIONS, Ablation, ablations
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.registry import BASELINES, build_baselines
 from knobctl.replay.tables import ReplayTables
-from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
+from knobctl.tests.support.caches import FOUR, generated_cache, write_array_cache
 
 # Latency of low/12, low/16, high/12, high/16; under 100 ms the last is over budget.
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]

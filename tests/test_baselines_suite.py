@@ -15,7 +15,7 @@ from knobctl.replay.evaluation.request_stats import STATS, RequestSet, request_s
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.registry import BASELINES, Baseline, build_baselines, latency_tokens, training_samples
 from knobctl.replay.tables import ReplayTables
-from knobctl.tests.support.evaluation_cases import generated_cache
+from knobctl.tests.support.caches import generated_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY_BASELINE = pytest.mark.parametrize("baseline", BASELINES.values(), ids=BASELINES)

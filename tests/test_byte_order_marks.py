@@ -1,4 +1,4 @@
-"""Files saved with a UTF-8 byte order mark, as some editors write them, read the same as without one."""
+"""A UTF-8 byte order mark, which some editors write, does not change how a file is read."""
 
 from codecs import BOM_UTF8
 from pathlib import Path
@@ -12,8 +12,8 @@ from knobctl.data.files.bounded_json import parse_json
 from knobctl.data.importer import load_importance
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
+from knobctl.tests.support.caches import make_cache
 from knobctl.tests.support.dataset_files import coco_vqa, text_vqa
-from knobctl.tests.support.make_cache import make_cache
 from knobctl.tests.support.molmoe_fixtures import FIXTURES, TINY
 
 
@@ -29,19 +29,19 @@ def marked_copy(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "write"), [("coco_2014_vqa", coco_vqa), ("text_vqa", text_vqa)])
-def test_official_dataset_files(tmp_path: Path, name: str, write):
+def test_official_dataset_files_with_a_mark(tmp_path: Path, name: str, write):
     plain = load_samples(name, source=write(tmp_path))
     for path in tmp_path.glob("*.json"):
         mark(path)
     assert load_samples(name, source=tmp_path).fingerprint == plain.fingerprint
 
 
-def test_importance_scores(tmp_path: Path):
+def test_importance_scores_with_a_mark(tmp_path: Path):
     source = Path(__file__).parent / "fixtures" / "import" / "importance" / "merged.json"
     assert load_importance(marked_copy(source, tmp_path)) == load_importance(source)
 
 
-def test_the_files_of_a_checkpoint(tmp_path: Path):
+def test_checkpoint_files_with_a_mark(tmp_path: Path):
     assert MolmoeConfig.from_json(marked_copy(TINY / "config.json", tmp_path)) == MolmoeConfig.from_json(
         TINY / "config.json"
     )
@@ -51,13 +51,13 @@ def test_the_files_of_a_checkpoint(tmp_path: Path):
     assert PromptTokenizer.from_directory(tmp_path).special == PromptTokenizer.from_directory(FIXTURES).special
 
 
-def test_a_manifest(tmp_path: Path):
+def test_a_manifest_with_a_mark(tmp_path: Path):
     cache = make_cache(tmp_path / "cache")
     plain = open_cache(cache, tokens=False)
     mark(cache / "cache.json")
     assert open_cache(cache, tokens=False).manifest == plain.manifest
 
 
-def test_a_mark_anywhere_else_is_no_white_space():
+def test_a_mark_elsewhere_is_not_white_space():
     with pytest.raises(CacheError, match="is not JSON"):
         parse_json(BOM_UTF8 * 2 + b"{}", "x.json", CacheError)

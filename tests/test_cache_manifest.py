@@ -10,7 +10,7 @@ import pytest
 from knobctl.data.cache.manifest import FileRecord, Manifest, manifest_changed
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json, read_json
-from knobctl.tests.support.make_cache import tiny_manifest
+from knobctl.tests.support.caches import tiny_manifest
 
 
 def test_round_trip():

@@ -13,8 +13,7 @@ import pytest
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.data.knobs import KnobSpace
-from knobctl.tests.support.foreign_cache import foreign_cache
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import foreign_cache, make_cache
 
 
 def test_there_may_be_more_parts_than_open_files_allowed(tmp_path):

@@ -13,12 +13,16 @@ from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError, UnknownSetting
 from knobctl.data.knobs import KnobSetting, KnobSpace
 from knobctl.data.schema import outcomes_schema
-from knobctl.tests.support.foreign_cache import IDS, cast, foreign_cache, put, put_row
-from knobctl.tests.support.make_cache import (
+from knobctl.tests.support.caches import (
     BUDGETS_MS,
+    IDS,
     TINY_SPACE,
+    cast,
+    foreign_cache,
     make_cache,
     outcome_table,
+    put,
+    put_row,
     sample_table,
     token_table,
 )

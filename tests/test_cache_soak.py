@@ -6,7 +6,7 @@ import pytest
 
 from knobctl.benchmarks.soak import OWN_WRITER, cache_problems, soak
 from knobctl.data.cache.verify import verify_parts
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 
 def test_kills_at_random_moments_lose_no_committed_part(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from knobctl.data.cache import unpacked_tokens
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 
 def stores(root):

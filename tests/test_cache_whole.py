@@ -21,8 +21,15 @@ from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, CacheMismatch, UnknownSetting
 from knobctl.data.knobs import KnobSetting
 from knobctl.data.samples import Sample
-from knobctl.tests.support.foreign_cache import foreign_cache, put_row
-from knobctl.tests.support.make_cache import TINY_SPACE, make_cache, outcome_table, sample_table, tiny_manifest
+from knobctl.tests.support.caches import (
+    TINY_SPACE,
+    foreign_cache,
+    make_cache,
+    outcome_table,
+    put_row,
+    sample_table,
+    tiny_manifest,
+)
 
 
 @pytest.fixture(scope="module")

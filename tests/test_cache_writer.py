@@ -16,7 +16,7 @@ from knobctl.data.cache.reader import open_cache
 from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, CacheMismatch
 from knobctl.data.files.atomic import Disk
-from knobctl.tests.support.make_cache import (
+from knobctl.tests.support.caches import (
     BUDGETS_MS,
     TINY_SPACE,
     QuickDisk,

@@ -17,8 +17,8 @@ from rich.table import Table
 from knobctl.cli import main
 from knobctl.console import emit
 from knobctl.data.importer import import_results
-from knobctl.tests.support.make_cache import make_cache
-from knobctl.tests.support.messy_results import some_rows, write_rows
+from knobctl.tests.support.caches import make_cache
+from knobctl.tests.support.results_dirs import some_rows, write_rows
 
 RESULTS = Path(__file__).parent / "fixtures" / "import"
 

@@ -21,8 +21,8 @@ from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale import launch
 from knobctl.replay.recipes import TrainConfig
 from knobctl.replay.training import train
+from knobctl.tests.support.caches import make_cache
 from knobctl.tests.support.cli_commands import every_command
-from knobctl.tests.support.make_cache import make_cache
 
 COMMANDS = every_command()
 KNOWN = json.loads((Path(__file__).parent / "fixtures" / "cli_options.json").read_text())

@@ -18,10 +18,10 @@ from knobctl.data.errors import CheckpointError
 from knobctl.data.paths import BUNDLED_ROOT
 from knobctl.data.progress import Progress
 from knobctl.precompute.models.loading import load_model, model_directory
+from knobctl.tests.support.caches import make_cache
 from knobctl.tests.support.cli_commands import every_command
 from knobctl.tests.support.dataset_files import png, write_json_lines
-from knobctl.tests.support.engine_world import write_tiny_model
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.tiny_model import write_tiny_model
 
 
 @pytest.fixture

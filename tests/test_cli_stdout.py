@@ -1,4 +1,4 @@
-"""A finished command ends well on any stdout: of another encoding, closed, cut off, or on a full disk."""
+"""A finished command handles any stdout: another encoding, closed, without a reader, or on a full disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(stdout: str, *arguments: object, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
-def test_what_an_encoding_lacks_is_escaped(cache: Path, tmp_path: Path, encoding: str):
+def test_characters_that_the_encoding_lacks_are_escaped(cache: Path, tmp_path: Path, encoding: str):
     linked = tmp_path / "größe-日本"
     linked.symlink_to(cache)
     done = run(f"> {tmp_path}/out", "inspect", linked, PYTHONIOENCODING=f"{encoding}:strict")
@@ -42,7 +42,7 @@ def test_what_an_encoding_lacks_is_escaped(cache: Path, tmp_path: Path, encoding
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("inspect", "CACHE"), ("inspect", "CACHE", "--json"), ("--help",)])
-def test_a_full_disk_is_one_line(cache: Path, unbuffered: str, arguments: tuple[str, ...]):
+def test_a_full_disk_gives_a_one_line_error(cache: Path, unbuffered: str, arguments: tuple[str, ...]):
     named = [str(cache) if word == "CACHE" else word for word in arguments]
     done = run("> /dev/full", *named, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
@@ -50,7 +50,7 @@ def test_a_full_disk_is_one_line(cache: Path, unbuffered: str, arguments: tuple[
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_closed_stdout_and_a_reader_that_leaves_are_silent(cache: Path):
+def test_a_closed_stdout_and_a_missing_reader_give_no_error(cache: Path):
     closed = run(">&-", "inspect", cache)
     assert (closed.returncode, closed.stderr) == (0, "")
     assert run("| true", "inspect", cache).stderr == ""

@@ -26,11 +26,9 @@ from knobctl.replay.training.cross_validate import (
     pooled,
     start_warnings,
 )
-from knobctl.tests.support.evaluation_cases import write_array_cache
-from knobctl.tests.support.foreign_cache import foreign_cache
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import foreign_cache, make_cache, write_array_cache
 from knobctl.tests.support.recorded_progress import RecordedProgress
-from knobctl.tests.support.replay_cases import encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import encoder_for, small_generated, tables_of
 
 QUICK = recipe("tuned", seeds=(0, 1), epochs=2, min_steps=4, warm_start_steps=5)
 BASELINES = ("table", "neighbours", "neighbours_token", "oracle")

@@ -1,4 +1,4 @@
-"""Answers in every form that sources write them, and rows that are left out and counted instead of used."""
+"""Answers in every form in which sources write them; unusable rows are skipped and counted."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def read(value, answer_field="answer"):
         ([{"answer": '["red"]'}], ('["red"]',)),
     ],
 )
-def test_answers_are_read_as_what_they_are(value, answers):
+def test_answers_are_read_in_every_form(value, answers):
     assert read(value) == answers
 
 
@@ -72,7 +72,7 @@ def test_answers_are_read_as_what_they_are(value, answers):
         "[NaN]",
     ],
 )
-def test_a_printed_list_is_refused_and_can_be_given_as_a_list(text):
+def test_a_printed_list_is_refused_unless_it_is_the_only_item_of_a_list(text):
     with pytest.raises(DatasetError, match=r"f\.jsonl, line 1: `answers` is the text .*give a list with this one item"):
         read(text)
     assert read([text]) == (text,)
@@ -91,7 +91,7 @@ def test_a_printed_list_is_refused_in_every_format(tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, [], "", " ", [" ", "\t"], [None], "[]", "[null]", '{"answer": ""}'])
-def test_blank_answers_are_no_answers(value):
+def test_blank_answers_do_not_count_as_answers(value):
     with pytest.raises(DatasetError, match="has no answers"):
         read(value)
 
@@ -105,7 +105,7 @@ def test_an_empty_prediction_does_not_match_a_blank_answer():
 DICTIONARY = pa.array(["red", "blue", "red", "green"]).dictionary_encode()
 
 
-def test_dictionary_encoded_answers_are_texts(tmp_path):
+def test_dictionary_encoded_answers_are_read_as_text(tmp_path):
     path = tmp_path / "a.parquet"
     struct = pa.StructArray.from_arrays([DICTIONARY, pa.array([1, 2, 3, 4])], ["answer", "answer_id"])
     forms = {
@@ -126,7 +126,7 @@ def test_dictionary_encoded_answers_are_texts(tmp_path):
     assert loaded.samples[3].image.read_bytes() == png(3)
 
 
-def test_numbers_in_parquet_are_their_text(tmp_path):
+def test_numbers_in_parquet_become_text(tmp_path):
     for values, answers in (
         (pl.Series([[0.1, 3.0]] * 2, dtype=pl.List(pl.Float32)), ("0.1", "3")),
         (pl.Series([7, 7], dtype=pl.Int16), ("7",)),
@@ -137,11 +137,11 @@ def test_numbers_in_parquet_are_their_text(tmp_path):
         assert load_samples("mine", source=path).samples[0].answers == answers
 
 
-# Rows that are left out
+# Rows that are skipped
 
 
-def refused_or_skipped(name, source, where, reason, *, good, skipped):
-    """Without --skip-bad the command stops with file and row; with it, the rows are counted."""
+def assert_refused_or_skipped(name, source, where, reason, *, good, skipped):
+    """Without --skip-bad the error names file and row; with it, the rows are skipped and counted."""
     with pytest.raises(DatasetError, match=f"{where}.*{reason}.*--skip-bad"):
         load_samples(name, source=source)
     loaded = load_samples(name, source=source, skip_bad=True)
@@ -150,31 +150,31 @@ def refused_or_skipped(name, source, where, reason, *, good, skipped):
     return loaded
 
 
-def test_lines_without_form_or_id(tmp_path):
+def test_lines_that_are_not_json_or_have_a_null_id(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     path = write_json_lines(tmp_path / "own.jsonl", [GOOD, GOOD | {"question_id": None}, GOOD])
-    refused_or_skipped("mine", path, r"own\.jsonl, line 2", "`question_id` must be", good=2, skipped=1)
+    assert_refused_or_skipped("mine", path, r"own\.jsonl, line 2", "`question_id` must be", good=2, skipped=1)
     path.write_text(path.read_text() + json.dumps(GOOD)[:30])
-    loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 4", "not JSON", good=2, skipped=2)
+    loaded = assert_refused_or_skipped("mine", path, r"own\.jsonl, line 4", "not JSON", good=2, skipped=2)
     assert {row.where.rpartition(", ")[2] for row in loaded.skipped} == {"line 2", "line 4"}
 
 
 def test_null_ids_in_parquet_and_official_files(tmp_path):
     path = write_parquet(tmp_path / "v.parquet", rows(4, question_id=[0, None, 2, 3]))
-    loaded = refused_or_skipped("mine", path, r"v\.parquet, row 1", "`question_id` must be", good=3, skipped=1)
+    loaded = assert_refused_or_skipped("mine", path, r"v\.parquet, row 1", "`question_id` must be", good=3, skipped=1)
     assert loaded.samples[1].image.ref == "v.parquet#2"
     coco_vqa(tmp_path / "coco", n=6)
     path = tmp_path / "coco" / "v2_OpenEnded_mscoco_val2014_questions.json"
     document = json.loads(path.read_text())
     document["questions"][1]["question_id"] = None
     write_json(path, document)
-    loaded = refused_or_skipped(
+    loaded = assert_refused_or_skipped(
         "coco_2014_vqa", tmp_path / "coco", "questions.json, row 1", "`question_id` must be", good=5, skipped=1
     )
     assert loaded.samples[1].question == "what is number 2?"
 
 
-def test_repeated_rows_whose_image_is_missing(tmp_path):
+def test_repeated_rows_with_a_missing_image_are_skipped_once(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     bad = GOOD | {"question_id": 6, "image": "missing.png"}
     path = write_json_lines(tmp_path / "own.jsonl", [GOOD, bad, bad])
@@ -184,18 +184,18 @@ def test_repeated_rows_whose_image_is_missing(tmp_path):
         load_samples("mine", source=path)
 
 
-def test_one_id_for_two_contents_keeps_the_first_that_can_be_read(tmp_path):
+def test_of_two_rows_with_one_id_the_first_usable_one_is_kept(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     entries = [GOOD | {"question_id": 1}, GOOD | {"question_id": 1, "answers": ["dog"]}]
     path = write_json_lines(tmp_path / "own.jsonl", entries)
-    loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 2", "was already used", good=1, skipped=1)
+    loaded = assert_refused_or_skipped("mine", path, r"own\.jsonl, line 2", "was already used", good=1, skipped=1)
     assert loaded.samples[0].answers == ("cat",)
     path = write_json_lines(tmp_path / "own.jsonl", [entries[0] | {"answers": None}, entries[1]])
-    loaded = refused_or_skipped("mine", path, r"own\.jsonl, line 1", "no answers", good=1, skipped=1)
+    loaded = assert_refused_or_skipped("mine", path, r"own\.jsonl, line 1", "no answers", good=1, skipped=1)
     assert loaded.samples[0].answers == ("dog",)
 
 
-def test_a_file_name_that_utf8_cannot_hold_is_refused(tmp_path):
+def test_a_file_name_that_utf8_cannot_encode_is_refused(tmp_path):
     for folder, name in ((tmp_path / "a", "v.jsonl"), (tmp_path / "b", "v.parquet")):
         folder.mkdir()
         (folder / os.fsdecode(b"\xff-" + name.encode())).write_text("")
@@ -205,7 +205,7 @@ def test_a_file_name_that_utf8_cannot_hold_is_refused(tmp_path):
         load_samples("mine", source=tmp_path / "b")
 
 
-def test_text_that_utf8_cannot_hold_is_skipped_and_counted(tmp_path):
+def test_text_that_utf8_cannot_encode_is_skipped_and_counted(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     path = write_json_lines(tmp_path / "own.jsonl", [GOOD, GOOD | {"question": "what \ud83d?"}])
     loaded = load_samples("mine", source=path, skip_bad=True)

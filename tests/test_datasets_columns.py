@@ -1,4 +1,4 @@
-"""Fields that a source keeps under other names, and what is said of names that are not there."""
+"""--column and --source-split: fields under other column names, and errors for names that do not exist."""
 
 import json
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from knobctl.precompute.run.live_from_cache import samples_of
 from knobctl.tests.support.dataset_files import coco_vqa, png, rows, ten, write_json, write_json_lines, write_parquet
 
 
-def test_a_parquet_dataset_with_other_names(tmp_path):
+def test_a_parquet_dataset_with_other_column_names(tmp_path):
     table = rows(4, answers=[ten("down")] * 4, multiple_choice_answer=["up"] * 4, part=["train", "val"] * 2)
     path = write_parquet(tmp_path / "v.parquet", table.rename({"image": "picture", "question": "text"}))
     columns = {"image": "picture", "question": "text", "answers": "multiple_choice_answer", "split": "part"}
@@ -31,7 +31,7 @@ def test_a_parquet_dataset_with_other_names(tmp_path):
     assert "columns" not in load_samples("easy_vqa", limit=1).to_dict()
 
 
-def test_live_samples_come_from_the_column_that_the_cache_records(tmp_path):
+def test_live_samples_are_read_from_the_column_that_the_cache_records(tmp_path):
     path = write_parquet(tmp_path / "v.parquet", rows(4).rename({"image": "picture"}))
     loaded = load_samples("mine", source=path, columns={"image": "picture"})
     table = pl.DataFrame(
@@ -48,7 +48,7 @@ def test_live_samples_come_from_the_column_that_the_cache_records(tmp_path):
     assert [live[name].image.read_bytes() for name in index] == [s.image.read_bytes() for s in loaded.samples]
 
 
-def test_json_lines_and_official_files_with_other_names(tmp_path):
+def test_json_lines_and_official_files_with_other_field_names(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     entry = {"file": "a.png", "question": "q?", "answers": ["a"], "short": "b", "qid": "x"}
     path = write_json_lines(tmp_path / "own.jsonl", [entry])
@@ -86,7 +86,7 @@ def test_an_unknown_column_is_refused_with_those_that_exist(tmp_path):
     assert "knobctl:" not in str(said.value)
 
 
-def test_the_options_are_about_one_dataset_or_all():
+def test_the_options_apply_to_one_dataset_or_to_all():
     maps = column_maps(["answers=a=b", "my.data.answers=c", "x.image=picture"], ["my.data", "x"])
     assert maps == {"my.data": {"answers": "c"}, "x": {"answers": "a=b", "image": "picture"}}
     assert source_splits(["val", "x=train"], ["x", "y"]) == {"x": "train", "y": "val"}
@@ -94,7 +94,7 @@ def test_the_options_are_about_one_dataset_or_all():
 
 
 @pytest.mark.parametrize("option", ["answers", "answers=", "=a", "nope=a", "y.answers=a", ".answers=a"])
-def test_a_malformed_column_option(option):
+def test_a_malformed_column_option_is_refused(option):
     with pytest.raises(KnobctlError, match=r"--column .*(FIELD=COLUMN|is not a dataset of this run)"):
         PrecomputeConfig(model="nano", datasets=("x=p",), out="c", column=(option,))
 
@@ -109,12 +109,12 @@ def test_a_malformed_column_option(option):
         {"source_split": ("train", "val")},
     ],
 )
-def test_options_that_contradict_or_name_no_dataset(options):
+def test_options_that_contradict_each_other_or_name_no_dataset_are_refused(options):
     with pytest.raises(KnobctlError, match=r"--(column|source-split) "):
         PrecomputeConfig(model="nano", datasets=("x=p",), out="c", **options)
 
 
-def test_the_command_passes_both_options_on(tmp_path):
+def test_the_command_passes_on_both_options(tmp_path):
     table = rows(6, split=["train", "val"] * 3).rename({"answers": "replies"})
     path = write_parquet(tmp_path / "v.parquet", table)
     call = [

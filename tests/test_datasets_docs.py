@@ -1,4 +1,4 @@
-"""The page on datasets stays true: its example runs, and its tables name what the registry holds."""
+"""docs/datasets.md is correct: its example runs, and its tables agree with the registry."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from knobctl.tests.support.dataset_files import png
 PAGE = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
 
 
-def test_the_example_makes_a_dataset_that_loads(tmp_path, monkeypatch):
+def test_the_example_writes_a_dataset_that_loads(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(code.strip().splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
@@ -25,7 +25,7 @@ def test_the_example_makes_a_dataset_that_loads(tmp_path, monkeypatch):
     assert loaded.samples[0].answers == ("open", "open now")
 
 
-def test_the_tables_say_what_the_registry_says():
+def test_the_tables_agree_with_the_registry():
     for spec in DATASETS.values():
         (row,) = re.findall(
             rf"^\| `{spec.name}` \|([^\n]*`{spec.metric}` \| {spec.max_new_tokens} \|[^\n]*)$", PAGE, re.M

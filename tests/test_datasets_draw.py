@@ -1,4 +1,4 @@
-"""Draws and splits are seeded, stable whatever else is drawn, and keep an image in one split."""
+"""Draws and splits are seeded, do not depend on what else is drawn, and keep each image in one split."""
 
 from collections import Counter
 from itertools import pairwise
@@ -21,19 +21,19 @@ def ids(loaded):
     return [sample.sample_id for sample in loaded.samples]
 
 
-def test_a_smaller_sample_is_part_of_a_larger_one(folder):
+def test_a_smaller_draw_is_part_of_a_larger_one(folder):
     sets = [set(ids(load_samples("coco_2014_vqa", source=folder, limit=n, seed=3))) for n in (1, 10, 40, 90)]
     assert [len(found) for found in sets] == [1, 10, 40, 90]
     assert all(small < large for small, large in pairwise(sets))
 
 
-def test_a_sample_is_the_same_in_every_draw_that_has_it(folder):
+def test_a_sample_is_the_same_in_every_draw(folder):
     whole = {sample.sample_id: sample for sample in load_samples("coco_2014_vqa", source=folder, seed=3).samples}
     part = load_samples("coco_2014_vqa", source=folder, limit=20, seed=3)
     assert all(whole[sample.sample_id] == sample for sample in part.samples)
 
 
-def test_the_seed_decides_and_is_enough(folder):
+def test_the_draw_depends_on_the_seed_alone(folder):
     first, again, other = (load_samples("coco_2014_vqa", source=folder, limit=20, seed=s) for s in (1, 1, 2))
     assert first == again
     assert first.fingerprint == again.fingerprint
@@ -60,13 +60,13 @@ def test_no_image_is_in_two_splits(tmp_path):
     assert abs(counts["test"] - 40) < 18
 
 
-def test_more_asked_for_than_there_is(folder):
+def test_a_limit_above_the_number_of_samples_gives_a_warning(folder):
     loaded = load_samples("coco_2014_vqa", source=folder, limit=1000)
     assert len(loaded.samples) == 90
     assert any("90 usable samples, fewer than the 1000 requested" in warning for warning in loaded.warnings)
 
 
-def test_an_empty_split_is_said(folder):
+def test_an_empty_split_gives_a_warning(folder):
     loaded = load_samples("coco_2014_vqa", source=folder, limit=1)
     assert any("no sample is in" in warning for warning in loaded.warnings)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset is said in one error, with path and row; what may be skipped is counted."""
+"""A problem in a dataset is one error with path and row; skipped rows are counted."""
 
 import json
 
@@ -24,7 +24,7 @@ GOOD = {"image": "a.png", "question": "what?", "answers": ["cat"]}
 
 @pytest.fixture
 def own(tmp_path):
-    """Returns a function that writes entries as a JSON Lines dataset beside one image."""
+    """A function that writes entries as a JSON Lines dataset beside one image."""
     (tmp_path / "a.png").write_bytes(png(0))
     return lambda *entries: write_json_lines(tmp_path / "own.jsonl", list(entries))
 
@@ -35,36 +35,36 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize("name", ["a/b", "", " a", "a#b", "a\nb", "x" * 65])
-def test_a_name_that_would_spoil_sample_ids_is_refused(own, name):
+def test_a_dataset_name_that_is_unfit_for_sample_ids_is_refused(own, name):
     with pytest.raises(DatasetError, match="dataset name"):
         load_samples(name, source=own(GOOD))
 
 
-def test_a_missing_path(tmp_path):
+def test_a_missing_path_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere does not exist: .*`text_vqa`"):
         load_samples("text_vqa", source=tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"text_vqa does not exist"):
         load_samples("text_vqa", root=tmp_path)
 
 
-def test_an_empty_folder_says_what_was_expected(tmp_path):
+def test_the_error_for_an_empty_folder_says_what_was_expected(tmp_path):
     with pytest.raises(DatasetError, match=r"TextVQA_0\.5\.1_val\.json.*Parquet"):
         load_samples("text_vqa", source=tmp_path)
 
 
-def test_a_file_of_another_kind(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "table.csv").write_text("image,question,answers\n")
     with pytest.raises(DatasetError, match=r"table\.csv is neither \.parquet nor \.jsonl"):
         load_samples("mine", source=tmp_path / "table.csv")
 
 
-def test_the_answers_file_is_missing(tmp_path):
+def test_a_missing_answers_file_is_named(tmp_path):
     (coco_vqa(tmp_path) / "v2_mscoco_val2014_annotations.json").unlink()
     with pytest.raises(DatasetError, match=r"v2_mscoco_val2014_annotations\.json does not exist"):
         load_samples("coco_2014_vqa", source=tmp_path)
 
 
-def test_files_of_two_splits(tmp_path):
+def test_files_of_two_splits_are_refused(tmp_path):
     path = coco_vqa(tmp_path) / "v2_mscoco_val2014_annotations.json"
     document = json.loads(path.read_text())
     write_json(path, document | {"data_subtype": "train2014"})
@@ -87,20 +87,20 @@ def test_files_of_two_splits(tmp_path):
         ('{"data": ' + "[" * 100_000, "nested|JSON"),
     ],
 )
-def test_a_broken_official_file(tmp_path, content, message):
+def test_a_broken_official_file_is_refused(tmp_path, content, message):
     (tmp_path / "TextVQA_0.5.1_val.json").write_text(content)
     with pytest.raises(DatasetError, match=rf"TextVQA_0\.5\.1_val\.json.*({message})"):
         load_samples("text_vqa", source=tmp_path)
 
 
-def test_an_official_file_is_bounded(tmp_path, monkeypatch):
+def test_the_size_of_an_official_file_is_bounded(tmp_path, monkeypatch):
     text_vqa(tmp_path)
     monkeypatch.setattr(json_files, "MAX_JSON_BYTES", 100)
     with pytest.raises(DatasetError, match="larger than 100 bytes"):
         load_samples("text_vqa", source=tmp_path)
 
 
-def test_a_test_split_has_no_answers(tmp_path):
+def test_a_test_split_without_answers_is_refused(tmp_path):
     text_vqa(tmp_path, split="test")
     with pytest.raises(DatasetError, match=r"TextVQA_0\.5\.1_test\.json, row \d: the question has no answers"):
         load_samples("text_vqa", source=tmp_path, source_split="test")
@@ -109,7 +109,7 @@ def test_a_test_split_has_no_answers(tmp_path):
 
 
 @pytest.mark.parametrize("empty", [[], [""] * 10, None])
-def test_no_answers_in_any_of_its_forms(tmp_path, empty):
+def test_every_form_of_missing_answers_is_recognised(tmp_path, empty):
     path = write_parquet(tmp_path / "v.parquet", rows(4, answers=[["cat"], empty, ["cat"], ["cat"]]))
     with pytest.raises(DatasetError, match=r"v\.parquet, row 1: the question has no answers"):
         load_samples("text_vqa", source=path)
@@ -133,7 +133,7 @@ def test_no_answers_in_any_of_its_forms(tmp_path, empty):
         ({"image": None, "images": [[png(0)]] * 10}, r"does not have the columns \['image'\].*list column `images`"),
     ],
 )
-def test_a_wrong_column(tmp_path, columns, message):
+def test_a_missing_or_unfit_column_is_refused(tmp_path, columns, message):
     path = write_parquet(tmp_path / "v.parquet", rows(**columns))
     with pytest.raises(DatasetError, match=rf"v\.parquet.*{message}"):
         load_samples("text_vqa", source=path)
@@ -154,20 +154,20 @@ def test_a_wrong_column(tmp_path, columns, message):
         ),
     ],
 )
-def test_a_wrong_value(tmp_path, columns, message):
+def test_an_unfit_value_is_refused_with_its_row(tmp_path, columns, message):
     path = write_parquet(tmp_path / "v.parquet", rows(3, **columns))
     with pytest.raises(DatasetError, match=message):
         load_samples("text_vqa", source=path)
 
 
-def test_one_id_for_two_questions(tmp_path):
+def test_one_id_for_two_questions_is_refused(tmp_path):
     path = write_parquet(tmp_path / "v.parquet", rows(3, question_id=[7, 8, 7]))
     with pytest.raises(DatasetError, match=r"row 2: question_id 7 was already used at .*row 0"):
         load_samples("text_vqa", source=path)
 
 
 @pytest.mark.parametrize("damage", ["text", "truncated", "page"])
-def test_a_damaged_parquet_file(tmp_path, damage):
+def test_a_damaged_parquet_file_is_named(tmp_path, damage):
     path = write_parquet(tmp_path / "v.parquet", rows(10))
     data = path.read_bytes()
     if damage == "page":
@@ -177,7 +177,7 @@ def test_a_damaged_parquet_file(tmp_path, damage):
         load_samples("text_vqa", source=path)
 
 
-def test_no_rows(tmp_path, own):
+def test_a_source_without_rows_is_refused(tmp_path, own):
     with pytest.raises(DatasetError, match=r"v\.parquet has no rows"):
         load_samples("mine", source=write_parquet(tmp_path / "v.parquet", rows(4).head(0)))
     with pytest.raises(DatasetError, match=r"own\.jsonl has no rows"):
@@ -210,19 +210,19 @@ def test_no_rows(tmp_path, own):
         ({"question_id": True}, "line 2: `question_id` must be"),
     ],
 )
-def test_a_wrong_line(own, change, message):
+def test_an_unfit_line_is_refused_with_its_number(own, change, message):
     with pytest.raises(DatasetError, match=message):
         load_samples("mine", source=own(GOOD, GOOD | change))
 
 
-def test_a_line_without_an_image_says_what_it_has(own):
+def test_the_error_for_a_line_without_an_image_lists_its_fields(own):
     with pytest.raises(
         DatasetError, match=r"line 1: the fields \['image'\] are missing; it has \['answers', 'question'\]"
     ):
         load_samples("mine", source=own({"question": "q?", "answers": ["a"]}))
 
 
-def test_lines_that_are_not_json(tmp_path):
+def test_a_line_that_is_not_json_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     (tmp_path / "own.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xff\xfe\n")
     with pytest.raises(DatasetError, match=r"own\.jsonl, line 2.* JSON"):
@@ -230,7 +230,7 @@ def test_lines_that_are_not_json(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "gone"])
-def test_a_bad_image_stops_or_is_skipped_and_counted(tmp_path, damage):
+def test_an_unreadable_image_is_an_error_or_skipped_and_counted(tmp_path, damage):
     coco_vqa(tmp_path)
     path = tmp_path / "val2014" / "COCO_val2014_000000000043.jpg"
     data = path.read_bytes()
@@ -246,8 +246,7 @@ def test_a_bad_image_stops_or_is_skipped_and_counted(tmp_path, damage):
     assert not any(sample.image_id == "43" for sample in loaded.samples)
 
 
-def test_nothing_is_skipped_in_silence(tmp_path):
-    """A bad row that is not drawn changes nothing: neither an error nor a count."""
+def test_bad_rows_that_are_not_drawn_are_neither_errors_nor_counted(tmp_path):
     coco_vqa(tmp_path, n=60)
     whole = load_samples("coco_2014_vqa", source=tmp_path, limit=5)
     used = {sample.image_id for sample in whole.samples}
@@ -265,7 +264,7 @@ def test_nothing_is_skipped_in_silence(tmp_path):
         ({"source": "s3://bucket/x.parquet"}, "s3:// is not supported"),
     ],
 )
-def test_a_wrong_option(tmp_path, options, message):
+def test_an_unfit_option_is_refused(tmp_path, options, message):
     with pytest.raises(DatasetError, match=message):
         load_samples("coco_2014_vqa", **{"source": coco_vqa(tmp_path), **options})
 
@@ -280,30 +279,30 @@ def roots_at(folder):
 
 
 @pytest.mark.parametrize("ref", ["../x.png", "/etc/passwd", "../x.parquet#0", "bundled:../x.parquet#0"])
-def test_a_reference_that_leads_out_is_refused(tmp_path, ref):
+def test_an_image_reference_that_leads_out_of_its_folder_is_refused(tmp_path, ref):
     with pytest.raises(DatasetError, match="leads out"):
         image_from_ref(ref, roots_at(tmp_path))
 
 
-def test_a_reference_needs_its_root():
+def test_an_image_reference_needs_its_folder():
     with pytest.raises(DatasetError, match="--images"):
         image_from_ref("train_images/a.jpg", ImageRoots("mine", None, None))
 
 
-def test_a_row_beyond_the_file(tmp_path):
+def test_a_reference_to_a_row_beyond_the_file_is_refused(tmp_path):
     write_parquet(tmp_path / "v.parquet", rows(4))
     with pytest.raises(DatasetError, match=r"v\.parquet, row 9, cannot be read \(the file has 4 rows\)"):
         image_from_ref("v.parquet#9", roots_at(tmp_path)).read_bytes()
 
 
-def test_a_metric_that_could_never_give_a_full_score_is_said(tmp_path):
+def test_a_metric_that_can_never_give_a_full_score_gives_a_warning(tmp_path):
     path = write_parquet(tmp_path / "v.parquet", rows(4, answers=[["cat"]] * 4))
     warnings = load_samples("mine", source=path, metric="vqa_simple").warnings
     assert any("fewer than 3 answers" in warning for warning in warnings)
     assert not any("answers" in warning for warning in load_samples("mine", source=path).warnings)
 
 
-def test_polars_is_not_asked_for_the_images(tmp_path, monkeypatch):
+def test_polars_never_reads_the_image_column(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "v.parquet", rows(6))
     collected = []
     collect = pl.LazyFrame.collect
@@ -319,7 +318,7 @@ def test_polars_is_not_asked_for_the_images(tmp_path, monkeypatch):
     assert not any("image" in columns for columns in collected)
 
 
-def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_images, "_UNPACKED_BYTES", 1 << 20)
     texts = ["what is it? " + "a" * 19_000] * 500
     table = rows(500, question=[f"{i}{text}" for i, text in enumerate(texts)])
@@ -328,7 +327,7 @@ def test_a_file_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
         load_samples("text_vqa", source=path)
 
 
-def test_a_reference_into_a_file_without_images(tmp_path):
+def test_a_reference_into_a_file_without_images_is_refused(tmp_path):
     write_parquet(tmp_path / "v.parquet", rows(4, image=None))
     with pytest.raises(DatasetError, match="no column `image`"):
         image_from_ref("v.parquet#1", roots_at(tmp_path)).read_bytes()

@@ -1,4 +1,4 @@
-"""Every format that is read: official files, Parquet mirrors and their quirks, a user's own Parquet and JSON Lines."""
+"""Every format that is read: official files, Parquet mirrors with their quirks, Parquet and JSON Lines of users."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def test_vqa_v2_official_files(tmp_path):
     assert sample.split == cache_split("43", 0)
 
 
-def test_okvqa_takes_what_the_person_wrote_and_can_take_the_stem(tmp_path):
+def test_okvqa_takes_the_raw_answer_by_default_and_the_stem_on_request(tmp_path):
     folder = coco_vqa(tmp_path, prefix="")
     loaded = load_samples("okvqa", source=folder)
     assert (loaded.metric, loaded.style, loaded.answer_field) == ("textvqa", "okvqa", "raw_answer")
@@ -57,7 +57,7 @@ def test_okvqa_takes_what_the_person_wrote_and_can_take_the_stem(tmp_path):
     assert stemmed.fingerprint != loaded.fingerprint
 
 
-def test_text_vqa_official_files_keep_images_of_val_in_train_images(tmp_path):
+def test_the_images_of_text_vqa_val_are_in_train_images(tmp_path):
     loaded = load_samples("text_vqa", source=text_vqa(tmp_path))
     assert (loaded.metric, loaded.max_new_tokens, loaded.style) == ("textvqa", 64, "text_vqa")
     sample = by_id(loaded)["text_vqa/34605"]
@@ -66,7 +66,7 @@ def test_text_vqa_official_files_keep_images_of_val_in_train_images(tmp_path):
     assert loaded.answer_field is None
 
 
-def test_files_may_lie_in_the_folders_of_the_archives(tmp_path):
+def test_files_may_lie_in_the_folders_that_the_archives_unpack_to(tmp_path):
     coco_vqa(tmp_path / "flat")
     (tmp_path / "annotations").mkdir()
     for file in (tmp_path / "flat").glob("*.json"):
@@ -92,7 +92,7 @@ def test_the_train_split_of_official_files(tmp_path):
     assert loaded.samples[0].image.ref == "train2014/COCO_train2014_000000000042.jpg"
 
 
-def test_ids_are_one_id_whether_number_or_text(tmp_path):
+def test_an_id_may_be_a_number_or_text(tmp_path):
     coco_vqa(tmp_path)
     path = tmp_path / "v2_mscoco_val2014_annotations.json"
     document = json.loads(path.read_text())
@@ -124,7 +124,7 @@ def test_ok_vqa_mirror_has_text_ids_and_no_image_id(tmp_path):
     loaded = load_samples("okvqa", source=path)
     sample = by_id(loaded)["okvqa/0000007"]
     assert sample.image_id == hashlib.sha256(png(3)).hexdigest()
-    assert loaded.answer_field is None  # the mirror does not say which answer it holds
+    assert loaded.answer_field is None  # the mirror does not say which of the two answers it has
     assert sample.image_id == by_id(loaded)["okvqa/0000006"].image_id
     unchecked = load_samples("okvqa", source=path, check_images=False)
     assert unchecked.samples == loaded.samples
@@ -157,7 +157,7 @@ def test_one_file_with_several_splits_is_filtered(tmp_path):
     assert [sample.image.ref for sample in loaded.samples] == [f"all.parquet#{i}" for i in range(1, 10, 2)]
 
 
-def test_rows_that_occur_twice_are_read_once_and_counted(tmp_path):
+def test_repeated_rows_are_read_once_and_counted(tmp_path):
     table = rows(4)
     path = write_parquet(tmp_path / "a.parquet", pl.concat([table, table.head(3)]))
     loaded = load_samples("text_vqa", source=path)
@@ -166,7 +166,7 @@ def test_rows_that_occur_twice_are_read_once_and_counted(tmp_path):
     assert any("3 repeated rows" in warning for warning in loaded.warnings)
 
 
-def test_a_url_is_read_by_polars_row_by_row(tmp_path):
+def test_a_url_with_wildcards_is_read_and_its_images_are_found_by_row(tmp_path):
     write_parquet(tmp_path / "validation-0.parquet", rows(6))
     write_parquet(tmp_path / "validation-1.parquet", rows(6, question_id=list(range(6, 12))))
     loaded = load_samples("text_vqa", source=f"file://{tmp_path}/validation-*.parquet")
@@ -177,10 +177,10 @@ def test_a_url_is_read_by_polars_row_by_row(tmp_path):
     assert image_from_ref(sample.image.ref, UNKNOWN_ROOTS).read_bytes() == png(2)
 
 
-# A user's own
+# Datasets of users
 
 
-def test_own_json_lines(tmp_path):
+def test_json_lines_of_a_user(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a b.png").write_bytes(png(1))
     entries = [
@@ -196,7 +196,7 @@ def test_own_json_lines(tmp_path):
 
 
 @pytest.mark.parametrize("as_path", [False, True])
-def test_own_parquet_with_bytes_or_paths(tmp_path, as_path):
+def test_parquet_of_a_user_with_bytes_or_paths(tmp_path, as_path):
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(png(i))
     images = [f"{i // 2}.png" if as_path else png(i // 2) for i in range(10)]
@@ -221,7 +221,7 @@ def test_the_metric_and_limits_can_be_chosen(tmp_path):
     assert loaded.to_dict()["metric"] == "vqa_simple"
 
 
-# All
+# All formats
 
 
 def test_large_row_groups_are_streamed(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_large_row_groups_are_streamed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["easy_vqa", "small_print"])
-def test_bundled_datasets_hold_only_what_nano_never_saw(name):
+def test_samples_of_bundled_datasets_were_not_seen_by_nano(name):
     loaded = load_samples(name, limit=20)
     assert loaded.metric == "exact_match"
     table = pl.read_parquet(BUNDLED_ROOT / name / "*.parquet", columns=["question_id", "split"])
@@ -257,7 +257,7 @@ def test_every_known_dataset_has_a_style_and_a_known_metric():
     }
 
 
-def test_references_are_found_again_from_what_the_manifest_records(tmp_path, monkeypatch):
+def test_images_are_found_through_what_the_manifest_records(tmp_path, monkeypatch):
     lines = write_json_lines(tmp_path / "own" / "mine.jsonl", [{"image": "a.png", "question": "q?", "answers": ["a"]}])
     (tmp_path / "own" / "a.png").write_bytes(png(1))
     parquet = write_parquet(tmp_path / "mirror" / "data" / "validation-0.parquet", rows(2)).parent.parent

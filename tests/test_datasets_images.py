@@ -1,4 +1,4 @@
-"""Pixels out of encoded images: every mode becomes RGB, damage and bombs become one clear error."""
+"""Decoding images: every mode becomes RGB; damaged files and decompression bombs give one clear error."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def test_every_mode_becomes_rgb(mode):
     np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
-def test_a_palette_gives_its_colours_and_transparency_is_dropped():
+def test_palette_colours_are_kept_and_transparency_is_dropped():
     image = gradient().convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
     expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(decode_image(encoded(image), "p.png"), expected)
@@ -59,21 +59,21 @@ def test_cmyk_jpeg_keeps_its_colour():
     np.testing.assert_allclose(pixels[8, 8], [254, 0, 0], atol=6)
 
 
-def test_exif_rotation_is_ignored_as_the_model_does():
+def test_exif_rotation_is_ignored_as_in_the_model():
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     assert decode_image(encoded(gradient(), "JPEG", exif=exif), "turned.jpg").shape == (5, 7, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_a_truncated_image_is_an_error_with_its_name(kind):
+def test_the_error_for_a_truncated_image_names_it(kind):
     data = encoded(gradient(size=(64, 64)), kind)
     with pytest.raises(DatasetError, match=r"image val/7\.x cannot be decoded .*replace it"):
         decode_image(data[: len(data) * 2 // 3], "val/7.x")
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<svg></svg>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_image_is_an_error(data):
+def test_data_that_are_not_an_image_are_refused(data):
     with pytest.raises(DatasetError, match="image x"):
         decode_image(data, "x")
 
@@ -103,12 +103,12 @@ def test_what_is_no_image_is_an_error(data):
         (b"\x01\x02\xfe\xff\x00\x10", "the bytes 01 02 fe ff 00 10"),
     ],
 )
-def test_what_is_no_image_is_described(data, looks):
+def test_the_error_describes_data_that_are_not_an_image(data, looks):
     with pytest.raises(DatasetError, match=f"image x cannot be decoded .*{re.escape(looks)}.*replace it"):
         decode_image(data, "x")
 
 
-def test_a_name_as_long_as_an_image_is_shortened():
+def test_a_very_long_name_is_shortened_in_the_error():
     with pytest.raises(DatasetError) as error:
         decode_image(b"", "A" * 100_000)
     assert len(str(error.value)) < 300
@@ -124,13 +124,13 @@ def test_a_name_as_long_as_an_image_is_shortened():
         ("photos/a.png", "check the image folder"),
     ],
 )
-def test_a_path_that_is_none_says_what_it_looks_like(tmp_path, name, looks):
+def test_the_error_for_a_wrong_path_says_what_it_looks_like(tmp_path, name, looks):
     with pytest.raises(DatasetError, match=looks) as error:
         image_file(tmp_path, name, "x.jsonl, line 1").read_bytes()
     assert len(str(error.value)) < 600
 
 
-def test_absolute_paths_inside_the_folder_are_taken_however_it_is_spelled(tmp_path, monkeypatch):
+def test_absolute_paths_inside_the_folder_are_accepted_however_the_folder_is_spelled(tmp_path, monkeypatch):
     (tmp_path / "real" / "photos").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     image = tmp_path / "real" / "photos" / "a.png"
@@ -142,25 +142,25 @@ def test_absolute_paths_inside_the_folder_are_taken_however_it_is_spelled(tmp_pa
         image_file(Path(), str(tmp_path / "real" / "b.png"), "row 1")
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"folder .*/gone does not exist .*--images"):
         image_file(tmp_path / "gone", "a.png", "row 1").read_bytes()
 
 
-def test_a_bomb_is_refused_before_it_is_decoded():
-    """A PNG of 60000 x 60000 pixels in a few bytes: the header alone must be enough to refuse it."""
+def test_a_decompression_bomb_is_refused_before_decoding():
+    """PNGs of 60000 x 60000 and 9000 x 9000 pixels in a few bytes: the header is enough to refuse them."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    for side in (60_000, 9_000):  # above Pillow's own limit, and below it
+    for side in (60_000, 9_000):  # above Pillow's limit, and below it
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
         with pytest.raises(DatasetError, match=r"image bomb\.png"):
             decode_image(data, "bomb.png")
 
 
-def test_encoded_size_is_bounded(monkeypatch):
+def test_the_encoded_size_is_bounded(monkeypatch):
     data = encoded(gradient())
     monkeypatch.setattr(images_module, "MAX_IMAGE_BYTES", len(data) - 1)
     with pytest.raises(DatasetError, match="is the limit"):
@@ -169,7 +169,7 @@ def test_encoded_size_is_bounded(monkeypatch):
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]), st.data())
-def test_damage_never_raises_anything_else(kind, data):
+def test_damaged_images_raise_only_dataset_errors(kind, data):
     damaged = bytearray(encoded(gradient(size=(24, 16)), kind))
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))

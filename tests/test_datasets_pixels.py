@@ -1,4 +1,4 @@
-"""Images of more than 8 bits: scaled by the white level that the file tells, or refused; never black by a guess."""
+"""Images of more than 8 bits are scaled by the white level that the file declares, or refused; it is never guessed."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ def png(values, *, significant=None):
 
 
 def tiff(values, *, bits, sample_format=1, photometric=1, maximum=None, data=None, order="<"):
-    """A TIFF of one strip with exactly these tags; `data` are packed samples, else `values` are written as they are."""
+    """A TIFF of one strip with exactly these tags; `data` holds packed samples and replaces `values`."""
     height, width, *rest = values.shape
     channels = rest[0] if rest else 1
     data = values.tobytes() if data is None else data
@@ -138,7 +138,7 @@ LOW = np.array([[0, 100, 255]])
         pytest.param(tiff(np.full((2, 2, 3), 4095, np.uint16), bits=16, photometric=2), "16-bit colour", id="tiff-rgb"),
     ],
 )
-def test_an_unknown_range_is_refused_and_says_what_to_do(data, reason):
+def test_an_unknown_range_is_refused_with_advice(data, reason):
     with pytest.raises(DatasetError, match=f"image x cannot be used: .*{reason}.*convert it to 8 bits"):
         decode_image(data, "x")
 

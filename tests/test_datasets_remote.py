@@ -1,4 +1,4 @@
-"""Parquet files at an address: what is fetched is counted, over a server on this machine."""
+"""Parquet files at an address: a local server counts the bytes that are fetched."""
 
 import re
 import threading
@@ -56,7 +56,7 @@ def mirror(tmp_path, monkeypatch):
             return int(first), min(size, int(last) + 1 if last else size)
 
         def log_message(self, *args):
-            """Keeps the test's output quiet."""
+            """Keeps the output of the test clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -67,14 +67,14 @@ def mirror(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_images_are_not_fetched_to_draw(mirror):
+def test_drawing_samples_fetches_no_images(mirror):
     address, size, sent = mirror
     loaded = load_samples("text_vqa", source=address, limit=5, check_images=False)
     assert len(loaded.samples) == 5
     assert sum(sent) < size / 4
 
 
-def test_one_image_costs_its_row_group_and_only_once(mirror):
+def test_one_image_fetches_its_row_group_and_only_once(mirror):
     address, size, sent = mirror
     sample = load_samples("text_vqa", source=address, limit=1, check_images=False).samples[0]
     sent.clear()
@@ -88,23 +88,23 @@ def test_one_image_costs_its_row_group_and_only_once(mirror):
     assert sent == []
 
 
-def test_checked_images_are_fetched_together_and_kept(mirror):
+def test_checked_images_are_fetched_together_and_cached(mirror):
     address, size, sent = mirror
     loaded = load_samples("text_vqa", source=address)
-    assert sum(sent) < 2 * size  # 120 rows one by one would be 120 row groups: ten times the file
+    assert sum(sent) < 2 * size  # fetched one by one, 120 rows would cost 120 row groups, ten times the file
     sent.clear()
     for sample in loaded.samples:
         assert sample.image.read_bytes() == png(int(sample.image_id), (SIDE, SIDE))
     assert sent == []
 
 
-def test_an_address_without_a_file(mirror):
+def test_an_address_without_a_file_is_named(mirror):
     address, _, _ = mirror
     with pytest.raises(DatasetError, match=r"nowhere\.parquet cannot be read .*check the URL"):
         load_samples("text_vqa", source=address.replace("validation-0", "nowhere"))
 
 
-def test_an_image_that_cannot_be_kept(mirror, tmp_path, monkeypatch):
+def test_an_image_that_cannot_be_cached_is_an_error(mirror, tmp_path, monkeypatch):
     address, _, _ = mirror
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("KNOBCTL_IMAGE_CACHE", str(tmp_path / "file"))
@@ -120,5 +120,5 @@ def test_an_image_that_cannot_be_kept(mirror, tmp_path, monkeypatch):
         ("https://example.org/datasets/x.parquet", "https://example.org/datasets/x.parquet"),
     ],
 )
-def test_hub_addresses_keep_their_hf_form(address, location):
+def test_hub_addresses_become_hf_locations(address, location):
     assert hub_location(address) == location

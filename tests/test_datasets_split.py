@@ -43,7 +43,7 @@ def parts(folder, *names):
         (["train2014/0.parquet", "val2014/0.parquet", "test-dev2015/0.parquet"], 1),
     ],
 )
-def test_folders_and_names_tell_the_split(tmp_path, names, wanted):
+def test_folders_and_file_names_give_the_split(tmp_path, names, wanted):
     loaded = load_samples("text_vqa", source=parts(tmp_path / "mirror", *names))
     assert ids(loaded) == [10 * wanted + i for i in range(4)]
     assert loaded.to_dict()["source_split"] == "validation"
@@ -60,7 +60,7 @@ def test_folders_and_names_tell_the_split(tmp_path, names, wanted):
         ["train/0.parquet"],
     ],
 )
-def test_names_that_do_not_tell_the_split_are_refused_and_listed(tmp_path, names):
+def test_file_names_that_leave_the_split_open_are_refused_and_listed(tmp_path, names):
     source = parts(tmp_path / "mirror", *names)
     with pytest.raises(DatasetError, match=r"split `validation`") as refused:
         load_samples("text_vqa", source=source)
@@ -68,7 +68,7 @@ def test_names_that_do_not_tell_the_split_are_refused_and_listed(tmp_path, names
     assert len(load_samples("text_vqa", source=source, source_split="all").samples) == 4 * len(names)
 
 
-def test_a_folder_or_file_named_directly_tells_its_split(tmp_path):
+def test_the_path_of_a_folder_or_file_gives_its_split(tmp_path):
     parts(tmp_path / "mirror", "train/0.parquet", "validation/0.parquet", "validation/1.parquet")
     assert ids(load_samples("text_vqa", source=tmp_path / "mirror" / "validation")) == [*range(10, 14), *range(20, 24)]
     assert ids(load_samples("text_vqa", source=tmp_path / "mirror" / "validation" / "0.parquet")) == [10, 11, 12, 13]
@@ -78,7 +78,7 @@ def test_a_folder_or_file_named_directly_tells_its_split(tmp_path):
     assert ids(load_samples("text_vqa", source=tmp_path / "mirror" / "train", source_split="train")) == [0, 1, 2, 3]
 
 
-def test_one_unmarked_file_is_taken_with_a_warning_unless_a_split_was_asked_for(tmp_path):
+def test_a_single_unmarked_file_is_read_with_a_warning_unless_a_split_is_requested(tmp_path):
     path = write_parquet(tmp_path / "mine.parquet", rows(4))
     loaded = load_samples("text_vqa", source=path)
     assert len(loaded.samples) == 4
@@ -106,20 +106,20 @@ SPLITS = ["train", "validation"] * 2
     ],
     ids=str,
 )
-def test_a_column_of_any_text_type_tells_the_split(tmp_path, column, values):
+def test_a_column_of_any_text_type_gives_the_split(tmp_path, column, values):
     path = tmp_path / "all.parquet"
     pq.write_table(rows(4).to_arrow().append_column(column, values), path)
     assert ids(load_samples("text_vqa", source=path)) == [i for i in (1, 3) if values[i].is_valid]
 
 
-def test_a_categorical_column_tells_the_split(tmp_path):
+def test_a_categorical_column_gives_the_split(tmp_path):
     for kind in (pl.Categorical(), pl.Enum(["train", "validation"])):
         path = write_parquet(tmp_path / "all.parquet", rows(4, split=pl.Series(SPLITS, dtype=kind)))
         assert ids(load_samples("text_vqa", source=path)) == [1, 3]
 
 
 def labelled(path, values, feature, column="split"):
-    """Writes whole numbers with the metadata that Hugging Face `datasets` writes for class labels."""
+    """Writes a column of whole numbers with the metadata that Hugging Face `datasets` writes for class labels."""
     table = rows(4).to_arrow()
     if column in table.column_names:
         table = table.drop_columns([column])
@@ -132,7 +132,7 @@ def labelled(path, values, feature, column="split"):
 NAMES = {"names": ["train", "validation"], "_type": "ClassLabel"}
 
 
-def test_class_labels_are_read_by_the_names_in_the_metadata(tmp_path):
+def test_class_labels_are_replaced_by_the_names_in_the_metadata(tmp_path):
     path = labelled(tmp_path / "all.parquet", [1, 0, 0, 1], NAMES)
     assert ids(load_samples("text_vqa", source=path)) == [0, 3]
     colours = {"names": ["red", "blue"], "_type": "ClassLabel"}
@@ -151,7 +151,7 @@ def test_class_labels_are_read_by_the_names_in_the_metadata(tmp_path):
 @pytest.mark.parametrize(
     "values", [[0, 1, 0, 1], [0.0, 1.0, 0.0, 1.0], [True, False, True, False], [["train"], ["val"]] * 2]
 )
-def test_a_column_without_names_is_refused_with_its_values(tmp_path, values):
+def test_a_column_without_class_names_is_refused_with_its_values(tmp_path, values):
     path = labelled(tmp_path / "all.parquet", values, None)
     with pytest.raises(DatasetError, match=r"no rows of split `validation`.*column `split` with .*, "):
         load_samples("text_vqa", source=path)
@@ -168,7 +168,7 @@ def test_a_column_filters_within_the_named_files(tmp_path):
         load_samples("text_vqa", source=tmp_path / "mirror" / "validation.parquet", source_split="test")
 
 
-def test_an_empty_column_tells_nothing(tmp_path):
+def test_an_empty_column_gives_no_split(tmp_path):
     table = rows(4).with_columns(split=pl.lit(None, pl.String))
     loaded = load_samples("text_vqa", source=write_parquet(tmp_path / "mirror" / "validation.parquet", table))
     assert len(loaded.samples) == 4
@@ -184,7 +184,7 @@ def test_a_split_of_another_name_is_taken_literally(tmp_path):
         load_samples("mine", source=source, source_split="fold3")
 
 
-def test_an_address_with_wildcards_tells_the_split_by_its_files(tmp_path):
+def test_an_address_with_wildcards_gets_the_split_from_its_files(tmp_path):
     parts(tmp_path / "m", "train/0.parquet", "validation/0.parquet")
     address = f"file://{tmp_path}/m"
     assert ids(load_samples("text_vqa", source=f"{address}/**/*.parquet")) == [10, 11, 12, 13]
@@ -223,7 +223,7 @@ def test_json_lines_by_name_and_by_field(tmp_path):
         load_samples("mine", source=unmarked, source_split="train")
 
 
-def test_official_files_that_are_of_another_split_inside(tmp_path):
+def test_official_files_whose_content_is_of_another_split(tmp_path):
     coco_vqa(tmp_path)
     for name in ("OpenEnded_mscoco_val2014_questions", "mscoco_val2014_annotations"):
         path = tmp_path / f"v2_{name}.json"
@@ -260,7 +260,7 @@ def test_spellings_of_a_split(text, key):
     assert SourceSplit(key).matches(text)
 
 
-def test_a_bundled_dataset_has_the_splits_it_is_shipped_with():
+def test_a_bundled_dataset_has_the_splits_of_its_files():
     assert load_samples("easy_vqa", limit=3).source_split == "test"
     assert load_samples("easy_vqa", limit=3, source_split="train").source_split == "train"
     with pytest.raises(DatasetError, match=r"no files of split `validation`.*test\.parquet, train\.parquet"):

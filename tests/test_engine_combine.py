@@ -1,9 +1,8 @@
-"""Recorded results with the model: answers are spread where the blocks agree, tokens and times come from the model."""
+"""`--from-results` with a model: answers apply to settings that run the same blocks; tokens and times are measured."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,13 +17,13 @@ from knobctl.precompute.run import recorded as combine
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.recorded import settings_of_blocks, spread_outcomes
 from knobctl.precompute.scale.launch import precompute
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, published_order, run_config
 
 ALL = tuple(range(16))
 
 
 def recorded(rows: list[dict]) -> RecordedOutcomes:
-    """Results as the importer gives them, with what the rows do not name left empty."""
+    """Results as the importer returns them; columns that the rows do not name are empty."""
     empty = dict.fromkeys(("accuracy", "answer", "latency_ms", "vision_ms", "prefill_ms", "decode_ms", "output_tokens"))
     schema = dict.fromkeys(("accuracy", "latency_ms", "vision_ms", "prefill_ms", "decode_ms"), pl.Float32)
     table = pl.DataFrame([{**empty, **row} for row in rows], schema_overrides={**schema, "output_tokens": pl.Int32})
@@ -53,11 +52,11 @@ def without(*blocks: int) -> tuple[int, ...]:
         ((4,), [1, 2, 3, 4]),  # position 5 forces block 4
         ((4, 13), [1, 2, 3, 4]),
         ((2, 4, 10, 13), [1, 2]),  # position 3 forces block 2
-        ((10, 11, 13), [5]),  # what position 5 drops instead of block 4, and 3 and 2, which it forces too
-        ((3, 4), []),  # blocks that none of our plans leaves out
+        ((10, 11, 13), [5]),  # position 5 drops these instead of blocks 4, 3 and 2, which it forces
+        ((3, 4), []),  # no plan leaves out these blocks
     ],
 )
-def test_an_outcome_is_spread_to_the_positions_that_run_its_blocks(dropped, positions):
+def test_an_outcome_applies_to_the_positions_that_run_its_blocks(dropped, positions):
     spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
     outcome = row("easy_vqa/1", "low", 6, without(*dropped), accuracy=1.0, answer="yes", output_tokens=2)
     known = spread_outcomes(recorded([outcome]), spread)
@@ -69,22 +68,16 @@ def test_an_outcome_is_spread_to_the_positions_that_run_its_blocks(dropped, posi
         assert answer.latency is None
 
 
-def test_unscored_outcomes_and_unknown_blocks_are_not_spread():
+def test_outcomes_without_accuracy_or_blocks_are_left_out():
     spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
     rows = [row("a/1", "low", 6, ALL, accuracy=None), row("a/1", "low", 6, None, accuracy=1.0)]
     assert spread_outcomes(recorded(rows), spread) == {}
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-    save_importance(ImportanceScores((0.9, 0.8, 0.1, 0.7, 0.2, 0.6)), directory / "scores.json")
-    return directory
-
-
 @pytest.fixture
-def config(model_dir, tmp_path, monkeypatch) -> PrecomputeConfig:
-    """Results for two of three samples: the whole model in both tiers; without blocks 2 and 4 in the low one."""
+def config(tiny_model_dir, tmp_path, monkeypatch) -> PrecomputeConfig:
+    """Results of two of three samples: all blocks in both tiers; without blocks 2 and 4 in the low one."""
+    save_importance(ImportanceScores((0.9, 0.8, 0.1, 0.7, 0.2, 0.6)), tmp_path / "scores.json")
     samples = easy_samples(3)
     full, short = tuple(range(6)), (0, 1, 3, 5)
     times = {"latency_ms": 50.0, "vision_ms": 5.0, "prefill_ms": 40.0, "decode_ms": 4.0}
@@ -97,34 +90,28 @@ def config(model_dir, tmp_path, monkeypatch) -> PrecomputeConfig:
         rows.append(row(sample.sample_id, "low", 4, short, accuracy=0.5, answer="short", output_tokens=None, **times))
     rows.append(row("easy_vqa/elsewhere", "low", 4, full, accuracy=1.0, answer="full", output_tokens=2))
     monkeypatch.setattr(combine, "recorded_outcomes", lambda *_, **__: recorded(rows))
-    return PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=tmp_path / "cache",
+    return run_config(
+        tiny_model_dir,
+        tmp_path / "cache",
         samples=3,
-        device="cpu",
-        space=SMALL_SPACE,
-        budgets=("10", "20"),
-        runs=2,
-        importance=model_dir / "scores.json",
+        importance=tmp_path / "scores.json",
         max_new_tokens={"easy_vqa": 2},
-        threads=1,
         from_results=tmp_path / "results",
     )
 
 
-def test_answers_are_imported_and_tokens_and_times_measured(config):
+def test_answers_are_imported_and_tokens_and_times_are_measured(config):
     summary = precompute(config)
     cache = open_cache(config.out)
     assert summary["execution"]["counts"]["answers_executed"] == 0
     assert cache.tokens.present_STPM.all()
-    # Both positions run the whole model; block 2 is forced by position 3, so the short runs fit position 1 alone.
+    # Both positions run all blocks; position 3 forces block 2, so the short runs apply only to position 1.
     assert cache.present_SX.sum() == 2 * (2 * 2 + 1)
     sources = cache.outcome_column("outcome_source")
     assert set(sources[cache.present_SX]) == {"imported"}
     short = cache.accuracy_SX == 0.5
     assert short.sum() == 2
-    assert np.isnan(cache.latency_ms_SX[short]).all()  # its length was not recorded, so its time is not known
+    assert np.isnan(cache.latency_ms_SX[short]).all()  # without the length of the answer its time is unknown
     assert (cache.latency_ms_SX[cache.accuracy_SX == 1.0] > 0).all()
     assert cache.manifest.latency_mode == "blockwise"
     assert summary["results"]["samples_matched"] == 2
@@ -134,7 +121,7 @@ def test_answers_are_imported_and_tokens_and_times_measured(config):
     assert "native top-k" in summary["results"]["in_words"]
 
 
-def test_complete_runs_the_model_for_the_rest(config):
+def test_complete_runs_the_model_for_the_other_settings(config):
     complete = dataclasses.replace(config, complete=True)
     precompute(complete)
     cache = open_cache(complete.out)
@@ -155,13 +142,13 @@ def test_recorded_latencies_can_be_kept(config):
         precompute(dataclasses.replace(kept, complete=True, out=kept.out.with_name("other")))
 
 
-def test_results_that_fit_nothing_are_refused(config):
+def test_results_that_apply_to_no_setting_are_refused(config):
     with pytest.raises(KnobctlError, match="no recorded outcome"):
         precompute(dataclasses.replace(config, space=dataclasses.replace(SMALL_SPACE, top_k=(2,))))
 
 
-def test_a_run_does_not_go_on_with_other_results(config, monkeypatch):
-    """The directory's name is the same; what its files hold is not."""
+def test_a_run_is_not_resumed_with_other_results(config, monkeypatch):
+    """The directory has the same name and other contents."""
     precompute(config)
     found = combine.recorded_outcomes(config.from_results)
     found.report.sources = [{"file": "results/a.json", "bytes": 3, "sha256": "ab", "rows": 1}]

@@ -1,4 +1,4 @@
-"""What precompute reads, a live run finds again: image paths in Parquet, beside bytes, or in JSON Lines."""
+"""A live run finds the images that precompute read: paths in Parquet, paths beside bytes, or in JSON Lines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import pytest
 
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CheckpointError, DatasetError
-from knobctl.data.importer import save_importance
 from knobctl.data.knobs import KnobSpace
-from knobctl.data.plans import ImportanceScores
-from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tests.support.dataset_files import png, rows, write_json_lines, write_parquet
-from knobctl.tests.support.engine_world import write_tiny_model
+from knobctl.tests.support.tiny_model import run_config
 
 COUNT = 3
 ONE_SETTING = KnobSpace(("low",), (1,), (2,), (4,), tier_crops=((1, 2),))
@@ -28,11 +25,6 @@ COLUMNS = {
     "text": PATHS,
     "bytes": [png(i) for i in range(COUNT)],
 }
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
 
 
 def write_data(folder: Path, kind: str) -> Path:
@@ -48,18 +40,16 @@ def write_data(folder: Path, kind: str) -> Path:
     return write_parquet(folder / "data" / "mine.parquet", table)
 
 
-def make_cache(model_dir: Path, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def precompute_in(model_dir: Path, importance: Path, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs precompute inside `folder`, with relative paths."""
     source = write_data(folder, kind)
-    importance = folder / "importance.json"
-    save_importance(ImportanceScores(tuple(float(block) for block in range(6))), importance)
     monkeypatch.chdir(folder)
     precompute(
-        PrecomputeConfig(
-            model=str(model_dir),
+        run_config(
+            model_dir,
+            folder / "cache",
             datasets=(f"mine={source.relative_to(folder)}",),
-            out=folder / "cache",
-            device="cpu",
+            samples=None,
             space=ONE_SETTING,
             budgets=("10",),
             runs=1,
@@ -81,8 +71,10 @@ IMAGES = [png(i) for i in range(COUNT)]
 
 
 @pytest.mark.parametrize("kind", ["struct", "mixed", "text", "bytes", "jsonl"])
-def test_images_are_found_again_without_options_and_after_a_move_with_them(model_dir, tmp_path, monkeypatch, kind):
-    cache = make_cache(model_dir, tmp_path / "there", kind, monkeypatch)
+def test_images_are_found_without_options_and_after_a_move_with_options(
+    tiny_model_dir, tiny_importance, tmp_path, monkeypatch, kind
+):
+    cache = precompute_in(tiny_model_dir, tiny_importance, tmp_path / "there", kind, monkeypatch)
     record = json.loads((cache / "cache.json").read_text())["datasets"]["mine"]
     assert record["source"] == str(next((tmp_path / "there" / "data").iterdir()))
     assert record["images"] == str(tmp_path / "there" / ("data" if kind == "bytes" else "img"))
@@ -103,8 +95,10 @@ def test_images_are_found_again_without_options_and_after_a_move_with_them(model
     assert live_images(cache, **images, **sources) == IMAGES
 
 
-def test_one_folder_that_holds_both_files_and_images_needs_one_option(model_dir, tmp_path, monkeypatch):
-    cache = make_cache(model_dir, tmp_path / "there", "mixed", monkeypatch)
+def test_one_folder_that_holds_both_files_and_images_needs_one_option(
+    tiny_model_dir, tiny_importance, tmp_path, monkeypatch
+):
+    cache = precompute_in(tiny_model_dir, tiny_importance, tmp_path / "there", "mixed", monkeypatch)
     shutil.move(tmp_path / "there" / "data", tmp_path / "new")
     for path in (tmp_path / "there" / "img").iterdir():
         shutil.move(path, tmp_path / "new")
@@ -112,16 +106,18 @@ def test_one_folder_that_holds_both_files_and_images_needs_one_option(model_dir,
     assert live_images(cache, images=tmp_path / "new") == IMAGES
 
 
-def test_what_cannot_be_found_is_named_without_options_of_precompute(model_dir, tmp_path, monkeypatch):
-    cache = make_cache(model_dir, tmp_path / "there", "struct", monkeypatch)
+def test_what_is_missing_is_named_with_options_of_the_live_run_only(
+    tiny_model_dir, tiny_importance, tmp_path, monkeypatch
+):
+    cache = precompute_in(tiny_model_dir, tiny_importance, tmp_path / "there", "struct", monkeypatch)
     with pytest.raises(DatasetError, match=r"--dataset other: .* has no such dataset, only mine"):
         live_images(cache, sources={"other": tmp_path})
     with pytest.raises(DatasetError, match=r"--dataset mine: .*nowhere does not exist"):
         live_images(cache, sources={"mine": tmp_path / "nowhere"})
-    (model_dir / "config.json").rename(model_dir / "kept")
+    (tiny_model_dir / "config.json").rename(tiny_model_dir / "kept")
     with pytest.raises(CheckpointError, match=r"config\.json.*The cache names this model; .*--model"):
         live_images(cache)
-    (model_dir / "kept").rename(model_dir / "config.json")
+    (tiny_model_dir / "kept").rename(tiny_model_dir / "config.json")
     (tmp_path / "there" / "img" / "1.png").unlink()
     with pytest.raises(DatasetError, match=r"1\.png cannot be read .*--images") as error:
         live_images(cache)

@@ -1,4 +1,4 @@
-"""The live executor on a tiny model: what it runs, how often, and under which conditions."""
+"""The live executor on a tiny model: which passes it runs, how often, and under which conditions."""
 
 from __future__ import annotations
 
@@ -15,50 +15,41 @@ import torch
 from knobctl.controllers.budget_encoder import read_budget_encoder
 from knobctl.data.cache.executor import CacheExecutor
 from knobctl.data.cache.reader import Cache, open_cache
-from knobctl.data.errors import KnobctlError
-from knobctl.data.importer import save_importance
+from knobctl.data.errors import CacheMismatch, KnobctlError
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel
-from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
 from knobctl.replay.evaluation.live import run_live
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.tables import ReplayTables
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, published_order, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import (
+    easy_samples,
+    run_config,
+    tiny_knobs,
+)
 
 SAMPLES = 3
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-
-
-@pytest.fixture(scope="module")
-def cache(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    directory = tmp_path_factory.mktemp("live")
-    save_importance(published_order(6), directory / "scores.json")
-    config = PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=directory / "cache",
+def cache(tiny_model_dir: Path, tiny_importance: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    config = run_config(
+        tiny_model_dir,
+        tmp_path_factory.mktemp("live") / "cache",
         samples=SAMPLES,
-        device="cpu",
-        space=SMALL_SPACE,
         runs=1,
         budgets=("10", "20", "40"),
         checks_per_tiling=0,
-        max_new_tokens={"easy_vqa": 3},
-        importance=directory / "scores.json",
+        importance=tiny_importance,
     )
     precompute(config)
     return open_cache(config.out)
 
 
 class CountingModel(KnobModel):
-    """The model with knobs, and how often it decoded an image and made a token pass."""
+    """Counts the decoded images and the token passes."""
 
     counts: Counter[str]
 
@@ -72,8 +63,8 @@ class CountingModel(KnobModel):
 
 
 @pytest.fixture
-def knobs(cache: Cache, model_dir: Path) -> CountingModel:
-    tiny = tiny_knobs(model_dir, space=cache.space, importance=cache.manifest.importance)
+def knobs(cache: Cache, tiny_model_dir: Path) -> CountingModel:
+    tiny = tiny_knobs(tiny_model_dir, space=cache.space, importance=cache.manifest.importance)
     made = CountingModel(
         tiny.loaded,
         space=tiny.space,
@@ -114,18 +105,18 @@ def live_runs(executor, cache: Cache, budgets_ms: tuple[float, ...], policies=No
     ("budgets_ms", "passes"),
     [
         ((10.0, 20.0, 40.0), 1),  # the grid
-        ((11.0, 25.0, 31.0), 1),  # all off the grid: a pass of the grid's shape has room for three
+        ((11.0, 25.0, 31.0), 1),  # all off the grid: one pass has room for three budgets, as the grid has
         ((10.0, 11.0, 20.0, 25.0), 2),  # the grid's pass and one more
         ((11.0, 25.0, 31.0, 53.0), 2),
     ],
 )
-def test_each_sample_and_tier_has_one_token_pass_whatever_asks(knobs, cache, budgets_ms, passes):
+def test_each_sample_and_tier_has_one_token_pass_for_all_requests(knobs, cache, budgets_ms, passes):
     live_runs(LiveExecutor(knobs), cache, budgets_ms)
     assert knobs.counts == {"pixels": SAMPLES, "token_pass": SAMPLES * len(cache.space.tiers) * passes}
 
 
 def test_kept_passes_change_no_token_and_no_outcome(knobs, cache):
-    """Against an executor made anew for every request, which can keep nothing; on the grid also against the cache."""
+    """Compared with a new executor for every request, which keeps no pass, and on the grid with the cache."""
 
     class Forgetful(LiveExecutor):
         def latency_token(self, *arguments):
@@ -147,7 +138,7 @@ def test_kept_passes_change_no_token_and_no_outcome(knobs, cache):
 
 def test_only_the_passes_of_one_sample_are_kept(knobs):
     live, (first, second, _) = LiveExecutor(knobs), easy_samples(SAMPLES)
-    for budget_ms in (10.0, 33.0, 34.0, 35.0, 10.0):  # budgets that nobody announced have room for one pass
+    for budget_ms in (10.0, 33.0, 34.0, 35.0, 10.0):  # for unannounced budgets one pass is kept
         live.latency_token(first, "low", 1, budget_ms)
     assert knobs.counts == {"pixels": 1, "token_pass": 4}
     live.latency_token(first, "low", 3, 35.0)
@@ -185,3 +176,23 @@ def test_a_live_latency_is_the_median_of_at_least_three_runs(knobs, cache):
             LiveExecutor(knobs, runs=too_few)
     made, _ = live_factory(cache.path, device="cpu")(cache.sample_ids[:1])
     assert made.runs == 3
+
+
+def test_a_budget_off_the_grid_has_a_token_of_its_own(cache):
+    """Its probe is a row of the same pass; the prompt, and so every answer, is unchanged."""
+    live, samples = live_factory(cache.path, device="cpu", runs=0)(cache.sample_ids[:1])
+    (sample,) = samples.values()
+    between, handle = live.latency_token(sample, "low", 1, 33.0)
+    for budget in cache.budgets_ms:
+        on_grid, _ = live.latency_token(sample, "low", 1, float(budget))
+        assert not np.array_equal(between, on_grid)
+    index = cache.sample_index[sample.sample_id]
+    for setting in cache.space.settings:
+        if setting.tier == "low" and setting.insertion_position == 1:
+            outcome = live.finish(handle, setting.top_k, setting.num_blocks)
+            assert outcome.accuracy == cache.accuracy_SX[index, cache.space.index(setting)]
+
+
+def test_a_dtype_other_than_the_cache_s_is_refused(cache):
+    with pytest.raises(CacheMismatch, match="made in float32, and --dtype asks for bfloat16"):
+        live_factory(cache.path, device="cpu", dtype="bfloat16")(cache.sample_ids[:1])

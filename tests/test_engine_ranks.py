@@ -1,4 +1,4 @@
-"""Ranks of a launcher, on the CPU with gloo: every sample once, the same rows for any number, a rank that dies."""
+"""Ranks of torchrun on the CPU: each sample runs once, rows do not depend on the number of ranks, lost ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing
 import socket
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,48 +15,24 @@ from knobctl.data.cache.verify import verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.latency.device_lock import SharedDevice
 from knobctl.precompute.run.config import PrecomputeConfig
-from knobctl.precompute.scale.launch import precompute
 from knobctl.precompute.scale.ranks import MEETING_S, Launch, process_group
-from knobctl.tests.support.engine_world import SMALL_SPACE, assert_same_rows, run_rank, write_tiny_model
+from knobctl.tests.support.tiny_model import assert_same_rows, run_rank
 
-# The server imports once; what it forks has it all.
+# The server imports the packages once, and the ranks that it forks have them.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["knobctl.tests.support.engine_world"])
+FORKS.set_forkserver_preload(["knobctl.tests.support.tiny_model"])
 SAMPLES = 11
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-
-
-def config_of(model_dir: Path, out: Path) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=out,
-        samples=SAMPLES,
-        device="cpu",
-        space=SMALL_SPACE,
-        budgets=("10", "20"),
-        runs=1,
-        importance_samples=5,
-        max_new_tokens={"easy_vqa": 2},
-        part_samples=2,
-        threads=1,
-    )
-
-
-@pytest.fixture(scope="module")
-def alone(model_dir, tmp_path_factory) -> Path:
-    config = config_of(model_dir, tmp_path_factory.mktemp("alone") / "cache")
-    precompute(config)
-    return config.out
+@pytest.fixture
+def config(tiny_run, tmp_path) -> PrecomputeConfig:
+    """The samples of the finished run, in parts so small that each rank has several."""
+    return replace(tiny_run, out=tmp_path / "cache", part_samples=2, runs=1)
 
 
 def launch(config: PrecomputeConfig, count: int, dies: tuple[int, int] | None = None) -> dict[int, tuple[list, Any]]:
-    """Starts the ranks, as many as `count`, and returns what those that lived say: samples run, summary or message."""
+    """Starts `count` ranks; returns, by rank, the samples run and the summary or message of those that lived."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,61 +46,58 @@ def launch(config: PrecomputeConfig, count: int, dies: tuple[int, int] | None = 
     ]
     for process in ranks:
         process.start()
-    said = {}
+    reports = {}
     for _ in range(count - (dies is not None)):
         rank, ran, what = answers.get()
-        said[rank] = (ran, what)
+        reports[rank] = (ran, what)
     for process in ranks:
         process.join(timeout=60)
         assert not process.is_alive()
-    return said
+    return reports
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(model_dir, alone, tmp_path, count):
-    config = config_of(model_dir, tmp_path / "cache")
-    said = launch(config, count)
-    ran = [sample for samples, _ in said.values() for sample in samples]
-    assert sorted(ran) == sorted(open_cache(alone).sample_ids)
-    assert all(len(samples) >= SAMPLES // count for samples, _ in said.values())
-    assert all(summary["samples"] == SAMPLES for _, summary in said.values())
+def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(config, tiny_run, count):
+    reports = launch(config, count)
+    ran = [sample for samples, _ in reports.values() for sample in samples]
+    assert sorted(ran) == sorted(open_cache(tiny_run.out).sample_ids)
+    assert all(len(samples) >= SAMPLES // count for samples, _ in reports.values())
+    assert all(summary["samples"] == SAMPLES for _, summary in reports.values())
     assert verify_cache(config.out) == []
-    assert_same_rows(config.out, alone)
+    assert_same_rows(config.out, tiny_run.out)
     assert not config.out.with_name("cache.ranks").exists()
-    if count == 2:  # finished: the same command runs nothing, another request is refused
+    if count == 2:  # finished: the same command runs no sample, another request is refused
         assert [samples for samples, _ in launch(config, count).values()] == [[], []]
         other = launch(replace(config, budgets=("10", "30")), count)
         assert all("budgets" in what for _, what in other.values())
 
 
-def test_a_rank_that_dies_fails_the_run_which_then_needs_only_the_rest(model_dir, alone, tmp_path):
-    config = config_of(model_dir, tmp_path / "cache")
-    said = launch(config, 2, dies=(1, 4))  # in its second part of two
-    assert "lost another rank" in said[0][1]
+def test_a_rank_that_dies_fails_the_run_whose_resumption_runs_only_the_rest(config, tiny_run):
+    reports = launch(config, 2, dies=(1, 4))  # in its second part of two
+    assert "lost another rank" in reports[0][1]
     assert not config.out.exists()
-    said = launch(config, 2)
-    assert said[0][0] == []  # the first rank had done its share
-    assert len(said[1][0]) == 3  # the second had five, of which two were committed
-    assert_same_rows(config.out, alone)
+    reports = launch(config, 2)
+    assert reports[0][0] == []  # the first rank had done its share
+    assert len(reports[1][0]) == 3  # the second had five, of which two were committed
+    assert_same_rows(config.out, tiny_run.out)
 
 
-def test_a_rank_s_own_error_is_everyone_s(model_dir, tmp_path):
-    config = config_of(model_dir, tmp_path / "cache")
+def test_the_error_of_one_rank_is_reported_by_all(config, tmp_path):
     (tmp_path / "cache.ranks").mkdir()
     (tmp_path / "cache.ranks" / "1-of-2").write_text("in the way")
-    said = launch(config, 2)
-    assert "1-of-2" in said[1][1]
-    assert "rank 1 failed" in said[0][1]
+    reports = launch(config, 2)
+    assert "1-of-2" in reports[1][1]
+    assert "rank 1 failed" in reports[0][1]
 
 
-def test_more_ranks_than_samples_are_refused_before_any_work(model_dir, tmp_path):
-    said = launch(replace(config_of(model_dir, tmp_path / "cache"), samples=1), 2)
-    assert all("1 samples cannot be divided among 2" in what for _, what in said.values())
+def test_more_ranks_than_samples_are_refused_before_any_work(config, tmp_path):
+    reports = launch(replace(config, samples=1), 2)
+    assert all("1 samples cannot be divided among 2" in what for _, what in reports.values())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_latency_runs_have_the_device_alone(tmp_path):
-    """Two holders share the device; one that wants it alone waits until the other has ended."""
+    """Two processes share the device; one that needs it alone waits until the other has released it."""
     ours, theirs = SharedDevice(tmp_path / "lock"), SharedDevice(tmp_path / "lock")
     events: list[str] = []
     shares, may_end = threading.Event(), threading.Event()
@@ -148,7 +120,7 @@ def test_latency_runs_have_the_device_alone(tmp_path):
     assert events == ["both share", "other ends", "alone"]
 
 
-def test_the_environment_says_which_rank(monkeypatch):
+def test_the_rank_is_read_from_the_environment(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert Launch.from_environment() is None
@@ -157,7 +129,7 @@ def test_the_environment_says_which_rank(monkeypatch):
     assert Launch.from_environment() == Launch(2, 4, 0)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.delenv("MASTER_ADDR")  # one process meets nobody
+    monkeypatch.delenv("MASTER_ADDR")  # a single process needs no address
     assert Launch.from_environment() is None
 
 
@@ -178,7 +150,7 @@ def test_the_environment_says_which_rank(monkeypatch):
         ({"MASTER_PORT": "65536"}, "'127.0.0.1' and 65536"),
     ],
 )
-def test_an_environment_that_cannot_be_is_refused(monkeypatch, changes, message):
+def test_an_inconsistent_environment_is_refused(monkeypatch, changes, message):
     for name, value in (TORCHRUN | changes).items():
         if value is None:
             monkeypatch.delenv(name, raising=False)
@@ -189,8 +161,8 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch, changes, message)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_never_comes_is_not_waited_for(monkeypatch, rank):
-    """The first rank opens the port that the others connect to; each of them misses the other."""
+def test_a_rank_that_never_starts_fails_the_run(monkeypatch, rank):
+    """The first rank opens the port that the others connect to; each waits for the other in vain."""
     assert MEETING_S < 300
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

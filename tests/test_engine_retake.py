@@ -1,124 +1,121 @@
-"""Timings of a slow spell are taken again when the part's samples are done; the faster ones are the rows'."""
+"""Timings taken during a slow spell of the machine are repeated after the part's samples; rows get the faster ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
+from knobctl.precompute.latency.block_times import FORCED_STEPS, BlockTimes, LatencyCheck
 from knobctl.precompute.latency.slow_spells import Pace
 from knobctl.precompute.run import sample as sample_run
-from knobctl.precompute.run.config import PrecomputeConfig
-from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
+from knobctl.precompute.run.sample import Answer, MeasureConfig, SampleResult, SampleRunner
 from knobctl.precompute.run.work_counts import Ledger
 from knobctl.precompute.scale.launch import precompute
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.dataset_files import png, write_json_lines
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, run_config, tiny_knobs
 
 SAMPLES = 12
-IN_SPELL = 10  # the sample that is timed while the machine is slow, behind enough to know what is usual
+IN_SPELL = 10  # the sample that is timed during the spell, after enough others to know the usual pace
+QUESTION = "is there a circle?"  # the same for all: prompts of equal length are of one kind
+TILINGS = 2  # of each image: its tiers are tiled differently
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+def knobs(tiny_model_dir):
+    return tiny_knobs(tiny_model_dir, space=SMALL_SPACE)
 
 
-@pytest.fixture(scope="module")
-def knobs(model_dir):
-    return tiny_knobs(model_dir, space=SMALL_SPACE)
+def fake_timing(slowness: Callable[[int], float]) -> Callable[..., Any]:
+    """A `measure_blocks` that runs no model: every duration of call n, counted from 0, is `slowness(n)` ms."""
+    calls = iter(range(10_000))
 
-
-def constant_times(slowness: Callable[[int], float]) -> Callable[..., Any]:
-    """Timing as it is, but every duration is the given number of ms: the n-th call's, from 0."""
-    measure, calls = sample_run.measure_blocks, iter(range(10_000))
-
-    def timed(*args: Any, **options: Any) -> Any:
-        times, checks = measure(*args, **options)
+    def timed(knobs, _prepared, *, runs, end_to_end, **_options):
         ms = slowness(next(calls))
-        arrays = {field.name: getattr(times, field.name) * 0 + ms for field in fields(times) if field.name != "top_ks"}
-        return replace(times, **arrays), checks
+        top_ks, blocks = tuple(sorted({*knobs.space.top_k, knobs.native_top_k})), knobs.model.config.num_blocks
+        times = BlockTimes(
+            top_ks,
+            vision_R=np.full(runs, ms),
+            head_R=np.full(runs, ms),
+            prefill_RBK=np.full((runs, blocks, len(top_ks)), ms),
+            overhead_RT=np.full((runs, FORCED_STEPS), ms),
+            decode_RTBK=np.full((runs, FORCED_STEPS, blocks, len(top_ks)), ms),
+        )
+        return times, [LatencyCheck((ms,) * 4, (ms,) * 4) for _ in end_to_end]
 
     return timed
 
 
-def slow_at_times(monkeypatch, slowness: Callable[[int], float]) -> None:
-    """Durations are as given, and prompts all count as alike."""
-    monkeypatch.setattr(sample_run, "measure_blocks", constant_times(slowness))
-    monkeypatch.setattr(sample_run, "_alike", lambda prompt: prompt.vision_tokens)
-
-
 def run(knobs, monkeypatch, slowness: Callable[[int], float]) -> tuple[SampleRunner, list[SampleResult]]:
-    slow_at_times(monkeypatch, slowness)
+    """Runs the samples as one part. Every answer is known, so only latency tokens and timings are made."""
+    monkeypatch.setattr(sample_run, "measure_blocks", fake_timing(slowness))
     runner = SampleRunner(knobs, MeasureConfig(runs=1, checks_per_tiling=1), Ledger(), pace=Pace())
-    return runner, [runner.run(sample) for sample in easy_samples(SAMPLES)]
+    known = {setting: Answer("yes", 1.0, 2) for setting in knobs.space.settings}
+    return runner, [runner.run(replace(sample, question=QUESTION), known) for sample in easy_samples(SAMPLES)]
 
 
 def vision_ms(result: SampleResult) -> set[float]:
     return {row.latency.vision_ms for row in result.settings}
 
 
-@pytest.fixture
-def tilings(knobs):
-    """Prompts of every sample: its tiers give so many different images."""
-    sample = easy_samples(1)[0]
-    rgb = knobs.pixels(sample)
-    return len({knobs.tiling(rgb, tier) for tier in knobs.space.tiers})
+def in_spell(call: int) -> bool:
+    return call // TILINGS == IN_SPELL
 
 
-def in_spell(call: int, tilings: int) -> bool:
-    return call // tilings == IN_SPELL
-
-
-def test_rows_of_a_slow_spell_get_the_later_timing(knobs, monkeypatch, tilings):
-    runner, results = run(knobs, monkeypatch, lambda call: 9.0 if in_spell(call, tilings) else 1.0)
+def test_rows_of_a_slow_spell_get_the_later_timing(knobs, monkeypatch):
+    runner, results = run(knobs, monkeypatch, lambda call: 9.0 if in_spell(call) else 1.0)
     assert vision_ms(results[IN_SPELL]) == {9.0}
     before = [[row.latency for row in result.settings] for result in results]
     runner.retake_slowed()
-    assert runner.ledger.counts["timings_retaken"] == tilings
+    assert runner.ledger.counts["timings_retaken"] == TILINGS
     for place, result in enumerate(results):
         assert vision_ms(result) == {1.0}
         same = [row.latency for row in result.settings] == before[place]
         assert same is (place != IN_SPELL)
-    assert len(results[IN_SPELL].checks) == tilings
+    assert len(results[IN_SPELL].checks) == TILINGS
 
 
-def test_a_later_timing_that_is_slower_is_not_kept(knobs, monkeypatch, tilings):
-    slow_from = SAMPLES * tilings
+def test_a_later_timing_that_is_slower_is_discarded(knobs, monkeypatch):
     runner, results = run(
-        knobs, monkeypatch, lambda call: 20.0 if call >= slow_from else 9.0 if in_spell(call, tilings) else 1.0
+        knobs, monkeypatch, lambda call: 20.0 if call >= SAMPLES * TILINGS else 9.0 if in_spell(call) else 1.0
     )
     runner.retake_slowed()
     assert vision_ms(results[IN_SPELL]) == {9.0}
-    assert runner.ledger.counts["timings_retaken"] == sample_run.RETAKES * tilings
+    assert runner.ledger.counts["timings_retaken"] == sample_run.RETAKES * TILINGS
 
 
-def test_no_timing_is_taken_again_on_a_steady_machine(knobs, monkeypatch):
+def test_no_timing_is_repeated_on_a_steady_machine(knobs, monkeypatch):
     runner, results = run(knobs, monkeypatch, lambda _: 2.0)
     runner.retake_slowed()
     assert runner.ledger.counts["timings_retaken"] == 0
     assert {ms for result in results for ms in vision_ms(result)} == {2.0}
 
 
-def test_a_run_remembers_over_its_parts_and_writes_the_later_timing(model_dir, monkeypatch, tilings, tmp_path):
-    slow_at_times(monkeypatch, lambda call: 9.0 if in_spell(call, tilings) else 1.0)
-    config = PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=tmp_path / "cache",
+def test_a_run_remembers_the_pace_of_earlier_parts_and_writes_the_later_timing(
+    tiny_model_dir, tiny_importance, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sample_run, "measure_blocks", fake_timing(lambda call: 9.0 if in_spell(call) else 1.0))
+    entries = [
+        {"image": f"{row}.png", "question": QUESTION, "answers": ["yes"], "question_id": row} for row in range(SAMPLES)
+    ]
+    for row, entry in enumerate(entries):
+        (tmp_path / entry["image"]).write_bytes(png(row, (64, 64)))
+    source = write_json_lines(tmp_path / "own.jsonl", entries)
+    config = run_config(
+        tiny_model_dir,
+        tmp_path / "cache",
+        datasets=(f"own={source}",),
         samples=SAMPLES,
-        device="cpu",
-        space=SMALL_SPACE,
         runs=1,
-        importance_samples=5,
-        max_new_tokens={"easy_vqa": 3},
-        part_samples=3,
+        importance=tiny_importance,
+        max_new_tokens={"own": 3},
     )
     report = precompute(config)
-    assert report["execution"]["counts"]["timings_retaken"] == tilings
+    assert report["execution"]["counts"]["timings_retaken"] == TILINGS
     written = pl.read_parquet(tmp_path / "cache" / "outcomes" / "*.parquet")
     assert written["sample_id"].n_unique() == SAMPLES
     assert set(written["vision_ms"]) == {1.0}

@@ -1,4 +1,4 @@
-"""A precompute run on a tiny random model: every row, resumed, and the live executor beside it."""
+"""A precompute run of a tiny random model: its rows, resuming, shards, refusals, and equality with live execution."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import json
 import signal
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 from knobctl.controllers.budget_encoder import read_budget_encoder
 from knobctl.data.cache.executor import CacheExecutor
 from knobctl.data.cache.merge import merge_caches
-from knobctl.data.cache.reader import open_cache
+from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.cache.run_record import Shard
 from knobctl.data.cache.verify import verify_cache
 from knobctl.data.errors import (
@@ -39,43 +39,27 @@ from knobctl.precompute.run.journal import Journal
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.sample import SampleRunner
 from knobctl.precompute.scale.launch import Interrupted, precompute
-from knobctl.tests.support.engine_world import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, assert_same_rows, easy_samples, tiny_knobs
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
+def config(tiny_run) -> PrecomputeConfig:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
-def config(model_dir, tmp_path_factory) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=tmp_path_factory.mktemp("caches") / "cache",
-        samples=12,
-        device="cpu",
-        space=SMALL_SPACE,
-        runs=2,
-        importance_samples=5,
-        max_new_tokens={"easy_vqa": 3},
-        part_samples=3,
-        threads=1,
-    )
+def cache(tiny_cache) -> Cache:
+    return tiny_cache
 
 
 @pytest.fixture(scope="module")
-def summary(config) -> dict:
-    return precompute(config)
+def summary(tiny_run) -> dict[str, Any]:
+    """What the finished run's command prints."""
+    return precompute(tiny_run)
 
 
-@pytest.fixture(scope="module")
-def cache(summary):
-    return open_cache(Path(summary["out"]))
-
-
-def test_every_setting_and_every_token_is_there(cache, summary):
-    assert summary["samples"] == 12
+def test_every_setting_and_every_token_has_a_row(cache, summary):
+    assert summary["samples"] == 11
     assert summary["settings"] == 16
     assert cache.present_SX.all()
     assert np.isfinite(cache.latency_ms_SX).all()
@@ -83,28 +67,28 @@ def test_every_setting_and_every_token_is_there(cache, summary):
     assert cache.tokens.present_STPM.all()
     assert verify_cache(cache.path) == []
     assert cache.manifest.runs == 2
-    assert cache.manifest.latency_check["settings"] == 24  # one of each of 2 tilings of 12 samples
+    assert cache.manifest.latency_check["settings"] == 22  # one for each of 2 tilings of 11 samples
     assert set(cache.manifest.latency_check["stages"]) == {"vision", "prefill", "decode", "total"}
 
 
 def test_work_is_counted(cache, summary):
     counts = summary["execution"]["counts"]
-    assert counts["samples"] == 12
-    assert counts["vision_runs_asked"] == 12 * 16
-    assert counts["vision_runs_executed"] == 12 * 2
-    assert counts["block_runs_asked"] == 12 * sum(s.num_blocks for s in cache.space.settings)
+    assert counts["samples"] == 11
+    assert counts["vision_runs_asked"] == 11 * 16
+    assert counts["vision_runs_executed"] == 11 * 2
+    assert counts["block_runs_asked"] == 11 * sum(s.num_blocks for s in cache.space.settings)
     assert 0 < counts["block_runs_executed"] < counts["block_runs_asked"] / 2
-    assert counts["answers_executed"] < counts["answers_asked"]  # settings that give one plan are run once
+    assert counts["answers_executed"] < counts["answers_asked"]  # settings with the same plan run once
     assert summary["execution"]["seconds"]["sweep"] > 0
 
 
-def test_replay_answers_as_the_live_model_does(cache, model_dir):
-    """All settings and all budgets: answers, accuracies, and tokens to the last bit."""
-    live = LiveExecutor(tiny_knobs(model_dir, space=cache.space, importance=cache.manifest.importance))
+def test_replay_answers_as_the_live_model_does(cache, tiny_model_dir):
+    """Under all settings and budgets: equal answers and accuracies, bit-equal tokens."""
+    live = LiveExecutor(tiny_knobs(tiny_model_dir, space=cache.space, importance=cache.manifest.importance))
     live.knobs.budgets_ms = tuple(float(ms) for ms in cache.budgets_ms)
     live.knobs.encoder = read_budget_encoder(cache.budget_encoder_path, cache.d_model)
     replay = CacheExecutor(cache)
-    by_id = {sample.sample_id: sample for sample in easy_samples(12)}
+    by_id = {sample.sample_id: sample for sample in easy_samples(11)}
     for sample_id in cache.sample_ids[:3]:
         sample = by_id[sample_id]
         np.testing.assert_array_equal(live.language_feature(sample), replay.language_feature(sample))
@@ -122,37 +106,31 @@ def test_replay_answers_as_the_live_model_does(cache, model_dir):
                         assert now.output_tokens == then.output_tokens
 
 
-def same_run(config: PrecomputeConfig, cache, out: Path, **changes) -> PrecomputeConfig:
-    """The config with the cache's own budgets and another directory, so that only times may differ."""
-    budgets = tuple(str(float(budget)) for budget in cache.budgets_ms)
-    return dataclasses.replace(config, out=out, budgets=budgets, **changes)
-
-
-def test_a_stopped_run_goes_on_where_it_was(config, cache, tmp_path, monkeypatch):
-    """SIGINT finishes the part in hand; the same command makes the rest; the rows are those of an undisturbed run."""
-    again = same_run(config, cache, tmp_path / "again")
-    run_part, parts = SampleRunner.run, []
-    handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs start with it ignored
+def test_an_interrupted_run_resumes_after_its_last_part(config, cache, tmp_path, monkeypatch):
+    """SIGINT finishes the current part; the same command runs the rest; rows equal those of an uninterrupted run."""
+    again = dataclasses.replace(config, out=tmp_path / "again")
+    run_sample, started = SampleRunner.run, []
+    handler = signal.getsignal(signal.SIGINT)  # ignored in a shell's background jobs
 
     def interrupted(runner, sample, *args, **options):
-        parts.append(sample.sample_id)
-        if len(parts) == 4:  # the first sample of the second part
+        started.append(sample.sample_id)
+        if len(started) == 4:  # the first sample of the second part
             signal.raise_signal(signal.SIGINT)
-        return run_part(runner, sample, *args, **options)
+        return run_sample(runner, sample, *args, **options)
 
     monkeypatch.setattr(SampleRunner, "run", interrupted)
-    with pytest.raises(Interrupted, match="6 of 12 samples"):
+    with pytest.raises(Interrupted, match="6 of 11 samples"):
         precompute(again)
-    monkeypatch.setattr(SampleRunner, "run", run_part)
+    monkeypatch.setattr(SampleRunner, "run", run_sample)
     assert signal.getsignal(signal.SIGINT) is handler
     summary = precompute(again)
-    assert summary["execution"]["counts"]["samples"] == 12
+    assert summary["execution"]["counts"]["samples"] == 11
     assert_same_rows(again.out, cache.path)
     assert not (again.out / "progress.jsonl").exists()
 
 
-def test_a_disk_that_fills_up_at_the_journal_is_said_in_words(config, cache, tmp_path, monkeypatch):
-    again = same_run(config, cache, tmp_path / "again")
+def test_a_disk_that_fills_up_at_the_journal_is_named(config, cache, tmp_path, monkeypatch):
+    again = dataclasses.replace(config, out=tmp_path / "again")
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         with pytest.raises(CacheError, match="disk is full"):
@@ -161,9 +139,9 @@ def test_a_disk_that_fills_up_at_the_journal_is_said_in_words(config, cache, tmp
     assert_same_rows(again.out, cache.path)
 
 
-def test_a_finished_run_is_not_made_again(config, cache, monkeypatch):
-    monkeypatch.setattr(SampleRunner, "run", lambda *_: pytest.fail("nothing is left to run"))
-    assert precompute(config)["samples"] == 12
+def test_a_finished_run_is_not_repeated(config, cache, monkeypatch):
+    monkeypatch.setattr(SampleRunner, "run", lambda *_: pytest.fail("no sample is left to run"))
+    assert precompute(config)["samples"] == 11
     assert open_cache(cache.path).fingerprint == cache.fingerprint
 
 
@@ -178,8 +156,8 @@ def test_another_run_in_the_same_directory_is_refused(config, summary, change, n
 
 
 def test_shards_merge_into_the_same_rows(config, cache, tmp_path):
-    """The second shard takes budgets and scores from the first one's directory, and is refused without it."""
-    first = same_run(config, cache, tmp_path / "0", shard=Shard(0, 2))
+    """The second shard takes budgets and scores from the first one's directory and is refused without it."""
+    first = dataclasses.replace(config, out=tmp_path / "0", shard=Shard(0, 2))
     precompute(first)
     with pytest.raises(KnobctlError, match="--like"):
         dataclasses.replace(first, shard=Shard(1, 2))
@@ -188,11 +166,11 @@ def test_shards_merge_into_the_same_rows(config, cache, tmp_path):
     assert verify_cache(tmp_path / "merged") == []
     assert_same_rows(tmp_path / "merged", cache.path)
     merged, whole = open_cache(tmp_path / "merged").manifest.datasets, cache.manifest.datasets
-    assert merged == whole  # rows of each split add up; seed and token limit are no counts
+    assert merged == whole  # rows of each split are summed; seed and token limit are not
 
 
-def test_shards_may_find_their_images_in_different_folders(config, cache, tmp_path):
-    first = same_run(config, cache, tmp_path / "0", shard=Shard(0, 2))
+def test_shards_may_find_their_images_in_different_folders(config, tmp_path):
+    first = dataclasses.replace(config, out=tmp_path / "0", shard=Shard(0, 2))
     precompute(first)
     precompute(dataclasses.replace(first, shard=Shard(1, 2), like=first.out, out=tmp_path / "1"))
     record = json.loads((tmp_path / "1" / "cache.json").read_text())
@@ -202,15 +180,17 @@ def test_shards_may_find_their_images_in_different_folders(config, cache, tmp_pa
     assert open_cache(tmp_path / "merged").manifest.datasets["easy_vqa"]["source"] is None
 
 
-def test_a_space_whose_fewest_blocks_lie_below_the_position_runs(config, tmp_path):
+def test_settings_with_fewer_blocks_than_the_position_are_left_out(config, tmp_path):
     space = KnobSpace(tiers=("low", "high"), insertion_positions=(2,), top_k=(2, 4), num_blocks=(1, 6))
     out = tmp_path / "cache"
-    precompute(dataclasses.replace(config, space=space, out=out))
-    assert {setting.num_blocks for setting in open_cache(out).space.settings} == {6}
+    precompute(dataclasses.replace(config, space=space, out=out, budgets=()))
+    cache = open_cache(out)
+    assert {setting.num_blocks for setting in cache.space.settings} == {6}
+    assert all(budget_ms == round(budget_ms) for budget_ms in cache.budgets_ms)  # none were given: the pilot's grid
 
 
 def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
-    precompute(same_run(config, cache, tmp_path / "whole", latency_mode="end_to_end"))
+    precompute(dataclasses.replace(config, out=tmp_path / "whole", latency_mode="end_to_end"))
     whole = open_cache(tmp_path / "whole")
     assert whole.manifest.latency_mode == "end_to_end"
     assert whole.manifest.latency_check is None
@@ -233,16 +213,16 @@ def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
         ({"metrics": {"okvqa": "exact_match"}}, KnobctlError, "okvqa"),
         ({"imported_latency": True}, KnobctlError, "--from-results"),
         ({"complete": True}, KnobctlError, "--from-results"),
-        ({"shard": Shard(0, 13)}, KnobctlError, "12 samples cannot be divided among 13"),
+        ({"shard": Shard(0, 12)}, KnobctlError, "11 samples cannot be divided among 12"),
     ],
 )
-def test_what_the_user_can_mend_is_said_and_nothing_is_written(config, tmp_path, change, error, says):
+def test_a_problem_that_the_user_can_fix_is_named_before_anything_is_written(config, tmp_path, change, error, says):
     with pytest.raises(error, match=says):
         precompute(dataclasses.replace(config, out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_gpu_is_named_with_the_way_out(config, tmp_path, monkeypatch):
+def test_a_missing_gpu_is_named_with_the_option_that_avoids_it(config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(KnobctlError, match="--device cpu"):
         precompute(dataclasses.replace(config, out=tmp_path / "out", device="cuda"))
@@ -254,18 +234,18 @@ def test_importance_of_another_model_is_refused(config, tmp_path):
         precompute(dataclasses.replace(config, out=tmp_path / "out", importance=tmp_path / "scores.json"))
 
 
-def test_measured_importance_is_kept_beside_the_model(config, summary, model_dir):
-    kept = list(model_dir.glob("knobctl-importance-*.json"))
+def test_measured_importance_is_kept_beside_the_model(config, summary, tiny_model_dir, tmp_path):
+    kept = list(tiny_model_dir.glob("knobctl-importance-*.json"))
     assert kept
     assert summary["importance"]["runs"] == 5
     assert load_importance(kept[0]).n_blocks == 6
     assert (
-        run_importance(config, model_dir / "scores.json")["scores"]
-        == load_importance(model_dir / "scores.json").to_dict()["scores"]
+        run_importance(config, tmp_path / "scores.json")["scores"]
+        == load_importance(tmp_path / "scores.json").to_dict()["scores"]
     )
 
 
-def test_kept_importance_is_of_the_same_token_limit(config):
+def test_kept_importance_is_used_only_with_the_same_token_limit(config):
     inputs = load_inputs(config)
     longer = load_inputs(dataclasses.replace(config, max_new_tokens={"easy_vqa": 4}))
     drawn = inputs.samples[:5]
@@ -273,9 +253,9 @@ def test_kept_importance_is_of_the_same_token_limit(config):
     assert importance_key(config, longer, drawn) != importance_key(config, inputs, drawn)
 
 
-def test_importance_is_the_accuracy_lost_without_a_block(model_dir):
-    """By hand: every training answer of the model without one block, from the plain model."""
-    knobs = tiny_knobs(model_dir, space=SMALL_SPACE)
+def test_importance_is_the_accuracy_lost_without_a_block(tiny_model_dir):
+    """Worked out by hand from the answers of the model with all blocks and without one."""
+    knobs = tiny_knobs(tiny_model_dir, space=SMALL_SPACE)
     samples = list(easy_samples(4))
     answers = {}
     for sample in samples:
@@ -285,13 +265,13 @@ def test_importance_is_the_accuracy_lost_without_a_block(model_dir):
         for skipped in (None, 2):
             plan = tuple(0 if block == skipped else 4 for block in range(6))
             answers[sample.sample_id, skipped] = knobs.text(knobs.answer(state, plan, knobs.task(sample)))
-    # Half of the samples want what the whole model says, half what it says without block 2.
+    # The reference of half of the samples is the whole model's answer; of the others, the answer without block 2.
     wanted = [
         dataclasses.replace(sample, answers=(answers[sample.sample_id, None if number % 2 else 2],))
         for number, sample in enumerate(samples)
     ]
     scores = measure_importance(knobs.loaded, wanted, knobs.tasks, space=SMALL_SPACE, runs=2)
-    # An empty answer never counts as right, so a sample that wants one loses nothing.
+    # An empty answer never counts as correct, so a sample whose reference is empty loses nothing.
     changed = [answers[s.sample_id, None] != answers[s.sample_id, 2] and s.answers != ("",) for s in wanted]
     assert any(changed)
     gain, loss = -np.mean(changed[0::2]), np.mean(changed[1::2])
@@ -299,22 +279,22 @@ def test_importance_is_the_accuracy_lost_without_a_block(model_dir):
     assert scores.std[2] == pytest.approx(abs(gain - loss) / 2**0.5)
 
 
-def test_the_forecast_names_phases_disk_and_memory(config, tmp_path):
-    report = forecast(dataclasses.replace(config, out=tmp_path / "out"))
+def test_the_forecast_gives_hours_per_phase_disk_and_memory(config, tmp_path):
+    report = forecast(dataclasses.replace(config, out=tmp_path / "out", budgets=()))
     assert not (tmp_path / "out").exists()
     assert {"token_pass", "sweep", "timing", "pilot"} <= set(report["hours"])
     assert report["total_hours"] == pytest.approx(sum(report["hours"].values()))
-    assert report["disk_bytes"] > 12 * 2 * 2 * 16 * 16 * 2  # the tokens alone
+    assert report["disk_bytes"] > 11 * 2 * 2 * 16 * 16 * 2  # the tokens alone
     assert report["peak_memory_bytes"]["process"] > 1 << 20
-    assert report["standard_error"]["easy_vqa"]["all"] == pytest.approx(0.5 / 12**0.5)
+    assert report["standard_error"]["easy_vqa"]["all"] == pytest.approx(0.5 / 11**0.5)
 
 
-def test_samples_are_counted_for_each_dataset_or_by_name(config):
+def test_the_number_of_samples_is_given_for_each_dataset_or_by_name(config):
     def drawn(samples) -> dict[str, int]:
         inputs = load_inputs(dataclasses.replace(config, datasets=("easy_vqa", "small_print"), samples=samples))
         return {one.name: len(one.samples) for one in inputs.sets}
 
     assert drawn(4) == {"easy_vqa": 4, "small_print": 4}
     assert drawn({"easy_vqa": 3, "small_print": 5}) == {"easy_vqa": 3, "small_print": 5}
-    assert config.samples_of("easy_vqa") == 12
+    assert config.samples_of("easy_vqa") == 11
     assert dataclasses.replace(config, samples={"easy_vqa": 3}).samples_of("small_print") is None

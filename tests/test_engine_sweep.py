@@ -17,8 +17,8 @@ from knobctl.precompute.execution.plan_tree import PlanTree
 from knobctl.precompute.execution.token_pass import PromptState, make_probes, probe_mask, token_pass
 from knobctl.precompute.models import router_ties
 from knobctl.precompute.models.molmoe.model import Molmoe
-from knobctl.tests.support.engine_world import published_order, tiny_config
 from knobctl.tests.support.reference_decoding import ModelInputs, generate
+from knobctl.tests.support.tiny_model import published_order, tiny_config
 
 
 @pytest.fixture(scope="module")

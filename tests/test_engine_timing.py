@@ -25,13 +25,12 @@ from knobctl.precompute.latency.timed_request import HEAD, READ, START, VISION, 
 from knobctl.precompute.run.journal import Journal, check_summary
 from knobctl.precompute.run.pilot import Pilot, parse_budgets
 from knobctl.precompute.run.work_counts import Ledger
-from knobctl.tests.support.engine_world import SMALL_SPACE, easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, tiny_knobs
 
 
 @pytest.fixture(scope="module")
-def knobs(tmp_path_factory):
-    directory = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-    return tiny_knobs(directory, space=SMALL_SPACE)
+def knobs(tiny_model_dir):
+    return tiny_knobs(tiny_model_dir, space=SMALL_SPACE)
 
 
 @pytest.fixture(scope="module")

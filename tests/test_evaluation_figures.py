@@ -20,7 +20,7 @@ from knobctl.replay.evaluation.report import BETTER, NOT_SHOWN, EvaluationReport
 from knobctl.replay.policies.registry import DEFAULT_BASELINES, build_baselines
 from knobctl.replay.report.tables import render_report
 from knobctl.replay.tables import ReplayTables
-from knobctl.tests.support.evaluation_cases import FOUR, generated_cache, write_array_cache
+from knobctl.tests.support.caches import FOUR, generated_cache, write_array_cache
 
 LATENCY_MS = [20.0, 40.0, 60.0, 130.0]
 BUDGETS_MS = (30.0, 50.0, 100.0)

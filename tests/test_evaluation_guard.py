@@ -14,7 +14,7 @@ from knobctl.replay.policies.guard import GuardedPolicy
 from knobctl.replay.policies.latency_estimate import LatencyEstimate, TokenCounts
 from knobctl.replay.policies.registry import build_baselines
 from knobctl.replay.tables import ReplayTables
-from knobctl.tests.support.evaluation_cases import write_array_cache
+from knobctl.tests.support.caches import write_array_cache
 
 COUNT = 300
 

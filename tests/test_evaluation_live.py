@@ -20,8 +20,8 @@ from knobctl.data.samples import Sample
 from knobctl.replay.evaluation.report import EvaluationReport
 from knobctl.replay.evaluation.validate import validate_controllers
 from knobctl.replay.report.live_tables import render_live
-from knobctl.tests.support.evaluation_cases import random_controllers
-from knobctl.tests.support.make_cache import BUDGETS_MS, make_cache
+from knobctl.tests.support.caches import BUDGETS_MS, make_cache
+from knobctl.tests.support.random_controllers import random_controllers
 
 SAMPLES = 40
 

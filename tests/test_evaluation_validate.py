@@ -24,8 +24,8 @@ from knobctl.replay.evaluation.warnings import few_warnings
 from knobctl.replay.policies.ablations import ABLATIONS
 from knobctl.replay.policies.registry import DEFAULT_BASELINES
 from knobctl.replay.report.tables import render_report
-from knobctl.tests.support.evaluation_cases import FOUR, random_controllers, write_array_cache
-from knobctl.tests.support.make_cache import BUDGETS_MS, make_cache
+from knobctl.tests.support.caches import BUDGETS_MS, FOUR, make_cache, write_array_cache
+from knobctl.tests.support.random_controllers import random_controllers
 
 WEIGHTS = {"alpha": 2.0, "beta": 0.5, "gamma": 10.0, "delta": 0.1, "epsilon": 0.05}
 

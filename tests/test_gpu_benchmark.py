@@ -1,4 +1,4 @@
-"""`make gpu`: every section yields a result or a reason, and nothing that was measured is lost."""
+"""`make gpu`: every section gives a result or a reason, and no measurement is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def events(folder: Path) -> list[dict]:
     )
 
 
-def test_everything_is_measured_after_an_interruption_with_torch_and_transformers_alone(tmp_path):
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_and_needs_only_torch_and_transformers(tmp_path):
     bare, out = tmp_path / "bare", tmp_path / "out"
     bare.mkdir()
     (bare / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({MISSING}))")
@@ -51,7 +52,7 @@ def test_everything_is_measured_after_an_interruption_with_torch_and_transformer
         if event["event"] == "row":
             rows[event["section"]].append(event["values"])
     finished = [event["section"] for event in events(out) if event["event"] == "finished"]
-    assert finished == SECTIONS  # each once: `tests` was finished before the kill and not run again
+    assert finished == SECTIONS  # each once: `tests` had finished before the kill and is not repeated
     assert {row["message"] for row in rows["tests"]} == {"needs a CUDA device"}
     assert {row["differing answers"] for row in rows["shared"]} == {"0 of 16"}
     assert [row["dtype"] for row in rows["live"]] == ["bfloat16", "float32"]
@@ -75,7 +76,7 @@ for name in json.loads(sys.stdin.readline()):
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_a_section_that_fails_or_hangs_costs_only_itself(tmp_path):
+def test_a_section_that_fails_or_hangs_does_not_affect_the_others(tmp_path):
     from gpu import Run
     from gpu_sections.schedule import Schedule
 
@@ -108,7 +109,7 @@ def test_a_worker_that_cannot_start_ends_the_run(tmp_path, capfd):
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_results_survive_a_cut_off_line_and_a_later_attempt_without_rows(tmp_path):
+def test_results_survive_a_truncated_line_and_a_later_attempt_without_rows(tmp_path):
     from gpu_sections.results import Results
 
     results = Results(tmp_path, "cpu")
@@ -124,7 +125,9 @@ def test_results_survive_a_cut_off_line_and_a_later_attempt_without_rows(tmp_pat
         file.write('{"event": "row", "sec')  # a kill in the middle of a line
     again = Results(tmp_path, "cpu")
     assert again.is_complete("molmoe")
-    assert again.latest("molmoe").rows == [("t", {"a": 1})]  # a later attempt without rows hides nothing
+    assert again.latest("molmoe").rows == [
+        ("t", {"a": 1})
+    ]  # a later attempt without rows does not replace earlier rows
     again.add({"event": "started", "section": "live", "about": "third"})
     again.add({"event": "skipped", "section": "live", "reason": "its time was over before it started."})
     report = again.report.read_text()

@@ -1,4 +1,4 @@
-"""The layout's rules: who imports whom, no cycles, short files, every package listed, a light command line."""
+"""The rules of the layout: allowed imports, no cycles, short files, complete package list, a light command line."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MAY_IMPORT = {
 }
 FORBIDDEN_LIBRARIES = {"data": {"torch", "transformers"}, "replay": {"transformers"}, "controllers": {"transformers"}}
 
-# Inside these packages a folder imports only folders that stand before it. Files beside the folders come first of all
-# in `replay`; `precompute` has none but its `__init__.py`.
+# Inside these packages a folder imports only folders that precede it. In `replay` the files beside the folders precede
+# all folders; `precompute` has only its `__init__.py`.
 LAYERS = {
     "precompute": ("models", "execution", "latency", "run", "scale"),
     "replay": ("", "bases", "policies", "evaluation", "training", "report"),
@@ -124,7 +124,7 @@ def test_every_package_is_in_the_wheel_and_tools_are_not():
     assert found == listed
 
 
-def test_every_package_says_what_it_is_for():
+def test_every_package_has_a_docstring():
     faces = [path for path in source_files() if path.name == "__init__.py"]
     assert [str(path.relative_to(ROOT)) for path in faces if not ast.get_docstring(ast.parse(path.read_text()))] == []
 

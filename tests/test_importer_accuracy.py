@@ -9,7 +9,7 @@ from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import ResultsError
 from knobctl.data.importer import import_results, recorded_outcomes
 from knobctl.tests.support.import_checks import codes, findings
-from knobctl.tests.support.messy_results import make_questions, measure, some_rows, write_rows
+from knobctl.tests.support.results_dirs import make_questions, measure, some_rows, write_rows
 
 SETTINGS = (("low", 4), ("low", 8), ("high", 8))
 

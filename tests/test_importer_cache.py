@@ -15,7 +15,7 @@ from knobctl.data.datasets.cache_split import cache_split
 from knobctl.data.errors import CacheError, ResultsError
 from knobctl.data.importer import import_results, recorded_outcomes
 from knobctl.data.knobs import KnobSetting
-from knobctl.tests.support.messy_results import BLOCKS, as_file, make_questions, measure, write, write_messy_directory
+from knobctl.tests.support.results_dirs import BLOCKS, as_file, make_questions, measure, write, write_messy_directory
 
 EXAMPLE = Path(__file__).parent / "fixtures" / "import" / "core_exp"
 

@@ -8,7 +8,7 @@ import pytest
 from knobctl.data.errors import ResultsError
 from knobctl.data.importer import recorded_outcomes
 from knobctl.tests.support.import_checks import codes, findings
-from knobctl.tests.support.messy_results import (
+from knobctl.tests.support.results_dirs import (
     BLOCKS,
     as_file,
     make_questions,

@@ -10,7 +10,7 @@ import pytest
 from knobctl.data.importer import names, recorded_outcomes, rows, stream
 from knobctl.data.importer.rows import plain_id
 from knobctl.data.printable import printable
-from knobctl.tests.support.messy_results import BLOCKS, as_file, make_questions, measure, write
+from knobctl.tests.support.results_dirs import BLOCKS, as_file, make_questions, measure, write
 
 NAME = "text-vqa_imgsizetier-low_crops2_topk4_blocks12.json"
 

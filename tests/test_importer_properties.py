@@ -15,7 +15,7 @@ from knobctl.data.importer.reading import FileReading, _to_ipc, read_result_file
 from knobctl.data.importer.report import Tally
 from knobctl.data.importer.rows import MAX_TIME_MS, RowReader, plain_id
 from knobctl.data.importer.stream import BrokenJson, ObjectStream
-from knobctl.tests.support.messy_results import BLOCKS, as_file
+from knobctl.tests.support.results_dirs import BLOCKS, as_file
 
 scalars = st.one_of(
     st.none(),

@@ -14,7 +14,7 @@ import pytest
 from knobctl.data.errors import DatasetError, ResultsError
 from knobctl.data.importer import recorded_outcomes
 from knobctl.tests.support.import_checks import check_against, codes, findings
-from knobctl.tests.support.messy_results import (
+from knobctl.tests.support.results_dirs import (
     SHAPES,
     Written,
     deal,

@@ -18,7 +18,7 @@ from knobctl.data.cache.describe import describe_cache
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.metrics import METRICS, Scorer, full_score_warning, full_scores
 from knobctl.data.rescore import rescore
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 VOTES = ["red"] * 7 + ["pink"] * 3  # answers of ten people, as in VQA v2
 LEAVE_ONE_OUT = ("vqa_official", "textvqa", "vqa_lmms")

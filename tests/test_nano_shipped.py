@@ -1,4 +1,4 @@
-"""What is shipped: the datasets' files and nano's weights."""
+"""The bundled files: the datasets and nano's weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_files_hold_what_the_readme_says(name):
+def test_files_have_the_rows_and_images_that_the_readme_states(name):
     path, rows, images = PATHS[name]
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)
@@ -38,7 +38,7 @@ def test_files_hold_what_the_readme_says(name):
     assert len(set(table["question_id"].to_pylist())) == rows
 
 
-def test_no_image_of_training_is_held_out():
+def test_training_and_held_out_images_are_disjoint():
     train, test = (
         {row["bytes"] for row in pq.read_table(PATHS[f"easy_vqa {split}"][0], columns=["image"])["image"].to_pylist()}
         for split in ("train", "test")
@@ -46,7 +46,7 @@ def test_no_image_of_training_is_held_out():
     assert not train & test
 
 
-def test_small_print_comes_from_its_generator():
+def test_the_generator_reproduces_small_print():
     shipped = pq.read_table(PATHS["small_print test"][0]).slice(0, 9).to_pylist()
     drawn = list(small_print_rows(SMALL_PRINT_SEED, 3))
     for old, new in zip(shipped, drawn, strict=True):
@@ -57,7 +57,7 @@ def test_small_print_comes_from_its_generator():
         assert np.array_equal(*pixels)
 
 
-def test_nano_is_small_and_in_float16():
+def test_the_weights_of_nano_take_less_than_25_mb():
     path = BUNDLED / "nano/model.safetensors"
     assert path.stat().st_size < 25e6
 

@@ -1,4 +1,4 @@
-"""small_print: scenes, questions and answers."""
+"""The generator of small_print: scenes, questions and answers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def scenes(count: int) -> list[Scene]:
     return [sample_scene(rng) for _ in range(count)]
 
 
-def answer_again(scene: Scene, text: str) -> str:
-    """Works the answer out from the question's words and the cards' rectangles, not as the generator does."""
+def independent_answer(scene: Scene, text: str) -> str:
+    """Derives the answer from the words of the question and the rectangles of the cards, unlike the generator."""
     number_of = {card.color: card.number for card in scene.cards}
     colors = [word for word in re.findall(r"[a-z]+", text) if word in COLORS]
-    corners = {  # outer cards by the half of the image that their middle lies in
+    corners = {  # outer cards by the half of the image that contains their centre
         (2 * card.top + card.height > IMAGE_SIZE, 2 * card.left + card.width > IMAGE_SIZE): card
         for card in scene.cards
         if not card.inner
@@ -54,13 +54,13 @@ def test_every_answer_follows_from_the_scene():
     seen = set()
     for index, scene in enumerate(scenes(150)):
         for question in sample_questions(scene, random.Random(index), 8, dict.fromkeys(FAMILIES, 1.0)):
-            assert answer_again(scene, question.text) == question.answer, question.text
+            assert independent_answer(scene, question.text) == question.answer, question.text
             seen.add(question.family)
     assert seen == set(FAMILIES)
     assert set(FAMILY_WEIGHTS) < seen
 
 
-def test_sides_are_what_they_say():
+def test_neighbouring_cards_lie_on_the_named_side():
     for scene in scenes(60):
         for card in scene.cards:
             right, below = scene.beside(card, "right"), scene.beside(card, "below")
@@ -73,7 +73,7 @@ def test_the_same_seed_draws_the_same_rows():
     assert list(small_print_rows(3, 4)) != list(small_print_rows(4, 4))
 
 
-def test_cards_stay_in_their_places_and_differ():
+def test_cards_stay_in_their_places_and_differ_in_colour_and_number():
     for scene in scenes(200):
         assert len({card.color for card in scene.cards}) == len(scene.cards) == len({c.number for c in scene.cards})
         for card in scene.cards:
@@ -96,14 +96,14 @@ def test_a_card_is_drawn_in_its_color():
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("poster", "large"), ("contract", "small")])
-def test_a_kind_makes_a_size_likely_and_does_not_fix_it(kind, expected):
+def test_the_kind_of_a_scene_makes_a_card_size_likely_but_not_certain(kind, expected):
     sizes = [card.size for scene in scenes(1500) if scene.kind == kind for card in scene.cards]
     share = sizes.count(expected) / len(sizes)
     assert 0.6 < share < 0.95
     assert kind in KINDS
 
 
-def test_training_draws_other_scenes_than_the_held_out_ones():
+def test_training_scenes_differ_from_the_held_out_ones():
     held_out = {sample_scene(random.Random(f"small_print/test/20240924/{index}")) for index in range(200)}
     drawn = {sample_scene(training_rng(7, "answers", step)) for step in range(200)}
     assert not held_out & drawn

@@ -1,4 +1,4 @@
-"""nano's tokenizer, built and as shipped."""
+"""nano's tokenizer, built and as bundled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from knobctl.tools.nano.tokenizer import build_tokenizer
 SHIPPED = Path(str(files("knobctl"))) / "data/bundled/nano"
 
 
-def test_known_text_comes_back():
+def test_known_text_survives_encoding_and_decoding():
     tokenizer = PromptTokenizer(build_tokenizer(["what is red plus blue on the sign?"]))
     text = "what is red plus blue on the sign? 47"
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -27,7 +27,7 @@ def test_digits_are_single_tokens():
     assert tokenizer.decode(tokenizer.encode(" 47")) == "47"
 
 
-def test_unknown_words_are_unk():
+def test_unknown_words_become_unk():
     raw = build_tokenizer(["what is"])
     tokenizer = PromptTokenizer(raw)
     unk = raw.token_to_id("<unk>")
@@ -35,7 +35,7 @@ def test_unknown_words_are_unk():
 
 
 @pytest.mark.parametrize("question", ["is there not a teal circle in the image?", *every_template()[::40]])
-def test_the_shipped_tokenizer_knows_both_datasets(question):
+def test_the_bundled_tokenizer_covers_both_datasets(question):
     tokenizer = PromptTokenizer.from_directory(SHIPPED)
     assert tokenizer.decode(tokenizer.encode(question)) == question
     frame = tokenizer.encode_prompt(question)

@@ -1,4 +1,4 @@
-"""nano's training: batches, vision targets, steps, the state file."""
+"""nano's training: batches, vision targets, steps and the state file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGE = Stage("test", steps=10, lr=2e-3, last_lr=1e-3, images=4, warmup=1)
 
 @pytest.fixture(scope="module")
 def few_images(tmp_path_factory) -> Path:
-    """Some of easy_vqa's training images: enough for a step, read in no time."""
+    """A few of easy_vqa's training images, enough for a step."""
     path = tmp_path_factory.mktemp("easy") / "train.parquet"
     pq.write_table(pq.read_table(EASY_TRAIN).slice(0, 800), path)
     return path
@@ -44,7 +44,7 @@ def trainer(few_images) -> Trainer:
 
 
 @pytest.mark.parametrize("side", TIER_SIDES.values())
-def test_batched_crops_are_those_of_preprocess_image(trainer, side):
+def test_batched_crops_equal_those_of_preprocess_image(trainer, side):
     rgb = np.random.default_rng(0).integers(0, 256, (3, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     config = trainer.model.config
     crops, masks = crop_images(rgb, side, config), crop_masks(3, side, config)
@@ -54,7 +54,7 @@ def test_batched_crops_are_those_of_preprocess_image(trainer, side):
         torch.testing.assert_close(masks[index], single.masks, rtol=0, atol=0)
 
 
-def test_a_packed_question_is_answered_as_it_would_be_alone(trainer):
+def test_a_packed_question_gets_the_logits_that_it_gets_alone(trainer):
     batch = trainer.source.draw(random.Random(1), "low", 2, easy_share=0.5)
     model = trainer.model
     plan = full_plan(model)
@@ -80,14 +80,14 @@ def test_a_packed_question_is_answered_as_it_would_be_alone(trainer):
     torch.testing.assert_close(packed[before + asked - last : before + asked], alone[-last:], rtol=1e-4, atol=1e-4)
 
 
-def test_questions_see_the_image_and_themselves():
+def test_a_packed_question_attends_to_the_image_and_itself_only():
     mask = packed_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0] == 0
     assert mask[3].tolist() == [True, True, True, True, False, False]
     assert mask[4].tolist() == [True, True, False, False, True, False]
     assert mask[1].tolist() == [True, True, False, False, False, False]
 
 
-def test_targets_name_each_card_once_and_no_bare_paper():
+def test_targets_name_each_card_once_and_leave_blank_paper_out():
     rng = random.Random(2)
     for _ in range(30):
         scene = sample_scene(rng)
@@ -98,7 +98,7 @@ def test_targets_name_each_card_once_and_no_bare_paper():
         assert (tiled >= 0).sum() == len(scene.cards)
 
 
-def test_training_lowers_the_loss_of_a_batch_it_sees_again(trainer):
+def test_training_on_one_batch_lowers_its_loss(trainer):
     torch.manual_seed(0)
     trainer.start_stage(STAGE)
     before = trainer.step(STAGE, 0)
@@ -108,7 +108,7 @@ def test_training_lowers_the_loss_of_a_batch_it_sees_again(trainer):
     assert after[tier] < 0.9 * before[tier]
 
 
-def test_a_stage_leaves_alone_what_it_does_not_train(trainer):
+def test_a_stage_leaves_frozen_parameters_unchanged(trainer):
     for stage, frozen in (
         (replace(STAGE, vision_only=True), "blocks.3.attn.att_proj.weight"),
         (replace(STAGE, frozen_tower=True), "vision_backbone.image_projector.w1.weight"),
@@ -120,7 +120,7 @@ def test_a_stage_leaves_alone_what_it_does_not_train(trainer):
         assert torch.equal(trainer.model.get_parameter(frozen), kept)
 
 
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(tmp_path, few_images):
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path, few_images):
     def weights(trainer: Trainer) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in trainer.model.parameters()]
 
@@ -140,7 +140,7 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(tmp_path, few_images):
     assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(resumed), strict=True))
 
 
-def test_plans_of_training_spare_the_first_blocks(trainer):
+def test_plans_drawn_for_training_keep_the_first_blocks(trainer):
     rng = random.Random(0)
     plans = [draw_plan(trainer.model, rng, fewer_experts=0.5, fewer_blocks=0.5) for _ in range(200)]
     assert all(all(plan[:FIRST_DROPPABLE]) for plan in plans)
@@ -149,7 +149,7 @@ def test_plans_of_training_spare_the_first_blocks(trainer):
     assert all(plan[0] == 8 for plan in plans)
 
 
-def test_a_stage_names_the_blocks_that_may_be_left_out(trainer):
+def test_only_the_droppable_blocks_of_a_stage_are_left_out(trainer):
     rng = random.Random(2)
     plans = [
         draw_plan(trainer.model, rng, fewer_experts=0.0, fewer_blocks=0.5, droppable=(3, 6, 8, 10)) for _ in range(200)
@@ -158,7 +158,7 @@ def test_a_stage_names_the_blocks_that_may_be_left_out(trainer):
     assert {plan.count(0) for plan in plans} == {0, 1, 2, 3, 4}
 
 
-def test_few_blocks_and_few_experts_are_too_thin_for_their_families():
+def test_question_families_that_a_plan_is_too_small_for():
     def in_need(*plan: int) -> set[str]:
         return families_in_need(plan, blocks={"extreme": 2, "compare": 3}, experts={"sum": 6, "count": 4})
 
@@ -170,7 +170,7 @@ def test_few_blocks_and_few_experts_are_too_thin_for_their_families():
     assert in_need(8, 4, 0, 0, 0, 4) == {"extreme", "compare", "sum", "count"}
 
 
-def test_prior_answers_come_from_the_question_alone(trainer):
+def test_prior_answers_depend_on_the_question_alone(trainer):
     tokenizer = trainer.source.tokenizer
     batch = trainer.source.draw(random.Random(5), "low", 8, easy_share=0.2)
     replaced = trainer.prior_answers.of(batch, {"compare", "extreme"})
@@ -205,7 +205,7 @@ def test_a_share_of_the_images_has_more_inner_cards(trainer):
     assert inner_cards(1.0) > inner_cards(0.5) + 0.2 > inner_cards(0.0) + 0.4
 
 
-def test_weights_come_back_from_a_checkpoint_directory(tmp_path, few_images, trainer):
+def test_weights_are_restored_from_a_checkpoint_directory(tmp_path, few_images, trainer):
     trainer.write_checkpoint(tmp_path)
     other = Trainer(8, easy_path=few_images, bfloat16=False, compiled=False)
     other.read_checkpoint(tmp_path)
@@ -213,7 +213,7 @@ def test_weights_come_back_from_a_checkpoint_directory(tmp_path, few_images, tra
         assert torch.equal(one.half().float(), read)
 
 
-def test_a_vision_stage_sees_its_tiers_alone(trainer):
+def test_a_vision_stage_trains_on_its_own_tiers_only(trainer):
     stage = replace(STAGE, vision_only=True, vision_tiers=("medium",))
     trainer.start_stage(stage)
     report = trainer.step(stage, 0)
@@ -221,7 +221,7 @@ def test_a_vision_stage_sees_its_tiers_alone(trainer):
     assert not {name for name in report if name.startswith(("low", "high"))}
 
 
-def test_words_are_hinted_their_card_and_the_rest_the_answer(trainer):
+def test_the_hint_of_a_colour_is_its_number_and_of_later_words_the_answer(trainer):
     tokenizer = trainer.source.tokenizer
     rng = random.Random(4)
     scene = sample_scene(rng)
@@ -246,7 +246,7 @@ def test_steps_draw_different_data(trainer):
     assert not torch.equal(one.crops, other.crops)
 
 
-def test_narrow_experts_keep_their_most_telling_neurons_and_the_rest_stay_zero(few_images):
+def test_narrowed_experts_keep_their_largest_neurons_and_the_others_stay_zero(few_images):
     trainer = Trainer(6, easy_path=few_images, bfloat16=False, compiled=False)
     model = trainer.model
     x_BSD = torch.randn(1, 5, model.config.d_model, generator=torch.Generator().manual_seed(0))

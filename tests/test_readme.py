@@ -1,4 +1,4 @@
-"""The first page stays true: its commands parse, and its path runs on the bundled model."""
+"""README and docs are correct: commands parse, and the README's four steps run on the bundled model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_command_shows_an_example(name: tuple[str, ...]):
         pass
 
 
-def test_the_readmes_path_runs_and_live_equals_replay(tmp_path: Path):
+def test_the_steps_of_the_readme_run_and_live_equals_replay(tmp_path: Path):
     """precompute, train, validate, validate --live as on the first page, with fewer samples and knob values."""
     path = [command for command in commands(ROOT / "README.md") if "nano" in command or "runs/controllers" in command]
     assert [shlex.split(command)[1] for command in path] == ["precompute", "train", "validate", "validate"]

@@ -21,7 +21,7 @@ from knobctl.replay.recipes import recipe
 from knobctl.replay.tables import ReplayTables
 from knobctl.replay.training.data import prepare_training
 from knobctl.replay.training.inputs import project_tokens
-from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 
 def sums_of(x_RD, y_RQ, folds=5):

@@ -19,7 +19,7 @@ from knobctl.replay.training.grpo import (
 )
 from knobctl.replay.training.losses import exact_loss, expected_reward, grpo_loss
 from knobctl.replay.training.policy import Batch, StackedPolicy, gather_reward
-from knobctl.tests.support.replay_cases import small_inputs, small_networks
+from knobctl.tests.support.replay_inputs import small_inputs, small_networks
 
 
 def batch_of(inputs, seeds=1, requests=4, group=5, seed=0):

@@ -18,9 +18,17 @@ from knobctl.replay.recipes import RECIPES, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.training.train import train_tables
 from knobctl.tests.support.recorded_progress import RecordedProgress
-from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
 
-QUICK = {"epochs": 2, "min_steps": 0, "batch_size": 32, "evaluations": 1, "log_interval": 2, "basis_rows": 1}
+QUICK = {
+    "epochs": 2,
+    "min_steps": 0,
+    "batch_size": 32,
+    "evaluations": 1,
+    "log_interval": 2,
+    "basis_rows": 1,
+    "warm_start_steps": 20,
+}
 NONE = RewardWeights(0, 0, 0, 0, 0)
 
 

@@ -21,10 +21,18 @@ from knobctl.replay.training.log import MetricsWriter
 from knobctl.replay.training.state import STATE_NAME
 from knobctl.replay.training.train import REPORT_NAME, train_tables
 from knobctl.tests.support.recorded_progress import RecordedProgress
-from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 NO_VALUES = ("seed", "step", "epoch")
-QUICK = {"epochs": 4, "min_steps": 0, "batch_size": 32, "evaluations": 4, "log_interval": 2, "basis_rows": 1}
+QUICK = {
+    "epochs": 4,
+    "min_steps": 0,
+    "batch_size": 32,
+    "evaluations": 4,
+    "log_interval": 2,
+    "basis_rows": 1,
+    "warm_start_steps": 20,
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(tables, weights, tmp_path, 
     assert (out / WEIGHTS_NAME).read_bytes() == weights
 
 
-def test_a_log_on_a_full_disk_is_one_line(tables, tmp_path):
+def test_a_log_on_a_full_disk_gives_a_one_line_error(tables, tmp_path):
     (tmp_path / "log.csv").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match=r"cannot be written: No space left on device.*--resume"):
         run(tables, tmp_path)

@@ -18,7 +18,7 @@ from knobctl.replay.training.warm_start import (
     known_rewards,
     mean_reward,
 )
-from knobctl.tests.support.replay_cases import SMALL_SPACE, encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from knobctl.data.cache.writer import CacheWriter
 from knobctl.data.errors import CacheError, DatasetError
 from knobctl.data.metrics import score
 from knobctl.data.rescore import metrics_from_options, rescore
-from knobctl.tests.support.make_cache import make_cache
+from knobctl.tests.support.caches import make_cache
 
 
 def digests(folder):

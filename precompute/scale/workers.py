@@ -28,7 +28,8 @@ from ..run.inputs import Fixed, check_shares, fix, fixed_before, load_inputs
 from ..run.shard import Interrupted, run_shard, stop_on_interrupt, summary
 from .ranks import FindKnown, merge_shares, share_directory
 
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, and locks that they hold
+# A fork of this process would inherit torch's threads and the locks that they hold; the server has only imported.
+_FORKS = multiprocessing.get_context("forkserver")
 
 
 def precompute_workers(config: PrecomputeConfig, find_known: FindKnown) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def precompute_workers(config: PrecomputeConfig, find_known: FindKnown) -> dict[
         for index in range(config.workers)
     ]
     fixed = fixed_before(shares[0]) or fix(shares[0], inputs)
+    _FORKS.set_forkserver_preload([__name__])
     with stop_on_interrupt() as stop_asked:
         workers = [_Worker(*share_and_cores, fixed, find_known) for share_and_cores in zip(shares, cores, strict=True)]
         while any(worker.running for worker in workers):
@@ -84,12 +86,12 @@ class _Worker:
     """One process, as the parent sees it."""
 
     def __init__(self, share: PrecomputeConfig, cores: list[int] | None, fixed: Fixed, find_known: FindKnown) -> None:
-        self.said, send = _SPAWN.Pipe(duplex=False)
+        self.said, send = _FORKS.Pipe(duplex=False)
         self.error: KnobctlError | None = None
         self.running = True
         self._index = share.shard.index
         self._ready = self._stopped = False
-        self._process = _SPAWN.Process(target=_work, args=(share, cores, fixed, find_known, send), daemon=True)
+        self._process = _FORKS.Process(target=_work, args=(share, cores, fixed, find_known, send), daemon=True)
         with _sigint_ignored():  # until it says that it can be stopped
             self._process.start()
         send.close()

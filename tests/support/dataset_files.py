@@ -1,4 +1,4 @@
-"""Small datasets on disk in the formats that are read, for the tests of `data/datasets`."""
+"""Writes small datasets in the formats that are read."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def ten(*texts: str, **fields: str) -> list[dict[str, object]]:
-    """Returns ten answer objects that go round `texts`."""
+    """Returns ten answer objects that cycle through `texts`."""
     return [{"answer_id": i + 1, "answer": texts[i % len(texts)], **fields} for i in range(10)]
 
 
 def coco_vqa(folder: Path, *, n: int = 12, prefix: str = "v2_", subtype: str = "val2014") -> Path:
-    """Writes VQA v2 (prefix "v2_") or OK-VQA (prefix "") official files, three questions an image."""
+    """Writes official files of VQA v2 (prefix "v2_") or OK-VQA (prefix ""), three questions per image."""
     questions, annotations = [], []
     for i in range(n):
         image_id = 42 + i // 3
@@ -49,7 +49,7 @@ def coco_vqa(folder: Path, *, n: int = 12, prefix: str = "v2_", subtype: str = "
 
 
 def text_vqa(folder: Path, *, n: int = 6, split: str = "val") -> Path:
-    """Writes TextVQA's official file; the images of val lie in train_images."""
+    """Writes the official file of TextVQA; the images of val are in train_images."""
     items = []
     for i in range(n):
         image_id = f"{i // 2:016x}"
@@ -65,7 +65,7 @@ def text_vqa(folder: Path, *, n: int = 6, split: str = "val") -> Path:
 
 
 def rows(n: int = 10, *, questions_per_image: int = 2, **columns: object) -> pl.DataFrame:
-    """Returns a mirror's table; `columns` replace or add to image, question, answers, image_id and question_id."""
+    """Returns a table with image, question, answers, image_id and question_id; `columns` replace these or add more."""
     images = [i // questions_per_image for i in range(n)]
     table: dict[str, object] = {
         "image": [{"bytes": png(i), "path": f"{i}.png"} for i in images],

@@ -1,11 +1,11 @@
-"""What tests of the importer look for in what it read."""
+"""Checks of what the importer read."""
 
 from __future__ import annotations
 
 import pytest
 
 from knobctl.data.importer import Finding, ImportReport, RecordedOutcomes
-from knobctl.tests.support.messy_results import Written
+from knobctl.tests.support.results_dirs import Written
 
 
 def codes(report: ImportReport, level: str | None = None) -> set[str]:
@@ -17,7 +17,7 @@ def findings(report: ImportReport, code: str) -> list[Finding]:
 
 
 def check_against(recorded: RecordedOutcomes, written: Written) -> None:
-    """Every configuration holds each measured question once, with the values of one of its measurements."""
+    """Asserts that every configuration has each measured question once, with the values of one measurement."""
     table = recorded.table
     found = table.partition_by("dataset", "tier", "top_k", "num_blocks", as_dict=True, include_key=False)
     assert set(found) == set(written.rows)

@@ -1,11 +1,13 @@
-"""A tiny random model with a tokenizer, written as a checkpoint directory, for the engine's tests."""
+"""A tiny random model with a tokenizer, and runs of it, for the tests of precompute and live."""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -22,23 +24,23 @@ from knobctl.precompute.models.molmoe.checkpoint import save_molmoe
 from knobctl.precompute.models.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.models.molmoe.model import Molmoe
 from knobctl.precompute.run.config import PrecomputeConfig
-from knobctl.precompute.run.sample import Known, SampleRunner
+from knobctl.precompute.run.sample import Known, KnownAnswers, SampleRunner
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tools.nano.tokenizer import build_tokenizer
 
-# Blocks from the least important, as published scores of the original runs have them.
+# The least important blocks first, as in the published scores of the original runs.
 DROPPED_FIRST = (4, 13, 10, 2, 3, 11, 6, 7)
 SMALL_SPACE = KnobSpace(("low", "high"), (1, 3), (2, 4), (4, 6), tier_crops=((1, 2), (3, 4)))
 
 
 def published_order(n_blocks: int = 16) -> ImportanceScores:
-    """Scores with the published order of dropping."""
+    """Scores that drop blocks in the published order."""
     order = [*DROPPED_FIRST, *(block for block in range(n_blocks) if block not in DROPPED_FIRST)]
     return ImportanceScores(tuple(float(order.index(block)) for block in range(n_blocks)))
 
 
 def tiny_config(num_blocks: int = 16, *, native_top_k: int = 8, vocab_size: int = 120) -> MolmoeConfig:
-    """A model of 16 entries, with 10 experts, and crops of 24 pixels that give 9 features each."""
+    """A model 16 wide with 10 experts; a crop has 24 x 24 pixels and gives 9 features."""
     vision = VisionConfig(
         image_height=24, image_width=24, patch_size=4, width=8, num_heads=2, mlp_width=16, num_layers=2, norm_eps=1e-5
     )
@@ -80,7 +82,7 @@ def write_tiny_model(directory: Path, num_blocks: int = 16, *, native_top_k: int
 
 
 def easy_samples(count: int) -> tuple[Sample, ...]:
-    """Bundled samples: images of 64 pixels."""
+    """Bundled samples, whose images have 64 x 64 pixels."""
     return load_samples("easy_vqa", limit=count, seed=42).samples
 
 
@@ -91,7 +93,7 @@ def tiny_knobs(
     importance: ImportanceScores | None = None,
     max_new_tokens: int = 3,
 ) -> KnobModel:
-    """The model of `write_tiny_model` with knobs, three budgets, and easy_vqa as its task."""
+    """Loads the model of `write_tiny_model` with knobs, three budgets, and easy_vqa as its task."""
     loaded = load_model(str(directory), device="cpu")
     return KnobModel(
         loaded,
@@ -103,8 +105,27 @@ def tiny_knobs(
     )
 
 
-def rows_of(path: Path):
-    """All rows of a cache but times, in one order."""
+def run_config(model_dir: Path, out: Path, **changes: Any) -> PrecomputeConfig:
+    """A run of the tiny model on eleven samples, which neither two nor three processes divide evenly."""
+    values: dict[str, Any] = {
+        "model": str(model_dir),
+        "datasets": ("easy_vqa",),
+        "out": out,
+        "samples": 11,
+        "device": "cpu",
+        "space": SMALL_SPACE,
+        "budgets": ("10", "20"),
+        "runs": 2,
+        "importance_samples": 5,
+        "max_new_tokens": {"easy_vqa": 3},
+        "part_samples": 3,
+        "threads": 1,
+    }
+    return PrecomputeConfig(**{**values, **changes})
+
+
+def rows_of(path: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """All outcomes without their times, all latency tokens and all samples of a cache, sorted."""
     outcomes = pl.read_parquet(path / "outcomes" / "*.parquet")
     times = [name for name in outcomes.columns if name.endswith("_ms")]
     keys = ["sample_id", "tier", "insertion_position", "top_k", "num_blocks"]
@@ -115,19 +136,45 @@ def rows_of(path: Path):
 
 
 def assert_same_rows(left: Path, right: Path) -> None:
+    """Two caches hold the same rows, except for times."""
     for one, other in zip(rows_of(left), rows_of(right), strict=True):
         assert one.equals(other)
 
 
 def fail_with_a_bug(*_inputs: object) -> Known:
-    """Stands for `find_known` in a worker that has a bug."""
+    """A `find_known` with a bug."""
     raise TypeError("an odd\nreason")
 
 
 def die_of_a_signal(*_inputs: object) -> Known:
-    """Stands for `find_known` in a worker that the system kills."""
+    """A `find_known` that the system kills."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("killed")
+
+
+class HeldAnswers(dict[str, KnownAnswers]):
+    """Answers of no sample. The first look-up marks that this worker is inside a part, and returns after a SIGINT."""
+
+    def __init__(self, inside: Path) -> None:
+        super().__init__()
+        self._inside: Path | None = inside
+
+    def get(self, sample_id: str, default: Any = None) -> Any:  # noqa: ARG002  a dict's signature
+        if self._inside is not None:
+            read, write = os.pipe()
+            os.set_blocking(write, False)
+            signal.set_wakeup_fd(write)  # before the mark, so that no signal is missed
+            self._inside.touch()
+            arrived, _, _ = select.select([read], [], [], 60)
+            assert arrived, "no SIGINT within a minute"
+            signal.set_wakeup_fd(-1)
+            self._inside = None
+        return default
+
+
+def hold_until_sigint(config: PrecomputeConfig, *_inputs: object) -> Known:
+    """A `find_known` whose worker does not finish its first part before a SIGINT."""
+    return Known(HeldAnswers(config.out.with_name(f"inside-{config.shard.index}")))
 
 
 def run_rank(

@@ -1,4 +1,4 @@
-"""Small replay inputs made of seeded noise, for tests of the training step."""
+"""Small inputs and tables for tests of training, made of seeded noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL_SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4))
 
 
 def small_inputs(samples: int = 6, budgets: int = 2, seed: int = 0, holes: bool = False) -> ReplayInputs:
-    """2 x 2 pairs for Stage1, 3 for Stage2, 5 features; float64, so that tests can be strict."""
+    """2 x 2 pairs for Stage1, 3 for Stage2, 5 features; in float64, which allows strict tolerances."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def small_inputs(samples: int = 6, budgets: int = 2, seed: int = 0, holes: bool 
     if not holes:
         return inputs
     allowed_NJA = torch.rand(samples, 4, 3, generator=generator) < 0.6
-    allowed_NJA[:, 0, 0] = True  # every sample has something
+    allowed_NJA[:, 0, 0] = True  # every sample has a setting
     allowed_NJ = allowed_NJA.any(dim=2)
     reward_NMJA = torch.where(allowed_NJA[:, None], inputs.reward_NMJA, 0.0)
     return replace(
@@ -51,7 +51,7 @@ def small_inputs(samples: int = 6, budgets: int = 2, seed: int = 0, holes: bool 
 
 
 def small_networks(seeds: int = 1, width: int = 6, first_seed: int = 0) -> tuple[StackedMlp, StackedMlp]:
-    """Networks for `small_inputs`, with heads large enough that choices are far from equally likely."""
+    """Networks for `small_inputs`, with heads so large that choices are far from equally likely."""
     stages = []
     for inputs, outputs in ((9, 4), (9, 3)):
         networks = []
@@ -64,13 +64,13 @@ def small_networks(seeds: int = 1, width: int = 6, first_seed: int = 0) -> tuple
 
 
 def small_generated(**changes: object) -> GeneratedCache:
-    """A generated cache that trains in a second."""
+    """A generated population on which training takes a second."""
     sizes = {"train": 120, "val": 40, "test": 40, "d_model": 24, "n_budgets": 3}
     return generate(GeneratedConfig(**{**sizes, **changes}))
 
 
 def tables_of(generated: GeneratedCache, **changes: object) -> ReplayTables:
-    """A generated cache's arrays as replay tables."""
+    """The arrays of a generated population as replay tables."""
     splits = {split: np.flatnonzero(generated.split_S == split) for split in ("train", "val", "test")}
     tables = ReplayTables(
         space=generated.config.space,

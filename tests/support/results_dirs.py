@@ -1,7 +1,6 @@
 """Writes results directories as the profiler leaves them: ranks, leftovers, split groups, padding, damage, old files.
 
-What it writes it also knows: `Written.rows` holds the measurements of each question in each configuration, against
-which an import is checked.
+`Written.rows` records the measurements of each question in each configuration; an import is checked against them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TIER_CROPS = {"low": (1, 3), "medium": (4, 8), "high": (9, 15)}
-BLOCKS = {  # the blocks that the current scores keep
+BLOCKS = {  # the blocks that the published scores keep
     12: [0, 1, 3, 5, 6, 7, 8, 9, 11, 12, 14, 15],
     13: [0, 1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 14, 15],
     14: [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15],
@@ -24,7 +23,7 @@ BLOCKS = {  # the blocks that the current scores keep
 }
 WORDS = ["blue", "oslo", "pizza", "bus", "camera", "harbor", "winter", "basket", "umbrella", "nokia", "1985", "two"]
 RUNS = 5
-SHAPES = ("merged", "single", "ranks", "leftovers", "split")  # how one configuration lies on disk
+SHAPES = ("merged", "single", "ranks", "leftovers", "split")  # how the files of one configuration are divided
 
 Row = dict[str, Any]
 
@@ -47,7 +46,7 @@ class Written:
 
 
 def make_questions(dataset: str, count: int, seed: int = 66) -> list[Question]:
-    """Questions whose numbers recur in other datasets; two to an image; okvqa names no image."""
+    """Questions whose numbers also occur in other datasets, two per image; okvqa names no image."""
     rng = random.Random(f"{dataset}/{seed}")
     questions = []
     for i in range(count):
@@ -60,7 +59,7 @@ def make_questions(dataset: str, count: int, seed: int = 66) -> list[Question]:
 
 
 def measure(question: Question, tier: str, top_k: int, num_blocks: int, rng: random.Random) -> Row:
-    """One row, without `sample_id`: a fresh measurement, so two of one question differ in their times."""
+    """One row without `sample_id`. Times are drawn anew, so two measurements of one question differ."""
     rows, cols = 1, rng.randint(*TIER_CROPS[tier])
     predicted = rng.choice(question.answers) if rng.random() < 0.8 else rng.choice(WORDS)
     tokens = rng.choice((1, 2, 2, 2, 3, 4))
@@ -99,13 +98,13 @@ def measure(question: Question, tier: str, top_k: int, num_blocks: int, rng: ran
 
 
 def deal(questions: Sequence[Question], ranks: int) -> list[list[tuple[int, Question]]]:
-    """What each rank's loader gives out, as (sample_id, question): round robin, padded with the first questions."""
+    """The (sample_id, question) pairs of each rank's loader: round robin, padded with the first questions."""
     per_rank = -(-len(questions) // ranks)
     return [[(i, questions[(i * ranks + rank) % len(questions)]) for i in range(per_rank)] for rank in range(ranks)]
 
 
 def as_file(rows: Sequence[Row], tier: str, top_k: int, num_blocks: int, blocks: Sequence[int] | None) -> Row:
-    """A whole file. Its statistics are nonsense on purpose: nothing may come from them."""
+    """A whole file. Its statistics are wrong on purpose: the importer must not use them."""
     low, high = TIER_CROPS.get(tier, (1, 3))
     content: Row = {
         "tier": tier,
@@ -182,7 +181,7 @@ def write_configuration(
     written: Written | None = None,
     blocks: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Writes one configuration of one dataset in one of SHAPES and notes every measurement in `written`."""
+    """Writes one configuration of one dataset in one of SHAPES and records every measurement in `written`."""
     dataset = questions[0].dataset
     blocks = BLOCKS[num_blocks] if blocks is None else blocks
     rng = random.Random(f"{dataset}/{tier}/{top_k}/{num_blocks}/{seed}")
@@ -204,10 +203,10 @@ def write_configuration(
         return [put(everything)]
     if shape == "ranks":
         return [put(rows, rank) for rank, rows in enumerate(per_rank)]
-    if shape == "leftovers":  # rank files of another crops number than rank 0's survive the merging
+    if shape == "leftovers":  # rank files with another number of crops than rank 0's survive the merge
         own = [put(rows, rank, crops=90 + rank) for rank, rows in enumerate(per_rank) if rank]
         return [put(everything, crops=90), *own]
-    assert shape == "split", shape  # merged afterwards, by crops number: two files with disjoint rows
+    assert shape == "split", shape  # merged later by number of crops: two files with disjoint rows
     half = max(1, ranks // 2)
     groups = [per_rank[:half], per_rank[half:]]
     return [put([r for rank in group for r in rank], crops=80 + i) for i, group in enumerate(groups) if group]
@@ -242,7 +241,7 @@ def write_messy_directory(
 
 
 def write_damage(root: Path, dataset: str, rng: random.Random) -> list[Path]:
-    """Writes files that must cost only themselves; returns them."""
+    """Writes files that the importer must skip without losing others; returns them."""
     directory = root / dataset.replace("_", "-")
     asked = make_questions(dataset, 3)
     rows = [{"sample_id": i, **measure(q, "low", 5, 13, rng)} for i, q in enumerate(asked)]

@@ -1,6 +1,6 @@
-"""Writes a small cache slowly, one sample a part, going on where it was: something for the soak to kill.
+"""Writes a small cache slowly, one sample a part, and resumes: a program for the soak test to kill.
 
-python -m knobctl.tests.support.slow_writer DIRECTORY
+python -m knobctl.tests.support.killed_writer DIRECTORY
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from knobctl.data.cache.writer import CacheWriter
-from knobctl.tests.support.make_cache import (
+from knobctl.tests.support.caches import (
     BUDGETS_MS,
     TINY_SPACE,
     outcome_table,
@@ -24,7 +24,7 @@ PAUSE_S = 0.02
 
 
 def write_slowly(out: Path) -> None:
-    """Writes what is missing and finishes."""
+    """Writes the missing samples and finishes the cache."""
     ids = [f"s{index:04d}" for index in range(SAMPLES)]
     with CacheWriter(out, {"samples": SAMPLES}) as writer:
         if writer.complete:
