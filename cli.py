@@ -153,7 +153,7 @@ def importance_measure(as_json: bool, out: Path, **options: Any) -> None:
     """
     from .data.render import render_importance
     from .precompute.run.config import PrecomputeConfig
-    from .precompute.run.importance_run import run_importance
+    from .precompute.run.importance import run_importance
 
     options["max_new_tokens"] = token_limits(options["max_new_tokens"])
     options["metrics"] = pairs("--metric", options.pop("metric"))

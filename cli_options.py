@@ -15,7 +15,7 @@ import click
 
 from .cli_values import PATH, PATH_OR_NAME, SampleCounts, numbers, pairs
 from .data.errors import KnobctlError
-from .data.executor import LEAST_RUNS
+from .data.protocols import LEAST_RUNS
 
 if TYPE_CHECKING:
     from .replay.recipes import TrainConfig

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from ..data.errors import UnknownSetting
 from ..data.knobs import KnobSpace
-from ..data.policy import Requests
+from ..data.protocols import Requests
 from .checkpoint import Controllers
 
 ROWS_AT_ONCE = 4096
 
 
 class TwoStagePolicy:
-    """Picks the most likely allowed pair at each stage (data.policy.Policy).
+    """Picks the most likely allowed pair at each stage (data.protocols.Policy).
 
     It computes in float64, so that a request gets the same choice alone (live) as among thousands (replay): float32
     products round differently by batch shape, and a near tie would fall either way.
     """
+
+    uses_latency_token = True
 
     def __init__(self, controllers: Controllers, name: str = "controllers") -> None:
         self.name = name

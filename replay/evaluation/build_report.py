@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..policies.ablations import ABLATIONS
 from ..policies.axes import KNOBS, SettingAxes
-from ..policies.decide import decide, uses_latency_token
+from ..policies.decide import decide
 from ..policies.lookup import BudgetTable
 from ..policies.registry import BASELINES
 from ..policies.reward_table import UNTIMED, RewardTable
@@ -76,7 +76,7 @@ def evaluate(
         *cluster_warnings,
         *held_out_warnings(table, split),
         *hole_warnings(table, split),
-        *(token_warnings(table, split) if any(uses_latency_token(policy) for policy in policies) else []),
+        *(token_warnings(table, split) if any(policy.uses_latency_token for policy in policies) else []),
     ]
     report.cache = cache_record(cache)
     return report

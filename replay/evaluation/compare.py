@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...data.cache import accuracy_warnings, open_cache
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..policies.ablations import ablations
 from ..policies.lookup import BudgetTable
 from ..policies.registry import BASELINES

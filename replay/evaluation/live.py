@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ...data.executor import Executor, Outcome
 from ...data.knobs import KnobSetting
-from ...data.policy import Policy, Requests
+from ...data.outcome import Outcome
+from ...data.protocols import Executor, Policy, Requests
 from ...data.samples import Sample
-from ..policies.decide import uses_latency_token
 from ..policies.reward_table import RewardTable
 from ..reward import reward
 from .bootstrap import ClusterBootstrap
@@ -106,7 +105,7 @@ def _run_one(
     clock: Callable[[], float],
 ) -> LiveRun:
     space, requests = table.tables.space, request_of(table, index, feature_D, budget_ms)
-    reads_token = uses_latency_token(policy)
+    reads_token = policy.uses_latency_token
     start = clock()
     tier_B, position_B = policy.choose_image(requests)
     chosen = clock() - start

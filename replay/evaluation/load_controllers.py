@@ -11,7 +11,7 @@ from ...controllers.checkpoint import Controllers, ModelIdentity, read_budget_en
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache import Cache
 from ...data.errors import CheckpointError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..reward import RewardWeights
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...data.cache import Cache, accuracy_warnings, open_cache
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..policies.ablations import ABLATIONS, ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model

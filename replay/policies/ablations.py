@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.policy import Policy, Requests
+from ...data.protocols import Policy, Requests
 from .axes import KNOBS
 from .scored import ScoredPolicy
 
@@ -33,7 +33,7 @@ class Ablation:
         self.table = table
         self.kept = frozenset(KNOBS.index(knob) for knob in knobs)
         stage2 = bool(self.kept & {2, 3})
-        self.uses_latency_token = stage2 and getattr(policy, "uses_latency_token", True)
+        self.uses_latency_token = stage2 and policy.uses_latency_token
 
     def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         tier_B, position_B = self.policy.choose_image(requests) if self.kept & {0, 1} else (None, None)

@@ -8,13 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import CacheError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from .reward_table import RewardTable
-
-
-def uses_latency_token(policy: Policy) -> bool:
-    """Whether the policy's second call reads the latency token; those that do not say so do."""
-    return bool(getattr(policy, "uses_latency_token", True))
 
 
 def decide(
@@ -25,7 +20,7 @@ def decide(
     `budget_M` are places in the cache's grid. A choice that the cache has no outcome for is an error: requests say
     what is on record (`Requests.available_BX`), so a policy that picks something else is wrong.
     """
-    tokens = uses_latency_token(policy)
+    tokens = policy.uses_latency_token
     store_STPMD = table.tables.token_STPMD
     if tokens and store_STPMD is None:
         raise CacheError(

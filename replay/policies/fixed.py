@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from .axes import SettingAxes
 from .expected import expected_latency_ms, mean_over_samples
 from .reward_table import RewardTable

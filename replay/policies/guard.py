@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.policy import Policy, Requests
-from .decide import uses_latency_token
+from ...data.protocols import Policy, Requests
 from .latency_estimate import LatencyEstimate
 from .reward_table import RewardTable
 from .scored import ScoredPolicy
@@ -27,7 +26,7 @@ class GuardedPolicy:
         self.table: RewardTable = estimate.table
         self.estimate = estimate
         self.ranking = ranking
-        self.uses_latency_token = uses_latency_token(policy)
+        self.uses_latency_token = policy.uses_latency_token
         self.replaced = {"requests": 0, "stage1": 0, "stage2": 0, "nothing_should_fit": 0}
         self._upper: tuple[tuple[str, ...], NDArray[np.float64]] | None = None
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from .reward_table import FilledRewards, RewardTable
 from .scored import ScoredPolicy
 

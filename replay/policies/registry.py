@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from .fixed import RandomPolicy, best_fixed, cheapest, full_model
 from .lookup import BudgetTable, DatasetTable, Oracle
 from .neighbours import LanguageNeighbours

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from .neighbours import FittedRewards, reward_of_best, tuning_budgets
 from .reward_table import RewardTable
 from .scored import ScoredPolicy

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...data.errors import KnobctlError
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from ..reward import RewardWeights, reward
 from ..tables import ReplayTables
 from .axes import SettingAxes

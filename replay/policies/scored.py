@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import CacheError
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from .axes import SettingAxes
 
 # Where a score is NaN nothing is known in favour of the setting: it is chosen only when nothing else is left.

@@ -19,7 +19,7 @@ from ...controllers.budget_encoder import BudgetEncoder
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache import accuracy_warnings, open_cache
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ...devices import find_device
 from ..bases.fit import fold_of_samples
 from ..evaluation.bootstrap import DEFAULT_RESAMPLES
