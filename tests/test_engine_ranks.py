@@ -1,4 +1,4 @@
-"""Ranks of a launcher: every sample once, equal rows for any number of ranks, and ranks that fail, die or never start."""
+"""Ranks of a launcher: every sample once, equal rows for any number of ranks, and ranks that fail or die."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_rank_that_never_starts_fails_the_run_within_five_minutes(tmp_path):
 def test_the_file_of_an_earlier_launch_does_not_count(tmp_path, holder):
     peer_file(tmp_path, 1, error="rank 1 of 2 failed: the disk is full", **holder)
     peers = peers_of(tmp_path, Clock())
-    with pytest.raises(KnobctlError, match="did not start.*An earlier message there: .*the disk is full"):
+    with pytest.raises(KnobctlError, match=r"did not start.*An earlier message there: .*the disk is full"):
         peers.meet(within_s=-1.0)
 
 

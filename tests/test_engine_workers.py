@@ -18,18 +18,16 @@ from knobctl.data.cache import verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.progress import Progress
 from knobctl.precompute.run.config import PrecomputeConfig
-from knobctl.precompute.run.shard import Interrupted
+from knobctl.precompute.run.interrupt import Interrupted
 from knobctl.precompute.scale.launch import precompute
-from knobctl.precompute.scale.workers import run_workers
-from knobctl.tests.support.engine_world import (
-    SMALL_SPACE,
-    assert_same_rows,
+from knobctl.precompute.scale.processes import run_processes
+from knobctl.tests.support.engine_world import SMALL_SPACE, assert_same_rows, write_tiny_model
+from knobctl.tests.support.worker_tasks import (
     die_of_a_signal,
     fail_with_a_bug,
     fail_with_an_error,
     run_until_stopped,
     take_steps,
-    write_tiny_model,
 )
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two cores")
@@ -112,13 +110,13 @@ def test_a_failing_worker_fails_the_run_which_can_be_resumed(one, tmp_path):
 )
 def test_the_message_names_the_cause_of_a_failure(work, cause):
     with pytest.raises(KnobctlError, match=rf"^worker 1 failed: {cause}"):
-        run_workers([partial(take_steps, 1), work])
+        run_processes([partial(take_steps, 1), work])
 
 
 def test_the_parent_shows_the_progress_of_all_workers():
     shown = Recorded()
     steps: list[None] = []
-    run_workers([partial(take_steps, 2), partial(take_steps, 3)], shown, lambda: steps.append(None))
+    run_processes([partial(take_steps, 2), partial(take_steps, 3)], shown, lambda: steps.append(None))
     assert len(steps) == 5
     assert shown.notes == ["a warning"]  # the same in every worker, shown once
 
@@ -137,7 +135,7 @@ def test_sigint_stops_every_worker_after_its_part(tmp_path):
     thread.start()
     try:
         with pytest.raises(Interrupted, match="Run the same command again"):
-            run_workers(works)
+            run_processes(works)
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any
 
 from ... import __version__
@@ -27,6 +24,7 @@ from ..models.encoder_file import encoder_bytes
 from .config import PrecomputeConfig
 from .fixed import Fixed, run_record
 from .inputs import Inputs, dtype_name, load_inputs
+from .interrupt import Interrupted, stop_on_interrupt
 from .journal import Journal, check_summary
 from .recorded import find_known
 from .rows import part_tables
@@ -34,10 +32,6 @@ from .sample import Known, MeasureConfig, SampleRunner
 from .work_counts import Ledger
 
 PROMPT_TEMPLATE = " User: {style: }{question} Assistant:"
-
-
-class Interrupted(KnobctlError):
-    """The user stopped the run; committed parts are kept."""
 
 
 def run_shard(
@@ -122,28 +116,6 @@ def _write_parts(
                     f"stopped as asked: {len(samples) - left} of {len(samples)} samples are in {config.out}. "
                     "Run the same command again to continue."
                 )
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Makes the first SIGINT only set a flag, which the body can query; a second one raises KeyboardInterrupt."""
-    asked = False
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread, the only one that may set handlers
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known) -> Manifest:

@@ -9,7 +9,8 @@ from ...data.progress import SILENT, Progress
 from ..run.config import PrecomputeConfig
 from ..run.fixed import fixed_of
 from ..run.inputs import load_inputs
-from ..run.shard import Interrupted, complete_run, run_shard
+from ..run.interrupt import Interrupted
+from ..run.shard import complete_run, run_shard
 from .ranks import Launch, precompute_ranks
 from .workers import precompute_workers
 

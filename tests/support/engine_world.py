@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from knobctl.data.datasets import load_samples
 from knobctl.data.errors import KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.data.progress import Progress
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import load_model
@@ -25,7 +22,6 @@ from knobctl.precompute.models.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.models.molmoe.model import Molmoe
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.sample import SampleRunner
-from knobctl.precompute.run.shard import Interrupted, stop_on_interrupt
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tools.nano.tokenizer import build_tokenizer
 
@@ -120,40 +116,6 @@ def rows_of(path: Path):
 def assert_same_rows(left: Path, right: Path) -> None:
     for one, other in zip(rows_of(left), rows_of(right), strict=True):
         assert one.equals(other)
-
-
-def fail_with_a_bug(_progress: Progress) -> None:
-    """A worker's task with a bug."""
-    raise TypeError("an odd\nreason")
-
-
-def fail_with_an_error(_progress: Progress) -> None:
-    """A worker's task that the user's input makes fail."""
-    raise KnobctlError("an image is missing.")
-
-
-def die_of_a_signal(_progress: Progress) -> None:
-    """A worker's task that the system kills."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def take_steps(count: int, progress: Progress) -> None:
-    """A worker's task of several steps, with the same note in every worker."""
-    progress.note("a warning")
-    with progress.steps("samples", count) as advance:
-        for _ in range(count):
-            advance()
-
-
-def run_until_stopped(directory: Path, name: str, _progress: Progress) -> None:
-    """A worker's task that stops after SIGINT, as a run does when its current part is committed."""
-    with stop_on_interrupt() as stop_asked:
-        (directory / f"{name}.started").touch()
-        end = time.monotonic() + 60
-        while not stop_asked() and time.monotonic() < end:
-            time.sleep(0.01)
-    (directory / f"{name}.committed").touch()
-    raise Interrupted("stopped as asked. Run the same command again to continue.")
 
 
 def run_rank(config: PrecomputeConfig, rank: int, count: int, dies_at: int | None, answer: SimpleQueue) -> None:
