@@ -29,7 +29,7 @@ from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.data.policy import Requests
+from knobctl.data.protocols import Requests
 from knobctl.devices import num_threads
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import load_model

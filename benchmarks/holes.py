@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from knobctl.data.generated.population import STRUCTURES, GeneratedCache, GeneratedConfig, generate
-from knobctl.data.policy import Policy
+from knobctl.data.protocols import Policy
 from knobctl.replay.evaluation.request_stats import STATS, RequestSet, request_stats
 from knobctl.replay.policies import fixed
 from knobctl.replay.policies.decide import decide

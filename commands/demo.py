@@ -96,14 +96,14 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
         "precompute",
         f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
         f"{RUNS} timed run{'s' if RUNS > 1 else ''}, {config.workers} process{'es' if config.workers > 1 else ''}",
-        lambda: precompute(config),
+        lambda: precompute(config, progress),
     )
     training = recipe("tuned", seeds=(seed,))
     with single_thread():
         step(
             "train",
             "Stage1 and Stage2, by replay from the cache",
-            lambda: train_controllers(cache, controllers, training),
+            lambda: train_controllers(cache, controllers, training, progress=progress),
         )
     report = step(
         "validate --live",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..console import emit, log
+from ..console import ConsoleProgress, emit, log
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options
 from .options import json_option
@@ -31,10 +31,14 @@ def importance_measure(out: Path, as_json: bool, **options: Any) -> None:
 
     knobctl importance measure --model nano --dataset easy_vqa --samples 300 --out runs/importance.json --device cpu
     """
-    from ..precompute.run.importance_run import run_importance
+    from ..precompute.run.importance import run_importance
     from .render import render_importance
 
-    emit(run_importance(PrecomputeConfig(out=out, **options), out), as_json, render_importance)
+    emit(
+        run_importance(PrecomputeConfig(out=out, **options), out, progress=ConsoleProgress()),
+        as_json,
+        render_importance,
+    )
 
 
 @importance.command("import")

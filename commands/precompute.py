@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..console import emit
+from ..console import ConsoleProgress, emit
 from ..data.knobs import KnobSpace
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options, default_of
@@ -43,11 +43,11 @@ def precompute(
     if dry_run:
         from ..precompute.run.forecast import forecast
 
-        emit(forecast(config), as_json, lambda record: render_sections("forecast", record))
+        emit(forecast(config, ConsoleProgress()), as_json, lambda record: render_sections("forecast", record))
         return
     from ..precompute.scale.launch import precompute as run
 
-    emit(run(config), as_json, lambda record: render_sections("cache", record))
+    emit(run(config, ConsoleProgress()), as_json, lambda record: render_sections("cache", record))
 
 
 def _import_results(dry_run: bool, as_json: bool, options: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..console import ConsoleProgress, emit
-from ..data.executor import LEAST_RUNS
+from ..data.protocols import LEAST_RUNS
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options
 from .options import json_option, report_options, split_option

@@ -13,22 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.errors import UnknownSetting
-from ..data.policy import Requests
+from ..data.protocols import Requests
 from .checkpoint import Controllers
 
 ROWS_AT_ONCE = 4096
 
 
 class TwoStagePolicy:
-    """Picks the most likely allowed pair at each stage (`data.policy.Policy`).
+    """Picks the most likely allowed pair at each stage (`data.protocols.Policy`).
 
     Computes in float64, so that a request gets the same choice alone (live) as among thousands (replay): float32
     products round differently in different batch shapes, which could decide a near tie either way.
     """
 
+    uses_latency_token = True
+
     def __init__(self, controllers: Controllers, name: str = "controllers") -> None:
         self.name = name
-        self.uses_latency_token = True
         self.space = controllers.space
         self._stage1 = copy.deepcopy(controllers.stage1).double().eval()
         self._stage2 = copy.deepcopy(controllers.stage2).double().eval()

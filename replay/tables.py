@@ -20,7 +20,7 @@ from torch import Tensor
 from ..controllers.budget_encoder import BudgetEncoder, read_budget_encoder
 from ..data.errors import KnobctlError
 from ..data.knobs import KnobSpace
-from ..data.policy import Requests
+from ..data.protocols import Requests
 from .expected_outcomes import completed, expected_accuracy, expected_latency_ms, mean_over_samples
 from .reward import RewardWeights, complexity, reward, reward_terms
 

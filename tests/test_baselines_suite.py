@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from knobctl.data.errors import KnobctlError
-from knobctl.data.policy import Policy
+from knobctl.data.protocols import Policy
 from knobctl.replay.evaluation.request_stats import STATS, RequestSet, request_stats
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.registry import BASELINES, Baseline, build_baselines, latency_tokens, training_samples

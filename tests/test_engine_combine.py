@@ -64,8 +64,13 @@ def test_an_outcome_applies_to_the_positions_that_run_its_blocks(dropped, positi
     assert [setting.insertion_position for setting in found] == positions
     for setting, answer in found.items():
         assert (setting.tier, setting.top_k, setting.num_blocks) == ("low", 6, 16 - len(dropped))
-        assert (answer.text, answer.accuracy, answer.output_tokens, answer.source) == ("yes", 1.0, 2, "imported")
-        assert answer.latency is None
+        assert (answer.answer, answer.accuracy, answer.output_tokens, answer.outcome_source) == (
+            "yes",
+            1.0,
+            2,
+            "imported",
+        )
+        assert answer.latency_ms is None
 
 
 def test_outcomes_without_accuracy_or_blocks_are_left_out():

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from knobctl.data.outcome import Outcome
 from knobctl.precompute.latency.block_times import FORCED_STEPS, BlockTimes, LatencyCheck
 from knobctl.precompute.latency.slow_spells import Pace
 from knobctl.precompute.run import sample as sample_run
-from knobctl.precompute.run.sample import Answer, MeasureConfig, SampleResult, SampleRunner
+from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
 from knobctl.precompute.run.work_counts import Ledger
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tests.support.dataset_files import png, write_json_lines
@@ -54,12 +55,12 @@ def run(knobs, monkeypatch, slowness: Callable[[int], float]) -> tuple[SampleRun
     """Runs the samples as one part. Every answer is known, so only latency tokens and timings are made."""
     monkeypatch.setattr(sample_run, "measure_blocks", fake_timing(slowness))
     runner = SampleRunner(knobs, MeasureConfig(runs=1, checks_per_tiling=1), Ledger(), pace=Pace())
-    known = {setting: Answer("yes", 1.0, 2) for setting in knobs.space.settings}
+    known = {setting: Outcome("yes", 1.0, None, output_tokens=2) for setting in knobs.space.settings}
     return runner, [runner.run(replace(sample, question=QUESTION), known) for sample in easy_samples(SAMPLES)]
 
 
 def vision_ms(result: SampleResult) -> set[float]:
-    return {row.latency.vision_ms for row in result.settings}
+    return {row.vision_ms for row in result.outcomes.values()}
 
 
 def in_spell(call: int) -> bool:
@@ -69,12 +70,12 @@ def in_spell(call: int) -> bool:
 def test_rows_of_a_slow_spell_get_the_later_timing(knobs, monkeypatch):
     runner, results = run(knobs, monkeypatch, lambda call: 9.0 if in_spell(call) else 1.0)
     assert vision_ms(results[IN_SPELL]) == {9.0}
-    before = [[row.latency for row in result.settings] for result in results]
+    before = [dict(result.outcomes) for result in results]
     runner.retake_slowed()
     assert runner.ledger.counts["timings_retaken"] == TILINGS
     for place, result in enumerate(results):
         assert vision_ms(result) == {1.0}
-        same = [row.latency for row in result.settings] == before[place]
+        same = result.outcomes == before[place]
         assert same is (place != IN_SPELL)
     assert len(results[IN_SPELL].checks) == TILINGS
 

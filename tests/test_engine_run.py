@@ -32,9 +32,8 @@ from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.forecast import forecast
-from knobctl.precompute.run.importance import measure_importance
-from knobctl.precompute.run.importance_run import run_importance
-from knobctl.precompute.run.inputs import importance_key, load_inputs
+from knobctl.precompute.run.importance import importance_key, measure_importance, run_importance
+from knobctl.precompute.run.inputs import load_inputs
 from knobctl.precompute.run.journal import Journal
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.precompute.run.sample import SampleRunner
@@ -259,9 +258,7 @@ def test_importance_is_the_accuracy_lost_without_a_block(tiny_model_dir):
     samples = list(easy_samples(4))
     answers = {}
     for sample in samples:
-        rgb = knobs.pixels(sample)
-        prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, "high"))
-        _, state = knobs.token_pass(prepared)
+        _, state = knobs.prepare_tier(sample, "high")
         for skipped in (None, 2):
             plan = tuple(0 if block == skipped else 4 for block in range(6))
             answers[sample.sample_id, skipped] = knobs.text(knobs.answer(state, plan, knobs.task(sample)))
@@ -270,7 +267,7 @@ def test_importance_is_the_accuracy_lost_without_a_block(tiny_model_dir):
         dataclasses.replace(sample, answers=(answers[sample.sample_id, None if number % 2 else 2],))
         for number, sample in enumerate(samples)
     ]
-    scores = measure_importance(knobs.loaded, wanted, knobs.tasks, space=SMALL_SPACE, runs=2)
+    scores = measure_importance(knobs, wanted, runs=2)
     # An empty answer never counts as correct, so a sample whose reference is empty loses nothing.
     changed = [answers[s.sample_id, None] != answers[s.sample_id, 2] and s.answers != ("",) for s in wanted]
     assert any(changed)

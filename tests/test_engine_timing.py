@@ -54,7 +54,7 @@ def test_a_plans_latency_is_the_sum_of_its_blocks():
     # prefill 1 + 4 + 7; steps of 0.9 + 0.3 + 0.7 and 0.1 + 0.1 + 0.2
     assert one.prefill_ms == pytest.approx(12.0)
     assert one.decode_ms == pytest.approx(2.3)
-    assert one.runs_ms == pytest.approx((24.3, 34.3))
+    assert one.latency_runs_ms == pytest.approx((24.3, 34.3))
     assert one.latency_ms == pytest.approx(29.3)
     assert one.latency_std_ms == pytest.approx(50**0.5)
     assert times.latency((4, 0, 2), output_tokens=1).decode_ms == 0.0
@@ -124,8 +124,8 @@ def test_blocks_are_timed_for_every_top_k_and_run(knobs, prepared):
     assert (times.vision_R > 0).all()
     assert len(checks) == 1
     measured = measure_whole(knobs, prepared, whole, runs=3, draw=random.Random(0))[0]
-    assert len(measured.runs_ms) == 3
-    assert measured.vision_ms + measured.prefill_ms < max(measured.runs_ms)
+    assert len(measured.latency_runs_ms) == 3
+    assert measured.vision_ms + measured.prefill_ms < max(measured.latency_runs_ms)
 
 
 def test_timing_uses_one_thread_and_no_garbage_collection(knobs):

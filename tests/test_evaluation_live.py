@@ -14,8 +14,8 @@ from rich.console import Console
 from knobctl.data.cache.executor import CacheExecutor
 from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import KnobctlError
-from knobctl.data.executor import Outcome
 from knobctl.data.knobs import KnobSetting
+from knobctl.data.outcome import Outcome
 from knobctl.data.samples import Sample
 from knobctl.replay.evaluation.report import EvaluationReport
 from knobctl.replay.evaluation.validate import validate_controllers

@@ -13,7 +13,7 @@ from knobctl.controllers.checkpoint import WEIGHTS_NAME, Controllers
 from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.errors import CacheError, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSpace
-from knobctl.data.policy import Requests
+from knobctl.data.protocols import Requests
 from knobctl.replay.recipes import CLASSIC, TUNED, TrainConfig, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.tables import _numbered

@@ -72,7 +72,7 @@ def replay_against_live(work: Work) -> Iterator[Row]:
         distance = 0.0
         for sample in nano_samples(1 if work.is_small else 40):
             recorded = runner.run(sample)
-            rows = {row.setting: row.answer for row in recorded.settings}
+            rows = recorded.outcomes
             samples += 1
             for setting in draw.sample(list(rows), min(per_sample, len(rows))):
                 tier, position = setting.tier, setting.insertion_position
@@ -84,7 +84,7 @@ def replay_against_live(work: Work) -> Iterator[Row]:
                 distance = max(distance, float(np.linalg.norm(gap_D) / np.linalg.norm(cached_D.astype(np.float32))))
                 requests += 1
                 tokens_equal += np.array_equal(token_D, cached_D)
-                answers_equal += outcome.answer == rows[setting].text
+                answers_equal += outcome.answer == rows[setting].answer
                 scores_equal += outcome.accuracy == rows[setting].accuracy
             if work.time_left_s() < share_left * whole_s:
                 break

@@ -11,6 +11,7 @@ from molmoe import CONFIGS, FIXTURES, Timer, measure, random_model
 from tables import Row
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.budgets import normalise_budgets
 from knobctl.data.datasets.images import InlineImage
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
@@ -45,7 +46,7 @@ def random_knobs(work: Work) -> tuple[KnobModel, Sample]:
         importance=ImportanceScores(PUBLISHED_ORDER.scores[: config.num_blocks]),
         encoder=BudgetEncoder.from_seed(config.d_model, 0),
         tasks={"random": Task("exact_match", 2 if work.is_small else 8, None)},
-        budgets_ms=np.geomspace(10, 160, 16).tolist(),
+        budgets_ms=normalise_budgets(np.geomspace(10, 160, 16)),
     )
     image = FIXTURES / "images" / "p6_640x480.png"
     question = "What is written on the sign to the left of the door ?"

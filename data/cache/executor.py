@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError, UnknownSetting
-from ..executor import Outcome
 from ..knobs import KnobSetting
+from ..outcome import Outcome
 from ..samples import Sample
 from .reader import Cache
 
@@ -83,10 +83,12 @@ class CacheExecutor:
             latency_ms=None if np.isnan(latency_ms) else latency_ms,
             output_tokens=cache.outcome_value("output_tokens", *cell),
             vision_tokens=cache.outcome_value("vision_tokens", *cell),
+            latency_std_ms=cache.outcome_value("latency_std_ms", *cell),
             vision_ms=cache.outcome_value("vision_ms", *cell),
             prefill_ms=cache.outcome_value("prefill_ms", *cell),
             decode_ms=cache.outcome_value("decode_ms", *cell),
             latency_runs_ms=tuple(runs or ()),
+            outcome_source=cache.outcome_value("outcome_source", *cell),
         )
 
     def _sample(self, sample: Sample) -> int:

@@ -41,29 +41,38 @@ def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard)
         CacheError: The directory contains something else.
         CacheMismatch: The directory contains another run; names what differs.
     """
-    record: dict[str, Any] = {"format": RUN_FORMAT, "version": RUN_VERSION}
-    if shard.count > 1:
-        record["shard"] = {"index": shard.index, "count": shard.count}
-    record["run"] = json.loads(json.dumps(run, allow_nan=False))  # tuples become lists, as in the file
     if (directory / RUN_NAME).exists():
-        found, found_shard = read_run(directory)
-        differing = list(differences(found, record["run"]))
-        if found_shard != shard:
-            differing.insert(0, f"shard: {found_shard} there, {shard} now")
-        if differing:
-            more = "" if len(differing) <= MAX_DIFFERENCES else f"; and {len(differing) - MAX_DIFFERENCES} more"
-            raise CacheMismatch(
-                f"{directory} was started with other parameters: {'; '.join(differing[:MAX_DIFFERENCES])}{more}. "
-                "Use the same ones to resume, or another directory."
-            )
+        check_same_run(directory, run, shard)
         return True
     others = sorted(p.name for p in directory.iterdir() if p.name != LOCK_NAME and not _is_temporary(p))
     if others:
         what = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         hint = " (a cache of another program)" if MANIFEST_NAME in others else ""
         raise CacheError(f"{directory} contains something else{hint}: {what}. Choose an empty or a new directory.")
-    write_atomically(directory / RUN_NAME, dump_json(record), disk)
+    record: dict[str, Any] = {"format": RUN_FORMAT, "version": RUN_VERSION}
+    if shard.count > 1:
+        record["shard"] = {"index": shard.index, "count": shard.count}
+    write_atomically(directory / RUN_NAME, dump_json({**record, "run": _as_read(run)}), disk)
     return False
+
+
+def check_same_run(directory: Path, run: Mapping[str, Any], shard: Shard) -> None:
+    """Raises CacheMismatch, naming the differences, if `directory` was started with another run or shard."""
+    found, found_shard = read_run(directory)
+    differing = list(differences(found, _as_read(run)))
+    if found_shard != shard:
+        differing.insert(0, f"shard: {found_shard} there, {shard} now")
+    if differing:
+        more = "" if len(differing) <= MAX_DIFFERENCES else f"; and {len(differing) - MAX_DIFFERENCES} more"
+        raise CacheMismatch(
+            f"{directory} was started with other parameters: {'; '.join(differing[:MAX_DIFFERENCES])}{more}. "
+            "Use the same ones to resume, or another directory."
+        )
+
+
+def _as_read(run: Mapping[str, Any]) -> Any:
+    """Returns `run` as it will be read back: tuples become lists."""
+    return json.loads(json.dumps(run, allow_nan=False))
 
 
 def _is_temporary(path: Path) -> bool:

@@ -1,13 +1,13 @@
 """The frozen model with its knobs: from a sample and a tier to latency tokens, from a plan to an answer.
 
-Precompute and the live executor both hold one of these; what they do differently is which calls they make.
+Precompute and the live executor both run the model through this class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from ...data.samples import ModelInput, Sample
 from ...devices import single_thread
 from ..models.loading import LoadedModel
 from ..models.molmoe.config import MolmoeConfig
+from ..models.molmoe.model import Molmoe
 from ..models.molmoe.preprocess import image_length, preprocess_image
 from ..models.molmoe.tiling import Tiling, choose_tiling
 from .answer_sweep import answer_alone
@@ -32,24 +33,24 @@ from .token_pass import PromptState, make_probes, token_pass
 
 @dataclass(frozen=True)
 class Task:
-    """What a dataset fixes for all its samples."""
+    """The settings that all samples of a dataset share."""
 
     metric: str
     max_new_tokens: int
     style: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedPrompt:
-    """One sample in one tier, as the model takes it, on its device."""
+    """The model's input for one sample in one tier, on the model's device."""
 
     tiling: Tiling
     crops_1NPX: Tensor
     masks_1NP: Tensor
     input_ids_1S: Tensor
     image_input_idx_1NQ: Tensor
-    vision_tokens: int  # pooled features that stand in the sequence
-    text_tokens: int  # of the prompt, without image tokens and the begin token
+    vision_tokens: int  # pooled features in the sequence
+    text_tokens: int  # of the prompt, excluding image tokens and the begin token
 
     @property
     def length(self) -> int:
@@ -57,26 +58,41 @@ class PreparedPrompt:
         return int(self.input_ids_1S.shape[1])
 
 
+@dataclass(eq=False)
 class KnobModel:
-    """A loaded model with a knob space, importance scores and a budget grid."""
+    """A loaded model with a knob space and, once they are fixed, importance scores and a budget grid.
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        *,
-        space: KnobSpace,
-        importance: ImportanceScores,
-        encoder: BudgetEncoder,
-        tasks: Mapping[str, Task],
-        budgets_ms: Sequence[float],
-    ) -> None:
-        """Raises UnknownSetting or ImportanceError for a space or scores that are not this model's."""
-        check_space(space, loaded)
-        check_importance(importance, loaded)
-        self.loaded, self.model = loaded, loaded.model
-        self.space, self.importance = space, importance
-        self.encoder, self.tasks = encoder, dict(tasks)
-        self.budgets_ms = tuple(float(np.float32(budget)) for budget in budgets_ms)
+    Args:
+        tasks: by dataset name.
+        importance: None before the scores are known; then no setting has a plan.
+        budgets_ms: normalised (`data/budgets.py`). Before the grid is known, requests carry the probe of one arbitrary
+            budget: answers and latencies do not depend on it.
+
+    Raises:
+        UnknownSetting: the model cannot run the knob space.
+        ImportanceError: the scores are not of this model.
+    """
+
+    loaded: LoadedModel
+    _: KW_ONLY
+    space: KnobSpace
+    encoder: BudgetEncoder
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    importance: ImportanceScores | None = None
+    budgets_ms: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        check_space(self.space, self.loaded)
+        if self.importance is not None:
+            check_importance(self.importance, self.loaded)
+
+    def with_run(self, importance: ImportanceScores, budgets_ms: tuple[float, ...] = (1.0,)) -> KnobModel:
+        """Returns the same model with a run's importance scores and budgets."""
+        return replace(self, importance=importance, budgets_ms=budgets_ms)
+
+    @property
+    def model(self) -> Molmoe:
+        return self.loaded.model
 
     @property
     def end_id(self) -> int:
@@ -86,9 +102,13 @@ class KnobModel:
     def native_top_k(self) -> int:
         return self.model.config.native_top_k
 
+    @property
+    def num_blocks(self) -> int:
+        return self.model.config.num_blocks
+
     @cached_property
     def positions(self) -> tuple[int, ...]:
-        """The insertion positions, all known: only imported results lack them."""
+        """The insertion positions. Contains no None: only imported results lack positions."""
         assert None not in self.space.insertion_positions, "a model's knob space has insertion positions"
         return tuple(position for position in self.space.insertion_positions if position is not None)
 
@@ -102,23 +122,24 @@ class KnobModel:
         return make_probes(self.model, self.encoder, budgets_ms)
 
     def plan(self, position: int | None, top_k: int, num_blocks: int) -> BlockPlan:
-        """Returns what each block does; raises UnknownSetting for what cannot run."""
+        """Returns the plan of (position, top-k, num_blocks). Raises UnknownSetting if it cannot run."""
+        assert self.importance is not None, "plans need importance scores"
         return block_plan(position, top_k, num_blocks, importance=self.importance, native_top_k=self.native_top_k)
 
     @cached_property
     def plans(self) -> dict[KnobSetting, BlockPlan]:
-        """The plan of every setting of the space, in its order."""
+        """The plan of every setting, in the order of the knob space."""
         return {s: self.plan(s.insertion_position, s.top_k, s.num_blocks) for s in self.space.settings}
 
     def task(self, sample: Sample) -> Task:
         if sample.dataset not in self.tasks:
             raise DatasetError(
-                f"no metric and token limit are known for dataset `{sample.dataset}` of {sample.sample_id}."
+                f"dataset `{sample.dataset}` of sample {sample.sample_id} has no metric and token limit."
             )
         return self.tasks[sample.dataset]
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
-        """Returns the mean of the question's word embeddings, [D]: the question alone, without prompt and style."""
+        """Returns the mean of the question's word embeddings, [D], without the prompt template and style."""
         with _naming(sample):
             ids = question_ids(self.loaded, sample.question)
         with torch.inference_mode():
@@ -131,11 +152,11 @@ class KnobModel:
         return decode_image(sample.image.read_bytes(), sample.image.ref)
 
     def tiling(self, rgb: NDArray[np.uint8], tier: str) -> Tiling:
-        """Returns rows and columns of crops of an image in a tier."""
+        """Returns the (rows, columns) of crops of an image in a tier."""
         return tiling_in_tier(self.space, tier, rgb.shape[0], rgb.shape[1], self.model.config)
 
     def prepare(self, sample: Sample, rgb: NDArray[np.uint8], tiling: Tiling) -> PreparedPrompt:
-        """Cuts the image, encodes the prompt, and moves both to the device."""
+        """Cuts the image into crops, encodes the prompt, and moves both to the device."""
         tokenizer, device = self.loaded.tokenizer, self.model.device
         with single_thread():
             image = preprocess_image(rgb, tiling, self.model.config, tokenizer.special)
@@ -156,6 +177,16 @@ class KnobModel:
             text_tokens=len(prompt),
         )
 
+    def prompts(self, sample: Sample) -> SamplePrompts:
+        """Decodes the sample's image and returns its prompts by tier. Raises DatasetError if it cannot be read."""
+        return SamplePrompts(self, sample)
+
+    def prepare_tier(self, sample: Sample, tier: str) -> tuple[PreparedPrompt, PromptState]:
+        """Takes one sample in one tier from its image file through the token pass."""
+        prepared = self.prompts(sample)[tier]
+        _, state = self.token_pass(prepared)
+        return prepared, state
+
     @torch.inference_mode()
     def embed(self, prepared: PreparedPrompt) -> Tensor:
         """Runs the vision encoder and returns the first block's input [1, S, D]."""
@@ -165,14 +196,21 @@ class KnobModel:
     def token_pass(
         self, prepared: PreparedPrompt, probe_MD: Tensor | None = None
     ) -> tuple[NDArray[np.float16], PromptState]:
-        """Runs vision and the blocks up to the last position on one thread: tokens [P, M, D], the prompt's state."""
+        """Runs vision and the blocks up to the last insertion position, on one thread.
+
+        Args:
+            probe_MD: the probes; None: those of the budget grid.
+
+        Returns:
+            Latency tokens [P, M, D] and the prompt's state.
+        """
         with single_thread():
             return token_pass(
                 self.model, self.embed(prepared), self.probe_MD if probe_MD is None else probe_MD, self.positions
             )
 
     def answer(self, state: PromptState, plan: BlockPlan, task: Task) -> tuple[int, ...]:
-        """Answers under one plan at batch 1."""
+        """Decodes the answer under one plan at batch 1."""
         return answer_alone(self.model, state, plan, max_new_tokens=task.max_new_tokens, end_id=self.end_id)
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -180,9 +218,24 @@ class KnobModel:
         return self.loaded.tokenizer.decode(token_ids)
 
 
+class SamplePrompts:
+    """The prompts of one sample, each prepared when it is first needed; tiers with equal views share one prompt."""
+
+    def __init__(self, knobs: KnobModel, sample: Sample) -> None:
+        self.sample = sample
+        self._knobs, self._rgb = knobs, knobs.pixels(sample)
+        self._by_tiling: dict[Tiling, PreparedPrompt] = {}
+
+    def __getitem__(self, tier: str) -> PreparedPrompt:
+        tiling = self._knobs.tiling(self._rgb, tier)
+        if tiling not in self._by_tiling:
+            self._by_tiling[tiling] = self._knobs.prepare(self.sample, self._rgb, tiling)
+        return self._by_tiling[tiling]
+
+
 @contextmanager
 def _naming(sample: Sample) -> Iterator[None]:
-    """Puts the sample's id before what is wrong with it."""
+    """Prefixes a DatasetError with the sample's id."""
     try:
         yield
     except DatasetError as error:
@@ -190,7 +243,7 @@ def _naming(sample: Sample) -> Iterator[None]:
 
 
 def check_input(loaded: LoadedModel, space: KnobSpace, row: ModelInput) -> None:
-    """Raises DatasetError for a row that the model cannot run in every tier, as the run itself would."""
+    """Raises DatasetError for a row that the run would refuse: the model must run it in every tier."""
     question_ids(loaded, row.question)
     prompt = prompt_ids(loaded, row.question, row.style)
     config = loaded.model.config
@@ -200,30 +253,30 @@ def check_input(loaded: LoadedModel, space: KnobSpace, row: ModelInput) -> None:
 
 
 def question_ids(loaded: LoadedModel, question: str) -> list[int]:
-    """Returns the ids of the question alone, without prompt and style. Raises DatasetError when there are none."""
+    """Returns the question's token ids, without prompt template and style. Raises DatasetError if there are none."""
     ids = _known_ids(loaded, loaded.tokenizer.encode(question), question)
     if not ids:
-        raise DatasetError(f"the question {question[:40]!r} has no token that the model knows: give it another text.")
+        raise DatasetError(f"the question {question[:40]!r} has no token that the model knows: rephrase it.")
     return ids
 
 
 def prompt_ids(loaded: LoadedModel, question: str, style: str | None) -> list[int]:
-    """Returns the ids of the prompt, without the begin token and the image's."""
+    """Returns the prompt's token ids, without the begin token and the image tokens."""
     return _known_ids(loaded, loaded.tokenizer.encode_prompt(question, style), question)
 
 
 def _known_ids(loaded: LoadedModel, ids: list[int], question: str) -> list[int]:
-    """Raises DatasetError for a token without an embedding."""
+    """Returns `ids`. Raises DatasetError if one has no embedding."""
     rows = loaded.model.config.embedding_size + loaded.model.config.additional_vocab_size
     if ids and max(ids) >= rows:
         raise DatasetError(
-            f"the question {question[:40]!r} has token {max(ids)}, and the model has embeddings of {rows} tokens only."
+            f"the question {question[:40]!r} has token {max(ids)}, but the model has embeddings of {rows} tokens only."
         )
     return ids
 
 
 def check_length(loaded: LoadedModel, length: int, max_new_tokens: int) -> None:
-    """Raises DatasetError for a prompt of `length` positions that leaves the answer too little room."""
+    """Raises DatasetError if prompt and answer together are longer than the model allows."""
     limit = loaded.model.config.max_position_embeddings
     if length + max_new_tokens > limit:
         raise DatasetError(
@@ -233,21 +286,21 @@ def check_length(loaded: LoadedModel, length: int, max_new_tokens: int) -> None:
 
 
 def tiling_in_tier(space: KnobSpace, tier: str, height: int, width: int, config: MolmoeConfig) -> Tiling:
-    """Returns rows and columns of crops of an image of this size. Raises UnknownSetting for a tier of another space."""
+    """Returns the (rows, columns) of crops of an image of this size. Raises UnknownSetting for an unknown tier."""
     if tier not in space.tiers or space.tier_crops is None:
         raise UnknownSetting(f"tier {tier!r} is not in the knob space: {space}")
     return choose_tiling(height, width, space.tier_crops[space.tiers.index(tier)], config)
 
 
 def check_space(space: KnobSpace, loaded: LoadedModel) -> None:
-    """Raises UnknownSetting when the model cannot run the space."""
+    """Raises UnknownSetting if the model cannot run the knob space."""
     config = loaded.model.config
     positions = [position for position in space.insertion_positions if position is not None]
     if not positions:
         raise UnknownSetting("the knob space has no insertion positions, so no latency token can be read.")
     if not space.settings:
         raise UnknownSetting(
-            f"no setting can run: num_blocks {list(space.num_blocks)} lie below the positions {positions}."
+            f"no setting can run: num_blocks {list(space.num_blocks)} are below the insertion positions {positions}."
         )
     if max(space.num_blocks) > config.num_blocks or max(positions) > config.num_blocks:
         raise UnknownSetting(
@@ -263,7 +316,7 @@ def check_space(space: KnobSpace, loaded: LoadedModel) -> None:
 
 
 def check_importance(importance: ImportanceScores, loaded: LoadedModel) -> None:
-    """Raises ImportanceError for scores of another number of blocks."""
+    """Raises ImportanceError if the scores are of another number of blocks."""
     if importance.n_blocks != loaded.model.config.num_blocks:
         source = f" of {importance.source}" if importance.source else ""
         raise ImportanceError(

@@ -39,7 +39,7 @@ class PlanLatency(NamedTuple):
     vision_ms: float | None  # None if a recorded result lacks it
     prefill_ms: float | None
     decode_ms: float | None
-    runs_ms: tuple[float, ...]
+    latency_runs_ms: tuple[float, ...]  # totals
 
 
 class TimedPlan(NamedTuple):

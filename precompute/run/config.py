@@ -1,12 +1,14 @@
-"""What a precompute run is asked to do. The command line fills it in; the run records what outcomes depend on."""
+"""The request for a precompute run. The command line fills it in; the run records what its rows depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ...data.cache.shard import Shard
+from ...data.datasets.registry import parse_dataset_option
 from ...data.datasets.source_options import column_maps, source_splits
 from ...data.errors import KnobctlError
 from ...data.knobs import KnobSpace
@@ -138,11 +140,11 @@ class PrecomputeConfig:
     strict: bool = field(default=False, metadata={"help": "With --from-results: stop at any error in the files."})
 
     def __post_init__(self) -> None:
-        """Raises KnobctlError for values that no run can have."""
+        """Raises KnobctlError for invalid values."""
         if not self.datasets:
             raise KnobctlError("no dataset was named: give at least one with --dataset NAME.")
-        if len(set(self.dataset_names)) != len(self.dataset_names):
-            raise KnobctlError(f"a dataset was named twice: {', '.join(self.dataset_names)}.")
+        if len(self.dataset_sources) != len(self.datasets):
+            raise KnobctlError(f"a dataset was named twice: {', '.join(self.datasets)}.")
         if self.latency_mode not in MEASURED_MODES:
             raise KnobctlError(f"latency mode {self.latency_mode!r} is unknown: use {' or '.join(MEASURED_MODES)}.")
         check_threads(self.sweep_threads)
@@ -158,37 +160,52 @@ class PrecomputeConfig:
         for option, named in named_options:
             unknown = set(named) - set(self.dataset_names)
             if unknown:
-                raise KnobctlError(f"a {option} was given for {sorted(unknown)[0]!r}, which is no dataset of this run.")
-        column_maps(self.column, self.dataset_names)  # raises for what they cannot read
+                raise KnobctlError(
+                    f"a {option} was given for {sorted(unknown)[0]!r}, which is not a dataset of this run."
+                )
+        column_maps(self.column, self.dataset_names)  # both raise for malformed options
         source_splits(self.source_split, self.dataset_names)
         if self.from_results is None and (self.complete or self.imported_latency or self.strict):
+            raise KnobctlError("--complete, --latency imported and --strict need recorded results: add --from-results.")
+        if self.complete and self.imported_latency:
             raise KnobctlError(
-                "--complete, --latency imported and --strict are about recorded results: add --from-results."
+                "--complete measures latencies, --latency imported keeps recorded ones: use one of them."
             )
         if self.workers > 1 and self.shard.count > 1:
             raise KnobctlError("--shard and --workers both divide the samples: use one of them.")
         if self.shard.count > 1 and self.shard.index > 0 and self.like is None:
             raise KnobctlError(
-                f"shard {self.shard} needs the budgets and importance scores of the first one: name the directory that "
-                f"`--shard 0/{self.shard.count}` writes with --like DIR (its run.json is enough)."
+                f"shard {self.shard} needs the budgets and importance scores of the first one: use --like DIR to name "
+                f"the directory that `--shard 0/{self.shard.count}` writes (its run.json is enough)."
             )
 
     def samples_of(self, dataset: str) -> int | None:
-        """Returns how many samples of a dataset are drawn at most; None: all."""
+        """Returns the largest number of samples to draw from a dataset; None: all."""
         return self.samples.get(dataset) if isinstance(self.samples, Mapping) else self.samples
 
     def columns_of(self, dataset: str) -> dict[str, str]:
-        """Returns the fields of a dataset that have other names there."""
+        """Returns the fields that have other names in a dataset's source: field -> column."""
         return column_maps(self.column, self.dataset_names)[dataset]
 
     def source_split_of(self, dataset: str) -> str | None:
-        """Returns the split of the source asked for; None: the dataset's usual one."""
+        """Returns the requested split of a dataset's source; None: the usual one."""
         return source_splits(self.source_split, self.dataset_names).get(dataset)
+
+    @cached_property
+    def dataset_sources(self) -> dict[str, str | None]:
+        """The datasets: name -> source, None for the known files."""
+        return dict(parse_dataset_option(item) for item in self.datasets)
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        return tuple(item.partition("=")[0] for item in self.datasets)
+        return tuple(self.dataset_sources)
+
+    @property
+    def manifest_latency_mode(self) -> str:
+        """The mode as the cache names it: `imported` where recorded latencies are kept and none is measured."""
+        return "imported" if self.imported_latency else self.latency_mode
 
     @property
     def sweep_threads(self) -> int:
+        """Threads of the answer sweep."""
         return self.threads or 1

@@ -1,97 +1,153 @@
-"""Importance scores: the accuracy lost when one block is left out, for every block.
+"""Importance scores: the accuracy lost when one block is left out, for every block; and `knobctl importance measure`.
 
-Measured on training samples in the middle tier with the native top-k, over disjoint subsets: their mean and standard
-deviation. The plans (the whole model, and the model without one block) go through the same tree as the sweep's.
+Measured on training samples in the middle tier with the native top-k: mean and standard deviation over disjoint
+subsets. The plans (the whole model, and the model without one block) go through the same tree as those of the sweep.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...controllers.budget_encoder import BudgetEncoder
 from ...data.errors import ImportanceError
-from ...data.knobs import KnobSpace
+from ...data.importer import load_importance, save_importance
 from ...data.metrics import Scorer
 from ...data.plans import BlockPlan, ImportanceScores
+from ...data.progress import SILENT, Progress
 from ...data.samples import Sample
 from ...devices import num_threads
 from ..execution.answer_sweep import sweep_answers
 from ..execution.batch_limit import BatchLimit
-from ..execution.knob_model import KnobModel, Task
+from ..execution.knob_model import KnobModel, check_importance
 from ..execution.plan_tree import PlanTree
-from ..models.loading import LoadedModel
+from .config import PrecomputeConfig
+from .inputs import Inputs, dtype_name, load_inputs
 
 DEFAULT_RUNS = 5
-DEFAULT_SAMPLES = 200
 
-OnSample = Callable[[], None]
+
+def run_importance(config: PrecomputeConfig, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """Measures every block's importance as `precompute` would, and writes `out`, which `--importance` reads.
+
+    Scores that an earlier run kept beside the model for the same samples are reused.
+
+    Args:
+        config: model, datasets, samples, seed, device and knob space are used; `config.out` is not touched.
+
+    Returns:
+        JSON-able: path, model, scores, std, runs and source, and the blocks from the least important.
+    """
+    inputs = load_inputs(config, progress)
+    scores = find_importance(config, inputs, progress)
+    save_importance(scores, out)
+    ranked = sorted((score, block) for block, score in enumerate(scores.scores) if score is not None)
+    return {
+        "out": str(out),
+        "model": inputs.loaded.name,
+        **scores.to_dict(),
+        "least_first": [block for _, block in ranked],
+    }
+
+
+def find_importance(config: PrecomputeConfig, inputs: Inputs, progress: Progress = SILENT) -> ImportanceScores:
+    """Returns the scores of the file named by `--importance`, those kept beside the model, or newly measured ones.
+
+    Raises:
+        ImportanceError: a file's scores are not of this model, or there are too few training samples.
+    """
+    scores = importance_before(config, inputs)
+    if scores is not None:
+        return scores
+    drawn = importance_samples(config, inputs)
+    with progress.steps("importance", len(drawn)) as advance:
+        scores = measure_importance(inputs.knobs, drawn, threads=config.sweep_threads, on_sample=advance)
+    kept = _kept_path(config, inputs, drawn)
+    if kept is not None:
+        try:
+            save_importance(scores, kept)
+        except ImportanceError as error:
+            progress.note(f"the next run measures the importance scores again: {error}")
+    return scores
+
+
+def importance_before(config: PrecomputeConfig, inputs: Inputs) -> ImportanceScores | None:
+    """Returns the scores of the file named by `--importance` or those kept beside the model; None without either."""
+    if config.importance is not None:
+        scores = load_importance(config.importance, n_blocks=inputs.knobs.num_blocks)
+        check_importance(scores, inputs.loaded)
+        return scores
+    kept = _kept_path(config, inputs, importance_samples(config, inputs))
+    if kept is None or not kept.is_file():
+        return None
+    return load_importance(kept, n_blocks=inputs.knobs.num_blocks)
+
+
+def importance_samples(config: PrecomputeConfig, inputs: Inputs) -> list[Sample]:
+    """Returns the run's samples on which importance is measured."""
+    return choose_importance_samples(
+        inputs.samples, limit=config.importance_samples, runs=DEFAULT_RUNS, seed=config.seed
+    )
 
 
 def choose_importance_samples(samples: Sequence[Sample], *, limit: int, runs: int, seed: int) -> list[Sample]:
-    """Returns up to `limit` training samples, drawn by seed, as many for each of `runs` subsets.
+    """Returns up to `limit` training samples drawn by seed, equally many for each of `runs` subsets.
 
     Raises:
-        ImportanceError: fewer training samples than subsets.
+        ImportanceError: there are fewer training samples than subsets.
     """
     train = sorted((sample for sample in samples if sample.split == "train"), key=lambda sample: sample.sample_id)
     if len(train) < runs:
         raise ImportanceError(
             f"importance needs at least {runs} training samples, one for each of its {runs} disjoint subsets, and "
-            f"there are {len(train)}: take more samples, or give scores with --importance."
+            f"there are {len(train)}: take more samples, or provide scores with --importance."
         )
     count = min(limit, len(train)) // runs * runs
     return random.Random(f"importance/{seed}").sample(train, max(count, runs))
 
 
 def measure_importance(
-    loaded: LoadedModel,
+    knobs: KnobModel,
     samples: Sequence[Sample],
-    tasks: Mapping[str, Task],
     *,
-    space: KnobSpace,
     runs: int = DEFAULT_RUNS,
     threads: int = 1,
-    on_sample: OnSample = lambda: None,
+    on_sample: Callable[[], None] = lambda: None,
 ) -> ImportanceScores:
     """Returns every block's mean loss of accuracy over `runs` disjoint subsets of `samples`, and its deviation.
 
     Args:
-        samples: as `choose_importance_samples` draws them; subset i has every `runs`-th of them, from the i-th.
-        space: its middle tier is used.
+        knobs: the middle tier of its space is used; its importance scores are not.
+        samples: as `choose_importance_samples` draws them; subset i is every `runs`-th of them, from the i-th.
         on_sample: called after every sample.
     """
-    n_blocks, native = loaded.model.config.num_blocks, loaded.model.config.native_top_k
-    whole: BlockPlan = (native,) * n_blocks
-    plans = [whole, *((*whole[:block], 0, *whole[block + 1 :]) for block in range(n_blocks))]
-    knobs = _plain_knobs(loaded, space, tasks)
-    tier = space.tiers[len(space.tiers) // 2]
-    accuracy_SB = np.stack([_accuracies(knobs, sample, tier, plans, threads, on_sample) for sample in samples])
+    num_blocks, native = knobs.num_blocks, knobs.native_top_k
+    whole: BlockPlan = (native,) * num_blocks
+    plans = [whole, *((*whole[:block], 0, *whole[block + 1 :]) for block in range(num_blocks))]
+    tier = knobs.space.tiers[len(knobs.space.tiers) // 2]
+    accuracy_SB = np.empty((len(samples), len(plans)))
+    for row, sample in enumerate(samples):
+        accuracy_SB[row] = _accuracies(knobs, sample, tier, plans, threads)
+        on_sample()
     loss_RB = np.stack([_loss(accuracy_SB[run::runs]) for run in range(runs)])
-    std = loss_RB.std(axis=0, ddof=1) if runs > 1 else np.zeros(n_blocks)
+    std = loss_RB.std(axis=0, ddof=1) if runs > 1 else np.zeros(num_blocks)
     source = f"measured on {len(samples)} training samples, {tier} tier, top-k {native}"
     return ImportanceScores(
         tuple(float(score) for score in loss_RB.mean(axis=0)), tuple(float(value) for value in std), runs, source
     )
 
 
-def _plain_knobs(loaded: LoadedModel, space: KnobSpace, tasks: Mapping[str, Task]) -> KnobModel:
-    """The model with scores that are never asked for and no budgets."""
-    flat = ImportanceScores((0.0,) * loaded.model.config.num_blocks)
-    encoder = BudgetEncoder.from_seed(loaded.model.config.d_model, 0)
-    return KnobModel(loaded, space=space, importance=flat, encoder=encoder, tasks=tasks, budgets_ms=(1.0,))
-
-
 def _accuracies(
-    knobs: KnobModel, sample: Sample, tier: str, plans: Sequence[BlockPlan], threads: int, on_sample: OnSample
+    knobs: KnobModel, sample: Sample, tier: str, plans: Sequence[BlockPlan], threads: int
 ) -> NDArray[np.float64]:
-    rgb = knobs.pixels(sample)
-    prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, tier))
-    _, state = knobs.token_pass(prepared)
+    _, state = knobs.prepare_tier(sample, tier)
     tree = PlanTree.of(plans, native_top_k=knobs.native_top_k, num_shared=state.num_shared)
     task = knobs.task(sample)
     with num_threads(threads):
@@ -104,16 +160,30 @@ def _accuracies(
             end_id=knobs.end_id,
         )
     scorer = Scorer(task.metric, sample.answers)
-    on_sample()
     return np.array([scorer.score(knobs.text(one.token_ids)) for one in decoded])
 
 
 def _loss(accuracy_SB: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean accuracy of the whole model (column 0) less that without each block."""
+    """Mean accuracy of the whole model (column 0) minus that without each block."""
     mean_B = accuracy_SB.mean(axis=0)
     return mean_B[0] - mean_B[1:]
 
 
-def scores_path(loaded: LoadedModel, key: str) -> Path | None:
-    """Returns where measured scores lie beside a model, or None for a bundled one, whose scores take seconds."""
-    return None if loaded.is_bundled else loaded.directory / f"knobctl-importance-{key[:16]}.json"
+def _kept_path(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]) -> Path | None:
+    """Returns where measured scores are kept beside a model; None for a bundled one, which takes seconds to measure."""
+    loaded = inputs.loaded
+    if loaded.is_bundled:
+        return None
+    return loaded.directory / f"knobctl-importance-{importance_key(config, inputs, drawn)[:16]}.json"
+
+
+def importance_key(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]) -> str:
+    """Returns a digest of everything that measured scores depend on."""
+    content = [
+        inputs.loaded.fingerprint,
+        dtype_name(inputs.loaded),
+        config.space.to_dict().get("tier_crops"),
+        [[sample.sample_id, sample.image_id, sample.question, list(sample.answers)] for sample in drawn],
+        {name: asdict(task) for name, task in inputs.knobs.tasks.items()},
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

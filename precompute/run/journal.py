@@ -1,6 +1,6 @@
-"""What each part cost and how its latency checks came out, kept beside the parts until the manifest is written.
+"""The work and the latency checks of each part, kept beside the parts until the manifest is written.
 
-A line for each part; a line that a kill cut off is left out, and its part then counts as unrecorded.
+The file has one line per part. A line cut off by a kill is ignored; its part then counts as unrecorded.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ STAGES = ("vision", "prefill", "decode", "total")
 
 
 class Journal:
-    """Appends lines and adds them up."""
+    """Appends one line per part and sums them up."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / JOURNAL_NAME
 
     def append(self, part: str, ledger: Ledger, checks: Sequence[LatencyCheck]) -> None:
-        """Adds the line of a committed part, synced to the disk."""
+        """Adds the line of a committed part and syncs it to disk."""
         line = {
             "part": part,
             **ledger.to_dict(),
             "checks": [[list(check.blockwise_ms), list(check.end_to_end_ms)] for check in checks],
         }
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(("" if self._ends() else "\n") + json.dumps(line) + "\n")
+            file.write(("" if self._ends_with_newline() else "\n") + json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def _ends(self) -> bool:
-        """Whether the last line is whole: a full disk or a kill may have cut it off."""
+    def _ends_with_newline(self) -> bool:
+        """Returns whether the last line is complete: a full disk or a kill may have cut it off."""
         with self._path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
@@ -66,15 +66,15 @@ class Journal:
         return records
 
     def remove(self) -> None:
-        """Removes the file: the manifest holds its sums."""
+        """Removes the file, once the manifest contains its sums."""
         self._path.unlink(missing_ok=True)
 
 
 def check_summary(checks: Sequence[LatencyCheck]) -> dict[str, Any] | None:
-    """Returns how far the sums over blocks lie from the same settings run end to end, per stage, as shares.
+    """Returns, for each stage, the relative error of the sum over blocks against the same settings run end to end.
 
-    `median_absolute_error` and `p95_absolute_error` are over settings; `error_of_mean` compares the means over all.
-    A stage that never took time (decode of one-token answers) is left out.
+    `median_absolute_error` and `p95_absolute_error` are over settings; `error_of_mean` compares the means over all
+    settings. A stage that never took time (decoding, if all answers have one token) is left out.
     """
     if not checks:
         return None

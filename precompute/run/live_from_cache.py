@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...controllers.budget_encoder import read_budget_encoder
+from ...data.budgets import normalise_budgets
 from ...data.cache.reader import Cache, open_cache
 from ...data.datasets.image_refs import ImageRoots, image_from_ref
 from ...data.datasets.registry import DATASETS
 from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
-from ...data.executor import LEAST_RUNS
+from ...data.protocols import LEAST_RUNS
 from ...data.samples import Sample
 from ..execution.knob_model import KnobModel, Task
 from ..models.loading import LoadedModel, load_model
@@ -31,18 +32,19 @@ def live_factory(
     sources: Mapping[str, Path] | None = None,
     runs: int = LEAST_RUNS,
 ) -> Factory:
-    """Returns what makes the executor and the samples of a live validation; the model is loaded once it is called.
+    """Returns a function that makes the executor and the samples of a live validation, and only then loads the model.
 
     Args:
-        model: bundled name, directory or hub id; None takes the name that the cache records.
-        dtype: `auto` is the cache's; another one is refused where the cache names its own.
-        images: folder where image paths start, and where Parquet files with images are looked for first; by default
-            the folders that the cache records.
-        sources: where a dataset's files lie now, by its name; by default where the cache says.
-        runs: timed runs of each request, at least 3, of which the median counts; 0 measures no latency.
+        model: bundled name, directory or hub id; None: the name that the cache records.
+        dtype: `auto`: the cache's; another one is refused if the cache records its own.
+        images: folder that image paths are relative to, and where Parquet files with images are searched first; by
+            default the folders that the cache records.
+        sources: dataset name -> where its files are now; by default where the cache says.
+        runs: timed runs of each request, at least 3, whose median is the latency; 0 measures no latency.
 
-    Raises (when called):
-        CacheError: the cache lacks what a live run needs. CacheMismatch: another model or dtype made it.
+    Raises (when the returned function is called):
+        CacheError: the cache lacks something that a live run needs. CacheMismatch: it was made by another model or
+            with another dtype.
         DatasetError: an image is not where the cache says.
     """
 
@@ -51,9 +53,9 @@ def live_factory(
         _check_live(cache)
         kept = cache.manifest.dtype
         if dtype != "auto" and kept is not None and dtype != kept:
-            raise CacheMismatch(f"{cache_path} was made in {kept}, and --dtype asks for {dtype}: leave --dtype out.")
+            raise CacheMismatch(f"{cache_path} was made in {kept}, but --dtype is {dtype}: leave --dtype out.")
         samples = samples_of(cache, sample_ids, images, sources or {})
-        for sample in samples.values():  # what is missing is said now, not in the middle of the run
+        for sample in samples.values():  # report a missing one now, not in the middle of the run
             sample.image.read_bytes()
         name = model or cache.manifest.model_name
         try:
@@ -61,7 +63,9 @@ def live_factory(
         except CheckpointError as error:
             if model is not None:
                 raise
-            raise CheckpointError(f"{error} The cache names this model; say where it lies now with --model.") from error
+            raise CheckpointError(
+                f"{error} The cache names this model; give its present location with --model."
+            ) from error
         _check_model(cache, loaded)
         return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
 
@@ -71,20 +75,20 @@ def live_factory(
 def knob_model_of(cache: Cache, loaded: LoadedModel) -> KnobModel:
     """Returns the model with the cache's knobs."""
     manifest = cache.manifest
-    assert manifest.importance is not None, "_check_live saw to it"
-    assert cache.budget_encoder_path is not None, "_check_live saw to it"
+    assert manifest.importance is not None, "checked by _check_live"
+    assert cache.budget_encoder_path is not None, "checked by _check_live"
     return KnobModel(
         loaded,
         space=manifest.space,
         importance=manifest.importance,
         encoder=read_budget_encoder(cache.budget_encoder_path, manifest.d_model, error=CacheError),
         tasks=tasks_of(cache),
-        budgets_ms=manifest.budgets_ms,
+        budgets_ms=normalise_budgets(manifest.budgets_ms),
     )
 
 
 def tasks_of(cache: Cache) -> dict[str, Task]:
-    """Returns metric, token limit and prompt style of each dataset: as the cache records, else the dataset's own."""
+    """Returns metric, token limit and prompt style of each dataset: the cache's if recorded, else the dataset's own."""
     tasks = {}
     for name, record in (cache.manifest.datasets or {}).items():
         limits = cache.manifest.max_new_tokens
@@ -95,7 +99,7 @@ def tasks_of(cache: Cache) -> dict[str, Task]:
         if not isinstance(metric, str) or not isinstance(limit, int):
             raise CacheError(
                 f"{cache.path / 'cache.json'} names no metric or no token limit for dataset `{name}`: add "
-                f"`datasets.{name}.metric` and `max_new_tokens`, or make the cache anew."
+                f"`datasets.{name}.metric` and `max_new_tokens`, or recompute the cache."
             )
         style = record.get("style", spec.style if spec else None)
         tasks[name] = Task(metric, limit, style)
@@ -105,11 +109,11 @@ def tasks_of(cache: Cache) -> dict[str, Task]:
 def samples_of(
     cache: Cache, sample_ids: Sequence[str], images: Path | None, sources: Mapping[str, Path]
 ) -> dict[str, Sample]:
-    """Returns the samples as precompute saw them. Raises CacheError when a column that a live run needs is missing."""
+    """Returns the samples as precompute ran them. Raises CacheError if a column that a live run needs is missing."""
     table = cache.samples
     missing = [name for name in ("question", "answers", "image_ref") if name not in table.columns]
     if missing:
-        raise CacheError(f"{cache.path}/samples lacks {missing}, without which no sample can be run live.")
+        raise CacheError(f"{cache.path}/samples lacks the columns {missing}, which a live run needs.")
     records: dict[str, Any] = {name: {} for name in table["dataset"].unique()} | (cache.manifest.datasets or {})
     for name, source in sources.items():
         if name not in records:
@@ -126,7 +130,9 @@ def samples_of(
     for sample_id in sample_ids:
         row: dict[str, Any] = table.row(cache.sample_index[sample_id], named=True)
         if row["question"] is None or not row["answers"] or row["image_ref"] is None:
-            raise CacheError(f"{cache.path}/samples: {sample_id} has no question, answers or image_ref to run live.")
+            raise CacheError(
+                f"{cache.path}/samples: {sample_id} lacks the question, answers or image_ref that a live run needs."
+            )
         samples[sample_id] = Sample(
             sample_id,
             row["dataset"],
@@ -143,19 +149,22 @@ def _check_live(cache: Cache) -> None:
     manifest = cache.manifest
     if cache.budget_encoder_path is None:
         raise CacheError(
-            f"{cache.path} has no budget_encoder.safetensors: its latency tokens cannot be made again, so --live is "
-            "refused. Validate without --live, or make the cache with `knobctl precompute`."
+            f"{cache.path} has no budget_encoder.safetensors: its latency tokens cannot be reproduced, so --live "
+            "is refused. Validate without --live, or make the cache with `knobctl precompute`."
         )
     if manifest.importance is None:
-        raise CacheError(f"{cache.path / 'cache.json'} has no importance scores: which blocks run is unknown.")
+        raise CacheError(
+            f"{cache.path / 'cache.json'} has no importance scores, so which blocks run is unknown: validate without "
+            "--live."
+        )
     if manifest.space.insertion_positions == (None,):
-        raise CacheError(f"{cache.path} holds imported results without insertion positions: --live is refused.")
+        raise CacheError(f"{cache.path} holds imported results without insertion positions: validate without --live.")
 
 
 def _check_model(cache: Cache, loaded: LoadedModel) -> None:
     wanted = cache.manifest.fingerprint
     if wanted is not None and wanted != loaded.fingerprint:
         raise CacheMismatch(
-            f"{cache.path} was made with {cache.manifest.model_name} (fingerprint {wanted[:12]}), and {loaded.name} "
+            f"{cache.path} was made with {cache.manifest.model_name} (fingerprint {wanted[:12]}), but {loaded.name} "
             f"has {loaded.fingerprint[:12]}: name that model with --model, or run `knobctl precompute` with this one."
         )

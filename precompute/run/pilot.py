@@ -1,4 +1,4 @@
-"""The pilot: a few samples under the cheapest and the full setting, and the budget grid that follows."""
+"""The pilot: times a few samples under the cheapest and the full setting, from which the budget grid follows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from ...data.budgets import budget_grid
+from ...data.budgets import budget_grid, normalise_budgets
 from ...data.errors import KnobctlError
 from ...data.knobs import KnobSetting
 from ...data.samples import Sample
@@ -30,24 +30,24 @@ class Pilot:
     full_ms: tuple[float, ...]
 
     def grid(self) -> tuple[float, ...]:
-        """The default budgets: geometric, from the cheapest setting's median to the full one's 95th percentile."""
+        """Returns the default grid: geometric, from the cheapest setting's median to the full one's 95th percentile."""
         return budget_grid(median(self.cheapest_ms), float(np.percentile(self.full_ms, 95)))
 
     @property
     def full_mean_ms(self) -> float:
-        """What shares such as `0.5x` are shares of."""
+        """The latency that budgets such as `0.5x` are multiples of."""
         return fmean(self.full_ms)
 
 
 def cheapest_setting(knobs: KnobModel) -> KnobSetting:
-    """The first tier, fewest experts and blocks: not fewer blocks than lie before the insertion position."""
+    """Returns the setting of the first tier with the fewest experts and the fewest blocks that its position allows."""
     space, position = knobs.space, min(knobs.positions)
     num_blocks = min(setting.num_blocks for setting in space.settings if setting.insertion_position == position)
     return KnobSetting(space.tiers[0], position, min(space.top_k), num_blocks)
 
 
 def full_setting(knobs: KnobModel) -> KnobSetting:
-    """The last tier, most experts and blocks."""
+    """Returns the setting of the last tier with the most experts and blocks."""
     space = knobs.space
     return KnobSetting(space.tiers[-1], min(knobs.positions), max(space.top_k), max(space.num_blocks))
 
@@ -74,11 +74,9 @@ def pilot_samples(samples: Sequence[Sample], seed: int) -> list[Sample]:
 def time_setting(
     knobs: KnobModel, sample: Sample, setting: KnobSetting, *, seed: int, runs: int = PILOT_RUNS
 ) -> PlanLatency:
-    """Answers one sample under one setting, then times that answer end to end."""
+    """Decodes one sample's answer under one setting, then times that answer end to end."""
     assert setting.insertion_position is not None, "a model's knob space has insertion positions"
-    rgb = knobs.pixels(sample)
-    prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, setting.tier))
-    _, state = knobs.token_pass(prepared)
+    prepared, state = knobs.prepare_tier(sample, setting.tier)
     plan = knobs.plans[setting]
     tokens = knobs.answer(state, plan, knobs.task(sample))
     request = TimedPlan(plan, setting.insertion_position, len(tokens))
@@ -86,15 +84,15 @@ def time_setting(
 
 
 def parse_budgets(texts: Sequence[str], full_mean_ms: Callable[[], float]) -> tuple[float, ...]:
-    """Returns the budgets in ms, ascending, each once, from texts such as `25` (ms) and `0.5x` (of the full setting).
+    """Returns normalised budgets from texts such as `25` (ms) and `0.5x` (half the mean latency of the full setting).
 
     Args:
-        full_mean_ms: times the full setting; asked once, and only when a share is among them.
+        full_mean_ms: times the full setting; called once, and only if a text is a multiple.
 
     Raises:
         KnobctlError: a text is neither, or not positive.
     """
-    full_mean_ms = cache(full_mean_ms)  # timed again, it would be another number, and shares out of order
+    full_mean_ms = cache(full_mean_ms)  # a second timing would give another number, and multiples out of order
     budgets = []
     for text in (part.strip() for item in texts for part in item.split(",")):
         try:
@@ -103,10 +101,11 @@ def parse_budgets(texts: Sequence[str], full_mean_ms: Callable[[], float]) -> tu
             value = math.nan
         if not (math.isfinite(value) and value > 0):
             raise KnobctlError(
-                f"budget {text!r} is neither milliseconds such as 25 nor a share of the full setting such as 0.5x."
+                f"budget {text!r} is neither milliseconds such as 25 nor a multiple of the full setting's latency "
+                "such as 0.5x."
             )
         budgets.append(value * full_mean_ms() if text.endswith("x") else value)
-    rounded = {float(np.float32(round(budget, 3))) for budget in budgets}
-    if min(rounded) <= 0:
-        raise KnobctlError("a budget under a microsecond was asked for: budgets are in milliseconds.")
-    return tuple(sorted(rounded))
+    budgets_ms = normalise_budgets(round(budget, 3) for budget in budgets)
+    if budgets_ms[0] <= 0:
+        raise KnobctlError("a budget is below one microsecond: budgets are in milliseconds.")
+    return budgets_ms

@@ -1,17 +1,17 @@
-"""From results to the three tables of one part of the cache. Knows the columns, nothing of the model."""
+"""Converts results into the three tables of one part of the cache. Independent of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ...data.outcome import Outcome
 from ...data.schema import latency_tokens_schema, outcomes_schema, samples_schema
 from .sample import SampleResult
-
-STORED_QUESTION = ("question", "answers", "image_id", "image_ref", "text_tokens")
 
 
 def part_tables(
@@ -41,32 +41,18 @@ def _samples(results: Sequence[SampleResult], d_model: int) -> pa.Table:
 
 def _outcomes(results: Sequence[SampleResult]) -> pa.Table:
     required, optional = outcomes_schema()
-    schema = pa.schema([*required, *optional])
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for result in results:
-        for row in result.settings:
-            latency = row.latency
-            values = {
-                "sample_id": result.sample.sample_id,
-                "tier": row.setting.tier,
-                "insertion_position": row.setting.insertion_position,
-                "top_k": row.setting.top_k,
-                "num_blocks": row.setting.num_blocks,
-                "accuracy": row.answer.accuracy,
-                "latency_ms": None if latency is None else latency.latency_ms,
-                "answer": row.answer.text,
-                "vision_tokens": row.vision_tokens,
-                "output_tokens": row.answer.output_tokens,
-                "latency_std_ms": None if latency is None else latency.latency_std_ms,
-                "vision_ms": None if latency is None else latency.vision_ms,
-                "prefill_ms": None if latency is None else latency.prefill_ms,
-                "decode_ms": None if latency is None else latency.decode_ms,
-                "latency_runs_ms": None if latency is None or not latency.runs_ms else list(latency.runs_ms),
-                "outcome_source": row.answer.source,
-            }
-            for name, value in values.items():
-                columns[name].append(value)
-    return pa.table(columns, schema=schema)
+    rows = [(result.sample, *row) for result in results for row in result.outcomes.items()]
+    columns: dict[str, list[Any]] = {
+        "sample_id": [sample.sample_id for sample, _, _ in rows],
+        "tier": [setting.tier for _, setting, _ in rows],
+        "insertion_position": [setting.insertion_position for _, setting, _ in rows],
+        "top_k": [setting.top_k for _, setting, _ in rows],
+        "num_blocks": [setting.num_blocks for _, setting, _ in rows],
+    }
+    for field in fields(Outcome):
+        columns[field.name] = [getattr(outcome, field.name) for _, _, outcome in rows]
+    columns["latency_runs_ms"] = [list(runs) if runs else None for runs in columns["latency_runs_ms"]]
+    return pa.table(columns, schema=pa.schema([*required, *optional]))
 
 
 def _tokens(

@@ -1,60 +1,85 @@
-"""One share of a run from its first part to the manifest: resumed where it ended, stopped when asked."""
+"""One share of a run, from its first part to the manifest: resumes after a kill, stops when interrupted."""
 
 from __future__ import annotations
 
 import datetime
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ... import __version__
 from ...controllers.budget_encoder import encoder_bytes
-from ...data.cache.manifest import Manifest
+from ...data.cache.manifest import RUN_NAME, Manifest
+from ...data.cache.run_record import check_same_run
 from ...data.cache.writer import CacheWriter
 from ...data.errors import KnobctlError
+from ...data.progress import SILENT, Progress
 from ...data.samples import Sample
+from ...data.schema import SPLITS
 from ...devices import device_record
 from ..execution.knob_model import KnobModel
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
 from ..models.molmoe.prompt import PROMPT_TEMPLATE
-from ..models.progress import progress_bar
 from .config import PrecomputeConfig
-from .inputs import Fixed, Inputs, dtype_name, encoder_of, knob_model, request_record
+from .fixed import Fixed, run_record
+from .inputs import Inputs, dtype_name, load_inputs
+from .interrupt import Interrupted, stop_on_interrupt
 from .journal import Journal, check_summary
+from .recorded import find_known
 from .rows import part_tables
 from .sample import Known, MeasureConfig, SampleRunner
 from .work_counts import Ledger
 
 
-class Interrupted(KnobctlError):
-    """The user stopped the run; what is committed stays."""
-
-
 def run_shard(
-    config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known, *, turn: DeviceTurn | None = None
+    config: PrecomputeConfig,
+    inputs: Inputs,
+    fixed: Fixed,
+    *,
+    turn: DeviceTurn | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Runs one share of the samples into its own directory and finishes it.
+    """Runs the config's share of the samples into `config.out` and completes that cache. Returns its summary.
+
+    A share is the whole run, a `--shard`, a rank's or a worker's. If the cache is complete already, nothing runs.
 
     Raises:
-        Interrupted: after SIGINT, when the part in hand is committed.
+        Interrupted: after SIGINT, once the current part is committed.
+        CacheMismatch: the directory was started with another request.
     """
     started = time.perf_counter()
-    knobs = knob_model(config, inputs, fixed)
-    sources = known.notes.get("results", {}).get("sources_sha256")
-    run = {"request": request_record(config, inputs, sources), **fixed.to_dict()}
-    with CacheWriter(config.out, run, shard=config.shard) as writer:
-        samples = inputs.samples[config.shard.index :: config.shard.count]
+    known = find_known(config, inputs, fixed, progress)
+    samples = inputs.share(config)
+    with CacheWriter(config.out, _run_record(config, inputs, fixed, known), shard=config.shard) as writer:
         if not writer.complete:
-            _write_parts(config, knobs, samples, writer, known, turn)
-            manifest = writer.finish(_manifest(config, inputs, fixed, known), encoder_bytes(encoder_of(config, inputs)))
+            knobs = inputs.knobs.with_run(fixed.importance, fixed.budgets_ms)
+            _write_parts(config, knobs, samples, writer, known, turn, progress)
+            writer.finish(_manifest(config, inputs, fixed, known), encoder_bytes(knobs.encoder))
             Journal(config.out).remove()
-        else:
-            manifest = Manifest.read(config.out)
-    return summary(config, manifest, len(samples), time.perf_counter() - started)
+    return summary(config, len(samples), time.perf_counter() - started)
+
+
+def complete_run(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[str, Any]:
+    """Returns the summary of a complete cache, after checking that it is of this request. Runs and writes nothing.
+
+    Raises:
+        CacheMismatch: the cache is of another request.
+        KnobctlError: the cache was not made by `knobctl precompute` with a model.
+    """
+    started = time.perf_counter()
+    if not (config.out / RUN_NAME).is_file():
+        raise KnobctlError(f"{config.out} was not made by precompute: choose another directory.")
+    inputs = load_inputs(config, progress)
+    fixed = Fixed.read(config.out)
+    known = find_known(config, inputs, fixed, progress)
+    check_same_run(config.out, _run_record(config, inputs, fixed, known), config.shard)
+    return summary(config, len(inputs.share(config)), time.perf_counter() - started)
+
+
+def _run_record(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known) -> dict[str, Any]:
+    return run_record(config, inputs, fixed, known.notes.get("results", {}).get("sources_sha256"))
 
 
 def _write_parts(
@@ -64,21 +89,20 @@ def _write_parts(
     writer: CacheWriter,
     known: Known,
     turn: DeviceTurn | None,
+    progress: Progress,
 ) -> None:
     done = writer.done_samples()
     waiting = [sample for sample in samples if sample.sample_id not in done]
     journal = Journal(config.out)
-    measure = MeasureConfig(
-        manifest_latency_mode(config), config.runs, config.checks_per_tiling, config.seed, config.sweep_threads
-    )
+    measure = MeasureConfig.of(config)
     pace = Pace()
-    with progress_bar("samples", len(samples), len(done)) as advance, stop_on_interrupt() as stop_asked:
+    with progress.steps("samples", len(samples), len(done)) as advance, stop_on_interrupt() as stop_asked:
         for start in range(0, len(waiting), config.part_samples):
             ledger = Ledger(knobs.model.device)
             runner = SampleRunner(knobs, measure, ledger, turn, pace)
             results = []
             for sample in waiting[start : start + config.part_samples]:
-                results.append(runner.run(sample, known.answers.get(sample.sample_id), complete=known.complete))
+                results.append(runner.run(sample, known.outcomes.get(sample.sample_id), complete=known.complete))
                 advance()
             runner.retake_slowed()
             with ledger.timed("write"):
@@ -89,39 +113,12 @@ def _write_parts(
             if stop_asked() and left:
                 raise Interrupted(
                     f"stopped as asked: {len(samples) - left} of {len(samples)} samples are in {config.out}. "
-                    "Run the same command again to go on."
+                    "Run the same command again to continue."
                 )
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """While the body runs, a first SIGINT only asks to stop, which the body can look up; a second one interrupts."""
-    asked = False
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread, which alone may set handlers
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def manifest_latency_mode(config: PrecomputeConfig) -> str:
-    """As the cache names it: `imported` where recorded latencies are kept and none is measured."""
-    return "imported" if config.imported_latency else config.latency_mode
-
-
 def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known) -> Manifest:
-    """Everything `cache.json` says but its files."""
+    """Returns the content of `cache.json` except its list of files."""
     loaded, geometry = inputs.loaded, inputs.loaded.model.config
     ledger, checks = Journal(config.out).read()
     return Manifest(
@@ -134,7 +131,7 @@ def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Kno
         dtype=dtype_name(loaded),
         space=config.space,
         budgets_ms=fixed.budgets_ms,
-        latency_mode=manifest_latency_mode(config),
+        latency_mode=config.manifest_latency_mode,
         device=device_record(loaded.model.device),
         importance=fixed.importance,
         runs=config.runs,
@@ -150,20 +147,20 @@ def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Kno
 
 
 def _dataset_records(config: PrecomputeConfig, inputs: Inputs) -> dict[str, Any]:
-    """Rows of each split of this shard, beside what the dataset says of itself."""
-    mine = inputs.samples[config.shard.index :: config.shard.count]
-    records = {}
-    for one in inputs.sets:
-        record: dict[str, Any] = dict.fromkeys(("train", "val", "test"), 0)
-        for sample in mine:
-            if sample.dataset == one.name:
-                record[sample.split] += 1
-        records[one.name] = {**record, **{k: v for k, v in one.to_dict().items() if k != "samples"}}
-    return records
+    """Returns, for each dataset, this shard's rows in each split and the dataset's own record."""
+    rows = Counter((sample.dataset, sample.split) for sample in inputs.share(config))
+    return {
+        one.name: {
+            **{split: rows[one.name, split] for split in SPLITS},
+            **{name: value for name, value in one.to_dict().items() if name != "samples"},
+        }
+        for one in inputs.sets
+    }
 
 
-def summary(config: PrecomputeConfig, manifest: Manifest, num_samples: int, seconds: float) -> dict[str, Any]:
-    """What the command prints."""
+def summary(config: PrecomputeConfig, num_samples: int, seconds: float) -> dict[str, Any]:
+    """Returns the JSON-able summary of the complete cache in `config.out`."""
+    manifest = Manifest.read(config.out)
     files = manifest.files or ()
     return {
         "out": str(config.out),

@@ -1,4 +1,4 @@
-"""What was done and how long it took: counts of runs asked and executed, wall time per kind of work."""
+"""Counts of the work requested and executed, and wall time for each kind of work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# Kinds of work, as the manifest and the summary name them.
+# Kinds of work, under the names that the manifest and the summary use.
 KINDS = ("prepare", "token_pass", "sweep", "rerun", "timing", "write")
 COUNTS = (
     "samples",
@@ -23,12 +23,12 @@ COUNTS = (
     "near_ties_logits",
     "near_ties_router",
     "answers_changed_by_rerun",
-    "timings_retaken",  # because the machine was slower than usual
+    "timings_retaken",  # because the machine was slower than before
 )
 
 
 class Ledger:
-    """Counts and times; adds up over parts and ranks."""
+    """Counts and times, which add up over parts."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device
@@ -36,13 +36,13 @@ class Ledger:
         self.seconds: defaultdict[str, float] = defaultdict(float, dict.fromkeys(KINDS, 0.0))
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Counts `amount` more of `name`."""
+        """Adds `amount` to the count of `name`."""
         assert name in COUNTS, name
         self.counts[name] += amount
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Adds the body's wall time to `kind`. On CUDA it waits for what the body has launched."""
+        """Adds the body's wall time to `kind`. On CUDA this includes the kernels that the body launched."""
         assert kind in KINDS, kind
         start = time.perf_counter()
         try:
@@ -53,7 +53,7 @@ class Ledger:
             self.seconds[kind] += time.perf_counter() - start
 
     def absorb(self, record: Mapping[str, Any]) -> None:
-        """Adds what another ledger's `to_dict` holds."""
+        """Adds the counts and times of another ledger's `to_dict`."""
         for name, count in record["counts"].items():
             self.counts[name] += count
         for kind, seconds in record["seconds"].items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..tables import ReplayTables
 from .live import LiveRun, request_of
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
 from ...data.knobs import KNOBS, KnobSpace
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..policies.ablations import ABLATIONS
 from ..policies.decide import decide
 from ..policies.lookup import BudgetTable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import open_cache
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..policies.ablations import ablations
 from ..policies.lookup import BudgetTable
 from ..policies.registry import BASELINES

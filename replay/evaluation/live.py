@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ...data.executor import Executor, Outcome
 from ...data.knobs import KnobSetting
-from ...data.policy import Policy, Requests
 from ...data.progress import SILENT, Progress
+from ...data.protocols import Executor, Outcome, Policy, Requests
 from ...data.samples import Sample
 from ..reward import total
 from ..tables import ReplayTables

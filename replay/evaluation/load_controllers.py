@@ -12,7 +12,7 @@ from ...controllers.checkpoint import Controllers, ModelIdentity
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache.reader import Cache
 from ...data.errors import CheckpointError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..reward import RewardWeights
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import Cache, open_cache
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
 from ...data.progress import SILENT, Progress
+from ...data.protocols import Policy
 from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model

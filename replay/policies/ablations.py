@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.knobs import KNOBS
-from ...data.policy import Policy, Requests
+from ...data.protocols import Policy, Requests
 from .scored import ScoredPolicy
 
 ABLATIONS: dict[str, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import CacheError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..tables import ReplayTables
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.knobs import KnobSpace
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from ..expected_outcomes import expected_latency_ms, mean_over_samples
 from ..tables import ReplayTables
 from .scored import ScoredPolicy

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.policy import Policy, Requests
+from ...data.protocols import Policy, Requests
 from ..tables import ReplayTables
 from .latency_estimate import LatencyEstimate
 from .scored import ScoredPolicy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from ..tables import FilledRewards, ReplayTables
 from .scored import ScoredPolicy
 

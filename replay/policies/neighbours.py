@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from ..tables import FilledRewards, ReplayTables
 from .scored import ScoredPolicy
 

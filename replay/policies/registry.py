@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
+from ...data.protocols import Policy
 from ..tables import ReplayTables
 from .fixed import RandomPolicy, best_fixed, cheapest, full_model
 from .lookup import BudgetTable, DatasetTable, Oracle

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from ..tables import ReplayTables
 from .neighbours import FittedRewards, reward_of_best, tuning_budgets
 from .scored import ScoredPolicy

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...data.errors import CacheError
 from ...data.knobs import KnobSpace
-from ...data.policy import Requests
+from ...data.protocols import Requests
 
 # Replaces NaN: a setting of which nothing is known is chosen only if no other is available.
 _UNKNOWN = -1e30

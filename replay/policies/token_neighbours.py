@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.errors import CacheError
-from ...data.policy import Requests
+from ...data.protocols import Requests
 from ..tables import ReplayTables
 from .neighbours import (
     METRICS,

@@ -20,8 +20,8 @@ from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import open_cache
 from ...data.errors import KnobctlError
-from ...data.policy import Policy
 from ...data.progress import SILENT, Progress
+from ...data.protocols import Policy
 from ...devices import find_device
 from ..bases.folds import fold_of_samples
 from ..evaluation.bootstrap import DEFAULT_RESAMPLES

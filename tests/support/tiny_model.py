@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from knobctl.precompute.models.molmoe.checkpoint import save_molmoe
 from knobctl.precompute.models.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.models.molmoe.model import Molmoe
 from knobctl.precompute.run.config import PrecomputeConfig
-from knobctl.precompute.run.sample import Known, KnownAnswers, SampleRunner
+from knobctl.precompute.run.sample import SampleRunner
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tools.nano.tokenizer import build_tokenizer
 
@@ -141,54 +139,9 @@ def assert_same_rows(left: Path, right: Path) -> None:
         assert one.equals(other)
 
 
-def fail_with_a_bug(*_inputs: object) -> Known:
-    """A `find_known` with a bug."""
-    raise TypeError("an odd\nreason")
-
-
-def die_of_a_signal(*_inputs: object) -> Known:
-    """A `find_known` that the system kills."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("killed")
-
-
-class HeldAnswers(dict[str, KnownAnswers]):
-    """Answers of no sample. The first look-up marks that this worker is inside a part, and returns after a SIGINT."""
-
-    def __init__(self, inside: Path) -> None:
-        super().__init__()
-        self._inside: Path | None = inside
-
-    def get(self, sample_id: str, default: Any = None) -> Any:  # noqa: ARG002  a dict's signature
-        if self._inside is not None:
-            read, write = os.pipe()
-            os.set_blocking(write, False)
-            signal.set_wakeup_fd(write)  # before the mark, so that no signal is missed
-            self._inside.touch()
-            arrived, _, _ = select.select([read], [], [], 60)
-            assert arrived, "no SIGINT within a minute"
-            signal.set_wakeup_fd(-1)
-            self._inside = None
-        return default
-
-
-def hold_until_sigint(config: PrecomputeConfig, *_inputs: object) -> Known:
-    """A `find_known` whose worker does not finish its first part before a SIGINT."""
-    return Known(HeldAnswers(config.out.with_name(f"inside-{config.shard.index}")))
-
-
-def run_rank(
-    config: PrecomputeConfig, rank: int, count: int, port: int, dies_at: int | None, answer: SimpleQueue
-) -> None:
+def run_rank(config: PrecomputeConfig, rank: int, count: int, dies_at: int | None, answer: SimpleQueue) -> None:
     """One rank as torchrun starts it; puts (rank, samples run, summary or error message). May die at a sample."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
     run_sample, ran = SampleRunner.run, []
 

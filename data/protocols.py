@@ -1,0 +1,80 @@
+"""The protocols that replay and live execution share: an executor runs requests, a policy chooses their settings.
+
+The cache and the live model both implement `Executor`; trained controllers and baselines both implement `Policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .outcome import Outcome
+from .samples import Sample
+
+Handle = TypeVar("Handle")
+
+LEAST_RUNS = 3  # timed runs of a live request: the fewest whose median a single stalled run does not decide
+
+
+class Executor(Protocol, Generic[Handle]):
+    """Runs one sample in two calls, with Stage2's decision between them."""
+
+    def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:
+        """Returns a context in which requests with these budgets are run and the policies' own calls are timed."""
+
+    def language_feature(self, sample: Sample) -> NDArray[np.float32]:
+        """Returns Stage1's input: the mean of the question's word embeddings, [d_model]."""
+
+    def latency_token(
+        self, sample: Sample, tier: str, insertion_position: int, budget_ms: float
+    ) -> tuple[NDArray[np.float16], Handle]:
+        """Returns the latency token [d_model] and the handle from which `finish` continues."""
+
+    def finish(self, handle: Handle, top_k: int, num_blocks: int) -> Outcome:
+        """Runs the remaining blocks under (top_k, num_blocks), decodes, and returns the outcome."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is known of B requests before the model runs."""
+
+    sample_ids: tuple[str, ...]
+    datasets: tuple[str, ...]
+    language_feature_BD: NDArray[np.float32]
+    budget_ms_B: NDArray[np.float32]
+    available_BX: NDArray[np.bool_] | None = None
+    """Settings that may be chosen, in the order of `KnobSpace.settings`. In replay these are the settings with a
+    recorded outcome, so that a hole in the cache is never chosen; None (as when the model runs) allows all of them."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+class Policy(Protocol):
+    """Maps (sample, budget) to a setting in two calls.
+
+    Indices refer to the knob space: `space.tiers[i]`, `space.insertion_positions[i]`, `space.top_k[i]`, ...
+    """
+
+    name: str
+
+    @property
+    def uses_latency_token(self) -> bool:
+        """Whether `choose_compute` reads the latency token; if not, it is passed None."""
+
+    def choose_image(self, requests: Requests) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Stage1's call, before the vision encoder: (tier index [B], insertion-position index [B])."""
+
+    def choose_compute(
+        self,
+        requests: Requests,
+        tier_B: NDArray[np.int64],
+        position_B: NDArray[np.int64],
+        token_BD: NDArray[np.float16] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Stage2's call, from the latency token: (top-k index [B], num_blocks index [B])."""

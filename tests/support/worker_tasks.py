@@ -1,0 +1,46 @@
+"""Tasks of worker processes that need no model. A process imports this module, so it imports little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from knobctl.data.errors import KnobctlError
+from knobctl.data.progress import Progress
+from knobctl.precompute.run.interrupt import Interrupted, stop_on_interrupt
+
+
+def fail_with_a_bug(_progress: Progress) -> None:
+    """A worker's task with a bug."""
+    raise TypeError("an odd\nreason")
+
+
+def fail_with_an_error(_progress: Progress) -> None:
+    """A worker's task that the user's input makes fail."""
+    raise KnobctlError("an image is missing.")
+
+
+def die_of_a_signal(_progress: Progress) -> None:
+    """A worker's task that the system kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_steps(count: int, progress: Progress) -> None:
+    """A worker's task of several steps, with the same note in every worker."""
+    progress.note("a warning")
+    with progress.steps("samples", count) as advance:
+        for _ in range(count):
+            advance()
+
+
+def run_until_stopped(directory: Path, name: str, _progress: Progress) -> None:
+    """A worker's task that stops after SIGINT, as a run does when its current part is committed."""
+    with stop_on_interrupt() as stop_asked:
+        (directory / f"{name}.started").touch()
+        end = time.monotonic() + 60
+        while not stop_asked() and time.monotonic() < end:
+            time.sleep(0.01)
+    (directory / f"{name}.committed").touch()
+    raise Interrupted("stopped as asked. Run the same command again to continue.")
