@@ -79,7 +79,7 @@ def knobs(cache: Cache, model_dir: Path) -> CountingModel:
         importance=tiny.importance,
         encoder=read_encoder(cache.budget_encoder_path, cache.d_model),
         tasks=tiny.tasks,
-        budgets_ms=[float(ms) for ms in cache.budgets_ms],
+        budgets_ms=tuple(float(ms) for ms in cache.budgets_ms),
     )
     made.counts = Counter()
     return made
