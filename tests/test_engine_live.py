@@ -71,7 +71,7 @@ def knobs(cache: Cache, tiny_model_dir: Path) -> CountingModel:
         importance=tiny.importance,
         encoder=read_budget_encoder(cache.budget_encoder_path, cache.d_model),
         tasks=tiny.tasks,
-        budgets_ms=[float(ms) for ms in cache.budgets_ms],
+        budgets_ms=tuple(float(ms) for ms in cache.budgets_ms),
     )
     made.counts = Counter()
     return made

@@ -235,7 +235,8 @@ def _examined(
             chunk = list(islice(order, _CHUNK if limit is None else min(_CHUNK, limit - good)))
             if not chunk:
                 return
-            rows.prefetch(chunk)
+            if check is not None:
+                rows.prefetch(chunk)
             for row, result in zip(chunk, pool.map(examine, chunk), strict=True):
                 good += not isinstance(result, DatasetError)
                 yield row, result

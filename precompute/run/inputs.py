@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 
 from ...controllers.budget_encoder import BudgetEncoder
+from ...data.datasets.registry import DATASETS
 from ...data.datasets.sample_set import SampleSet, load_samples
 from ...data.errors import DatasetError, KnobctlError
 from ...data.progress import SILENT, Progress
@@ -42,16 +43,19 @@ class Inputs:
 def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs:
     """Loads the model and the samples, and checks that they and the knob space fit together.
 
-    Images are decoded and prompts checked once per run: the first shard does it for all. Another shard only reads
-    its own images, unless `skip_bad` makes the draw depend on which images are bad.
+    Images are decoded and prompts checked once per run: the first shard does it for all, and another shard only reads
+    its own images. It checks them all if the draw depends on which are bad (`skip_bad`), or if they are on the hub,
+    from where the check fetches them together.
 
     Raises:
         KnobctlError: a name, a file or a value is wrong.
     """
     knobs = load_knobs(config)
-    is_checked = config.shard.index == 0 or config.skip_bad
-    sets = []
+    sets, unread = [], set()
     for name, source in config.dataset_sources.items():
+        is_checked = config.shard.index == 0 or config.skip_bad or _is_remote(config, name, source)
+        if not is_checked:
+            unread.add(name)
         one = load_samples(
             name,
             root=config.data_root,
@@ -75,9 +79,16 @@ def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs
         if first.sample_id == second.sample_id:
             raise DatasetError(f"sample {first.sample_id} occurs twice: leave out one of its sources.")
     check_shares(len(inputs.samples), config.shard.count)
-    if not is_checked:
-        _read_images(inputs.share(config))
+    _read_images([sample for sample in inputs.share(config) if sample.dataset in unread])
     return inputs
+
+
+def _is_remote(config: PrecomputeConfig, name: str, source: str | None) -> bool:
+    """Returns whether a dataset is read from the hub or another URL."""
+    if source is not None:
+        return "://" in source
+    spec = DATASETS.get(name)
+    return config.data_root is None and spec is not None and not spec.bundled
 
 
 def load_knobs(config: PrecomputeConfig) -> KnobModel:

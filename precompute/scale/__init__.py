@@ -1,3 +1,4 @@
-"""Several processes that share the samples of one run. Imports every other part of `precompute`. Start with
-`launch.py`.
+"""Several processes that divide the samples of one run: worker processes on one machine, or ranks of a launcher.
+
+May import every other part of `precompute`. Start with `launch.py`.
 """
