@@ -82,11 +82,11 @@ def test_generated_parameters_bear_the_names_of_fields_and_their_help(
 
 def test_the_command_builds_the_config_from_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     configs: list[PrecomputeConfig] = []
-    monkeypatch.setattr(launch, "precompute", lambda config, **_: configs.append(config) or {})
+    monkeypatch.setattr(launch, "precompute", lambda config, *_: configs.append(config) or {})
     arguments = (
         "precompute --model nano --dataset a --dataset b=x.json --samples a=3 --metric a=vqa --max-new-tokens b=7 "
         "--budgets 40,0.5x --shard 0/4 --column answers=x --source-split all --skip-bad --top-k 4,8 --seed 7 "
-        "--from-results results --latency imported --complete"
+        "--from-results results --latency imported --strict"
     )
     result = CliRunner().invoke(precompute_command.precompute, [*arguments.split()[1:], "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
@@ -107,7 +107,7 @@ def test_the_command_builds_the_config_from_its_options(tmp_path: Path, monkeypa
         seed=7,
         from_results=Path("results"),
         imported_latency=True,
-        complete=True,
+        strict=True,
     )
     assert config == expected
     assert config.space.top_k == (4, 8)

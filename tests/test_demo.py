@@ -28,8 +28,8 @@ class Report:
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the steps, which do nothing, were called with."""
     found: dict[str, Any] = {}
-    monkeypatch.setattr(run, "precompute", lambda config: found.update(precompute=config))
-    monkeypatch.setattr(train, "train_controllers", lambda *_: None)
+    monkeypatch.setattr(run, "precompute", lambda config, _: found.update(precompute=config))
+    monkeypatch.setattr(train, "train_controllers", lambda *_, **__: None)
     monkeypatch.setattr(validate, "validate_controllers", lambda *_, **options: found.update(options) or Report())
     return found
 

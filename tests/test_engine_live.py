@@ -196,5 +196,5 @@ def test_a_budget_off_the_grid_has_a_token_of_its_own(cache):
 
 
 def test_a_dtype_other_than_the_cache_s_is_refused(cache):
-    with pytest.raises(CacheMismatch, match="made in float32, and --dtype asks for bfloat16"):
+    with pytest.raises(CacheMismatch, match="made in float32, but --dtype is bfloat16"):
         live_factory(cache.path, device="cpu", dtype="bfloat16")(cache.sample_ids[:1])
