@@ -88,6 +88,8 @@ def knobs(cache: Cache, model_dir: Path) -> CountingModel:
 class EveryTier:
     """Chooses another tier and position for each budget, and reads the latency token."""
 
+    uses_latency_token = True
+
     def __init__(self, name: str, shift: int) -> None:
         self.name, self.shift = name, shift
         self.conditions: set[tuple[int, bool]] = set()
