@@ -11,7 +11,7 @@ import click
 
 from ..console import ConsoleProgress, emit
 from ..replay.recipes import TrainConfig, recipe
-from ..replay.reward_weights import RewardWeights
+from ..replay.reward import RewardWeights
 from .config_options import config_options
 from .options import json_option, report_options
 from .values import PATH, WholeNumbers

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..data.errors import KnobctlError
-from .reward_weights import RewardWeights
+from .reward import RewardWeights
 
 ESTIMATORS = ("grpo", "exact")
 LR_SCHEDULES = ("cosine", "constant")

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..data.knobs import KnobSpace
-from .reward_weights import RewardWeights
+
+if TYPE_CHECKING:  # the command line reads RewardWeights without loading torch
+    from torch import Tensor
 
 SIGMOID_SLOPE = 10.0  # steepness of the soft penalty where latency meets the budget
 TERMS = ("accuracy", "latency", "violation", "saving", "complexity")
 
-_Values = TypeVar("_Values", Tensor, NDArray[np.float32])
+_Values = TypeVar("_Values", "Tensor", "NDArray[np.float32]")
 
 
-def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
-    """Returns how much of the model each setting uses, [X] float32, X = len(space.settings).
+@dataclass(frozen=True)
+class RewardWeights:
+    """Weights of the reward's terms, one for each of `TERMS`, named as in the formula (see `reward_terms`)."""
+
+    alpha: float = 1.0
+    beta: float = 0.5
+    gamma: float = 10.0
+    delta: float = 0.1
+    epsilon: float = 0.05
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> NDArray[np.float32]:
+    """Returns how much of the model each setting uses, [X], X = len(space.settings).
 
     The mean of three shares: the tier's mean crops over those of the largest tier, top-k over the native top-k, and
     blocks run over all blocks.
@@ -30,7 +45,7 @@ def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> Tensor:
     crops = dict(zip(space.tiers, space.mean_crops, strict=True))
     most = max(space.mean_crops)
     shares = [(crops[s.tier] / most, s.top_k / native_top_k, s.num_blocks / n_blocks) for s in space.settings]
-    return torch.tensor(shares, dtype=torch.float64).mean(dim=1).to(torch.float32)
+    return np.array(shares, dtype=np.float64).mean(axis=1).astype(np.float32)
 
 
 def reward_terms(
@@ -46,7 +61,7 @@ def reward_terms(
     over = latency_ms / budget_ms - 1.0
     values = (
         weights.alpha * accuracy,
-        -weights.beta * torch.sigmoid(SIGMOID_SLOPE * over),
+        -weights.beta * (SIGMOID_SLOPE * over).sigmoid(),
         -weights.gamma * over.clamp(min=0.0).square(),
         weights.delta * (-over).clamp(min=0.0),
         -weights.epsilon * complexity,

@@ -104,7 +104,7 @@ class ReplayTables:
 
     @cached_property
     def complexity_X(self) -> NDArray[np.float32]:
-        return complexity(self.space, self.native_top_k, self.n_blocks).numpy()
+        return complexity(self.space, self.native_top_k, self.n_blocks)
 
     @cached_property
     def available_SX(self) -> NDArray[np.bool_]:

@@ -121,9 +121,8 @@ def test_a_sample_that_is_always_wrong_is_expected_to_be_wrong_under_a_cheap_set
 def test_measured_values_are_kept_and_a_setting_without_samples_stays_missing():
     value_NX = np.array([[1.0, NAN, NAN], [3.0, 5.0, NAN]])
     filled_NX = completed(value_NX, np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]))
-    np.testing.assert_array_equal(
-        filled_NX, [[1.0, 3.0, NAN], [3.0, 5.0, NAN]]
-    )  # 2 expected, plus the deviation of 1 of the second sample
+    # 3: the expected 2 plus the second sample's deviation of 1
+    np.testing.assert_array_equal(filled_NX, [[1.0, 3.0, NAN], [3.0, 5.0, NAN]])
     np.testing.assert_array_equal(completed(value_NX[:, :1], value_NX[:, :1]), value_NX[:, :1])
 
 
