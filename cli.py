@@ -132,6 +132,7 @@ def _import_results(as_json: bool, dry_run: bool, options: dict[str, Any]) -> No
         strict=options["strict"],
         metric=pairs("--metric", options["metric"]),
         seed=options["seed"],
+        progress=ConsoleProgress(),
     )
     emit(report.to_dict(), as_json, render_import_report)
 
