@@ -1,4 +1,4 @@
-"""On which scale accuracy was recorded, and whether a metric that recomputes it suits the stored answers."""
+"""The scale of recorded accuracy, and whether the metric that recomputes it fits the stored answers."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def kept(recorded, top_k):
 
 @pytest.mark.parametrize("all_values", [(0, 30, 60, 100), (0.0, 0.5, 33.3, 0.0), (0, 1, 100, 0), (0, 0, 1000, 0)])
 @pytest.mark.parametrize("by_chance", [(0, 0, 0, 0), (0.0, 1.0, 0.0, 1.0), (0.0, 0.5, 0.0, 0.0)])
-def test_a_directory_in_percent_is_refused_with_what_to_do(tmp_path, all_values, by_chance):
+def test_a_directory_in_percent_is_refused_with_advice(tmp_path, all_values, by_chance):
     write_files(tmp_path, all_values, by_chance)
     with pytest.raises(ResultsError, match=r"text_vqa.*topk4_blocks16\.json: in percent\?.*--metric text_vqa=METRIC"):
         recorded_outcomes(tmp_path)
@@ -41,7 +41,7 @@ def test_a_directory_in_percent_is_refused_with_what_to_do(tmp_path, all_values,
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_file_in_percent_among_others_loses_all_its_accuracies_and_nothing_else(tmp_path):
+def test_a_file_in_percent_among_others_loses_only_its_accuracies(tmp_path):
     write_files(tmp_path, (0.0, 100.0, 0.0, 30.0), (0.0, 0.6, 1.0, 0.3), (0.0, 0.9, 1.0, 0.3))
     recorded = recorded_outcomes(tmp_path)
     assert kept(recorded, 4) == [None] * 4
@@ -54,7 +54,7 @@ def test_a_file_in_percent_among_others_loses_all_its_accuracies_and_nothing_els
         recorded_outcomes(tmp_path, strict=True)
 
 
-def test_a_dataset_is_judged_with_the_directory_it_lies_in(tmp_path):
+def test_the_scale_is_judged_over_the_whole_directory(tmp_path):
     write_files(tmp_path, (0, 100), (0, 60), dataset="text_vqa")
     write_files(tmp_path, (0, 0), dataset="okvqa")
     with pytest.raises(ResultsError, match="accuracies of okvqa, text_vqa are not on the scale"):
@@ -62,14 +62,14 @@ def test_a_dataset_is_judged_with_the_directory_it_lies_in(tmp_path):
     assert recorded_outcomes(tmp_path, datasets=["okvqa"]).table["accuracy"].to_list() == [0, 0]
 
 
-def test_scores_that_rounding_lifts_above_1_are_1(tmp_path):
+def test_scores_above_1_by_rounding_are_1(tmp_path):
     write_files(tmp_path, (0.0, 1.0000005, 0.3))
     recorded = recorded_outcomes(tmp_path)
     assert sorted(kept(recorded, 4)) == pytest.approx([0.0, 0.3, 1.0])
     assert "bad_accuracy" not in codes(recorded.report)
 
 
-def test_a_value_between_1_and_2_is_damage_of_its_own_file_alone(tmp_path):
+def test_a_value_between_1_and_2_affects_only_its_own_file(tmp_path):
     write_files(tmp_path, (0.0, 1.2, 1.0), (0.0, 1.0, 1.0))
     recorded = recorded_outcomes(tmp_path)
     assert kept(recorded, 4) == [None] * 3
@@ -84,7 +84,7 @@ def test_recomputed_accuracy_does_not_depend_on_the_recorded_scale(tmp_path):
     assert codes(recorded.report, "error") == set()
 
 
-def test_each_dataset_is_recomputed_by_its_own_metric_or_not_at_all(tmp_path):
+def test_each_dataset_is_recomputed_with_its_own_metric_or_not_at_all(tmp_path):
     for dataset in ("text_vqa", "okvqa"):
         write_files(tmp_path, (0.25, 0.75), dataset=dataset)
     report = import_results(tmp_path, tmp_path / "cache", metric={"okvqa": "exact_match"})
@@ -117,7 +117,7 @@ def test_a_metric_that_one_answer_cannot_satisfy_is_a_warning(tmp_path):
 # Where results lie
 
 
-def test_files_that_macos_writes_beside_others_are_ignored(tmp_path):
+def test_attribute_files_of_macos_are_ignored(tmp_path):
     path = write_rows(tmp_path, some_rows())
     plain = recorded_outcomes(tmp_path, strict=True)
     path.with_name("._" + path.name).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
@@ -131,17 +131,17 @@ def test_files_that_macos_writes_beside_others_are_ignored(tmp_path):
 
 @pytest.mark.parametrize("datasets", [(), ("text-vqa",)])
 @pytest.mark.parametrize("place", ["5run_2000samples", "core_exp_h100/5run_2000samples"])
-def test_results_that_lie_deeper_are_named(tmp_path, place, datasets):
+def test_results_in_deeper_directories_are_named(tmp_path, place, datasets):
     write_rows(tmp_path / place, some_rows())
     write_rows(tmp_path / "__MACOSX" / place, some_rows())
     with pytest.raises(ResultsError) as error:
         recorded_outcomes(tmp_path, datasets=datasets)
-    named = str(error.value).split("name that directory itself, ")[1].split(".")[0]
+    named = str(error.value).split("give that directory, ")[1].split(".")[0]
     assert named == str(tmp_path / place)
     assert recorded_outcomes(tmp_path / place, datasets=datasets).table.height == 4
 
 
-def test_nothing_is_named_where_nothing_lies(tmp_path):
+def test_no_directory_is_named_without_results(tmp_path):
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "a" / "b" / "notes.json").write_text(json.dumps({}))
     with pytest.raises(ResultsError) as error:
@@ -151,4 +151,4 @@ def test_nothing_is_named_where_nothing_lies(tmp_path):
 
 def test_generated_rows_have_scores_between_0_and_1():
     values = {measure(q, "low", 8, 16, random.Random(5))["accuracy"] for q in make_questions("text_vqa", 80)}
-    assert values & {1 / 3, 2 / 3}  # what tells a directory in percent from one that is not
+    assert values & {1 / 3, 2 / 3}  # such values distinguish the scale 0 to 1 from percent

@@ -1,4 +1,4 @@
-"""The cache that an import writes: what it says, what it leaves out, and that it is the same every time."""
+"""The cache written by an import: its content, what it omits, and that it is reproducible."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def put(root, count=4, tier="low", top_k=8, num_blocks=16, dataset="text_vqa", r
     return write(root, dataset, as_file(rows, tier, top_k, num_blocks, BLOCKS[num_blocks]) | changes, rank)
 
 
-def test_the_cache_says_what_imported_results_are(example):
+def test_the_manifest_describes_imported_results(example):
     _, cache = example
     manifest = cache.manifest
     assert manifest.latency_mode == "imported"
@@ -53,7 +53,7 @@ def test_the_cache_says_what_imported_results_are(example):
     assert verify_cache(cache.path) == []
 
 
-def test_every_recorded_outcome_stands_at_its_setting(example):
+def test_every_recorded_outcome_has_its_setting(example):
     _, cache = example
     recorded = recorded_outcomes(EXAMPLE).table
     seen = np.zeros_like(cache.accuracy_SX, dtype=bool)
@@ -70,7 +70,7 @@ def test_every_recorded_outcome_stands_at_its_setting(example):
     assert np.isnan(cache.latency_ms_SX[~seen]).all()
 
 
-def test_nothing_is_invented(example):
+def test_the_cache_contains_only_recorded_values(example):
     _, cache = example
     (part,) = sorted((cache.path / "outcomes").glob("*.parquet"))
     table = pq.read_table(part)
@@ -91,7 +91,7 @@ def test_block_sets_are_in_the_manifest(example):
     assert sets["high", 16] == list(range(16))
 
 
-def test_budgets_run_from_the_cheapest_median_to_the_highest_p95(example):
+def test_budgets_range_from_the_lowest_median_to_the_highest_p95(example):
     _, cache = example
     table = recorded_outcomes(EXAMPLE).table
     medians = table.group_by("tier", "top_k", "num_blocks").agg(pl.col("latency_ms").median())["latency_ms"]
@@ -118,7 +118,7 @@ def test_without_images_the_split_is_by_question_with_a_warning(tmp_path):
     assert (finding.level, finding.rows) == ("warning", 4)
 
 
-def test_the_report_lies_in_the_cache(example):
+def test_the_report_is_written_to_the_cache(example):
     report, cache = example
     stored = json.loads((cache.path / "import_report.json").read_text())
     assert stored == json.loads(json.dumps(report.to_dict()))
@@ -144,7 +144,7 @@ def test_other_blocks_are_left_out_of_the_cache_and_reported(tmp_path):
     assert report.outcomes == 8
 
 
-def test_the_same_block_set_wins_in_every_configuration(tmp_path):
+def test_every_configuration_keeps_the_same_block_set(tmp_path):
     old_scores = [b for b in range(16) if b not in (3, 4)]
     results = tmp_path / "results"
     put(results, tier="low", num_blocks=14, count=4)  # the current scores have most rows over all...
@@ -169,7 +169,7 @@ def test_missing_values_stay_missing_in_the_cache(tmp_path):
     assert cache.present_SX[:, 0].tolist() == [True, False, True, True]
 
 
-def test_odd_headers_still_give_a_cache(tmp_path):
+def test_unusual_headers_still_give_a_cache(tmp_path):
     ranges = {"tier_range": {"min_crops": 0, "max_crops": 3}}
     put(tmp_path / "results", num_total_blocks=12, active_block_indices=None, **ranges)
     for top_k in (4, 6):
@@ -190,7 +190,7 @@ def test_untimed_results_have_no_budgets(tmp_path):
     assert open_cache(tmp_path / "cache").manifest.budgets_ms == ()
 
 
-def test_options_say_what_the_files_do_not(tmp_path):
+def test_options_supply_what_the_files_lack(tmp_path):
     import_results(
         EXAMPLE, tmp_path / "cache", model_name="molmoe", native_top_k=8, budgets_ms=[200, 100], metric="vqa_official"
     )
@@ -205,13 +205,13 @@ def test_the_same_results_give_the_same_cache(tmp_path):
     for name in ("one", "two"):
         import_results(tmp_path / "results", tmp_path / name)
         caches.append(open_cache(tmp_path / name))
-        import_results(tmp_path / "results", tmp_path / name)  # again into a complete cache: nothing is left to do
+        import_results(tmp_path / "results", tmp_path / name)  # a second import into a complete cache does nothing
     assert caches[0].fingerprint == caches[1].fingerprint
     for path in sorted((tmp_path / "one").rglob("*.parquet")):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
-def test_a_directory_of_other_results_is_not_written_over(tmp_path):
+def test_a_cache_of_other_results_is_not_overwritten(tmp_path):
     import_results(EXAMPLE, tmp_path / "cache")
     with pytest.raises(CacheError, match="split_seed"):
         import_results(EXAMPLE, tmp_path / "cache", seed=1)

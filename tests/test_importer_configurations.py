@@ -1,4 +1,4 @@
-"""Reading a results directory: other blocks, older schemas, missing ranks and empty configurations are visible."""
+"""Reading a results directory: other blocks, older schemas, missing ranks and empty configurations are reported."""
 
 import json
 
@@ -19,7 +19,7 @@ from knobctl.tests.support.results_dirs import (
 )
 
 
-def test_a_configuration_without_rows_is_no_measurement(tmp_path):
+def test_a_configuration_without_rows_is_not_a_measurement(tmp_path):
     write_rows(tmp_path, some_rows())
     write_rows(tmp_path, [], top_k=4)
     recorded = recorded_outcomes(tmp_path)
@@ -27,7 +27,7 @@ def test_a_configuration_without_rows_is_no_measurement(tmp_path):
     assert findings(recorded.report, "empty_configuration")[0].level == "warning"
 
 
-def test_repeated_blocks_are_named_and_num_blocks_counts_what_ran(tmp_path):
+def test_repeated_blocks_are_reported_and_counted_once(tmp_path):
     listed = [0, 0, 1, 5, 6, 7, 8, 9, 12, 14, 15, 15]
     write_rows(tmp_path, some_rows(num_blocks=12), num_blocks=12, active_block_indices=listed)
     recorded = recorded_outcomes(tmp_path)
@@ -37,7 +37,7 @@ def test_repeated_blocks_are_named_and_num_blocks_counts_what_ran(tmp_path):
     assert "12 entries, 10 blocks" in finding.what
 
 
-def test_other_blocks_under_one_name_stay_apart(tmp_path):
+def test_other_blocks_under_the_same_name_are_kept_apart(tmp_path):
     old_scores = [b for b in range(16) if b not in (3, 4)]
     rows = some_rows(num_blocks=14)
     write_rows(tmp_path, rows[:2], num_blocks=14, rank=0)
@@ -48,7 +48,7 @@ def test_other_blocks_under_one_name_stay_apart(tmp_path):
     assert findings(recorded.report, "mixed_blocks")[0].level == "warning"
 
 
-def test_absent_and_impossible_block_lists_are_unknown_blocks(tmp_path):
+def test_absent_and_invalid_block_lists_mean_unknown_blocks(tmp_path):
     content = as_file(some_rows(), "low", 8, 16, None)
     write(tmp_path, "text_vqa", content)
     write_rows(tmp_path, some_rows(top_k=4), top_k=4, active_block_indices=[0, 1, 99])
@@ -86,7 +86,7 @@ def test_an_older_directory_keeps_its_totals_but_not_its_decode_difference(tmp_p
     assert codes(recorded.report, "warning") == {"older_schema_alone"}
 
 
-def test_missing_ranks_and_questions_are_named(tmp_path):
+def test_missing_ranks_and_questions_are_reported(tmp_path):
     asked = make_questions("text_vqa", 12)
     write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4)
     ranks = write_configuration(tmp_path, asked, "low", 8, 16, shape="ranks", ranks=4)
@@ -97,7 +97,7 @@ def test_missing_ranks_and_questions_are_named(tmp_path):
     assert (lacking.rows, "9 of 12 questions" in lacking.what) == (3, True)
 
 
-def test_a_merged_file_that_lacks_a_rank_says_so(tmp_path):
+def test_a_merged_file_without_a_rank_is_reported(tmp_path):
     asked = make_questions("text_vqa", 12)
     write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4)
     (path,) = write_configuration(tmp_path, asked, "low", 8, 16, shape="merged", ranks=4)
@@ -120,7 +120,7 @@ def test_other_datasets_are_left_out_unless_named(tmp_path):
         recorded_outcomes(tmp_path, datasets=["doc_qa"])
 
 
-def test_one_id_with_two_questions_keeps_the_one_that_most_rows_have(tmp_path):
+def test_an_id_with_two_questions_keeps_the_more_frequent_one(tmp_path):
     for top_k in (4, 6, 8):
         rows = some_rows(2, top_k=top_k)
         if top_k == 4:

@@ -1,4 +1,4 @@
-"""Files of strangers: size, depth, duplicate keys, huge numbers, wrong types, odd names. No crash, bounded memory."""
+"""Untrusted files: size, depth, duplicate keys, huge numbers, wrong types, odd names. No crash, bounded memory."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import tracemalloc
 
 import pytest
 
-from knobctl.data.importer import names, recorded_outcomes, rows, stream
+from knobctl.data.errors import ResultsError
+from knobctl.data.importer import recorded_outcomes, result_files, rows, stream
 from knobctl.data.importer.rows import plain_id
 from knobctl.data.printable import printable
 from knobctl.tests.support.results_dirs import BLOCKS, as_file, make_questions, measure, write
@@ -17,7 +18,7 @@ NAME = "text-vqa_imgsizetier-low_crops2_topk4_blocks12.json"
 
 @pytest.fixture
 def root(tmp_path):
-    """A directory with one good configuration; what is put beside it must not touch it."""
+    """A directory with one valid configuration, which other files must not affect."""
     rng = random.Random(1)
     good = [{"sample_id": i, **measure(q, "low", 8, 16, rng)} for i, q in enumerate(make_questions("text_vqa", 3))]
     write(tmp_path, "text_vqa", as_file(good, "low", 8, 16, BLOCKS[16]))
@@ -30,7 +31,7 @@ def one_row(**changes):
 
 
 def import_beside(root, text):
-    """Puts `text` beside the good file and returns the rows of its configuration and the findings it caused."""
+    """Adds a file with `text`; returns the rows of its configuration and its findings."""
     path = root / "text-vqa" / NAME
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     recorded = recorded_outcomes(root)
@@ -59,19 +60,19 @@ DEEP = 100_000
         ('{"tier": "low", "per_sample_results": [1,', "cut off"),
         ('{"per_sample_results": []} trailing', "more text after"),
         ('{"per_sample_results": []}{"per_sample_results": []}', "more text after"),
-        ('{"per_sample_results": [], "per_sample_results": []}', "stands twice"),
-        ('{"tier": "low", "tier": "high", "per_sample_results": []}', "stands twice"),
+        ('{"per_sample_results": [], "per_sample_results": []}', "duplicate key"),
+        ('{"tier": "low", "tier": "high", "per_sample_results": []}', "duplicate key"),
         ('{"a": ' + "[" * DEEP, "nested too deep"),
         ('{"per_sample_results": [' + '{"a":' * DEEP, "nested too deep"),
         ('{"per_sample_results": [{"metadata": ' + "[" * DEEP + "]" * DEEP + "}]}", "nested too deep"),
         (b'{"tier": "l\xffw"}', "not UTF-8"),
         ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
-        ('{1: 2, "per_sample_results": []}', "no string"),
+        ('{1: 2, "per_sample_results": []}', "not a string"),
         ('{"a": undefined}', "not JSON"),
         ("{" + ",".join(f'"{i}": 1' for i in range(1002)) + "}", "more than 1,000 keys"),
     ],
 )
-def test_what_is_no_whole_object_costs_the_file(root, text, reason):
+def test_a_file_that_is_not_one_complete_object_is_left_out(root, text, reason):
     rows_found, findings = import_beside(root, text)
     assert rows_found == []
     assert [finding.code for finding in findings] == ["unreadable_file"]
@@ -79,7 +80,7 @@ def test_what_is_no_whole_object_costs_the_file(root, text, reason):
 
 
 @pytest.mark.parametrize("value", ["null", "{}", '"text"', "17", "true"])
-def test_rows_that_are_no_list_are_no_results(root, value):
+def test_rows_that_are_not_a_list_are_not_results(root, value):
     _, findings = import_beside(root, f'{{"per_sample_results": {value}}}')
     assert [finding.code for finding in findings] == ["not_results"]
 
@@ -91,7 +92,7 @@ def test_rows_of_the_wrong_type_are_counted(root, row):
     assert [(f.code, f.rows, f.examples) for f in findings] == [("malformed_row", 1, ("row 1",))]
 
 
-def test_a_key_that_stands_twice_in_a_row_costs_the_row(root):
+def test_a_row_with_a_duplicate_key_is_left_out(root):
     text = file_text(one_row(), one_row())
     twice = text.replace('"accuracy": ', '"accuracy": 0.25, "accuracy": ', 2)  # the file's own, then the first row's
     once = twice.replace('"accuracy": 0.25, "accuracy": ', '"accuracy": ', 1)
@@ -132,7 +133,7 @@ def test_a_key_that_stands_twice_in_a_row_costs_the_row(root):
         ("pred", '["a"]', "bad_value", "answer"),
     ],
 )
-def test_a_value_that_cannot_be_right_costs_the_value(root, key, value, code, column):
+def test_an_invalid_value_is_missing(root, key, value, code, column):
     text = file_text(one_row(**{key: "REPLACE"})).replace('"REPLACE"', value)
     (row,), findings = import_beside(root, text)
     assert row[column] is None
@@ -144,7 +145,7 @@ def test_a_value_that_cannot_be_right_costs_the_value(root, key, value, code, co
     ['"../../etc/passwd"', '"a/b"', '"a\\\\b"', '".."', '""', '" 5"', '"a\\u0000b"', '"\\u001b[31m"', '"\\ud800"',
      "true", "[5]", "{}", "5.5", "NaN", "Infinity", "1e400", "9" * 30, '"' + "x" * 300 + '"'],
 )  # fmt: skip
-def test_ids_that_are_paths_or_no_plain_names_cost_the_row(root, value):
+def test_rows_with_invalid_ids_are_left_out(root, value):
     row = one_row()
     row["metadata"]["example_id"] = "REPLACE"
     rows_found, findings = import_beside(root, file_text(row).replace('"REPLACE"', value))
@@ -153,7 +154,7 @@ def test_ids_that_are_paths_or_no_plain_names_cost_the_row(root, value):
     assert findings[0].what.isprintable()
 
 
-def test_ids_that_are_plain():
+def test_valid_ids():
     assert [plain_id(v) for v in (5, "5", 5.0, "62ad30d32c236b09", -3, "0005")] == [
         "5",
         "5",
@@ -164,7 +165,7 @@ def test_ids_that_are_plain():
     ]
 
 
-def test_text_with_halves_of_characters_is_mended_and_named(root):
+def test_lone_surrogates_are_replaced_and_reported(root):
     text = file_text(one_row(pred="REPLACE")).replace("REPLACE", "\\ud83d\\ude00 and \\ud800")
     (row,), findings = import_beside(root, text)
     assert row["answer"] == "\U0001f600 and �"
@@ -172,7 +173,7 @@ def test_text_with_halves_of_characters_is_mended_and_named(root):
 
 
 @pytest.mark.parametrize("blocks", ["[[0]]", '["0"]', "[-1, 2]", "[16]", "[0.5]", "7", "[]", "[true]", "[1e9]"])
-def test_block_lists_that_cannot_be_right_are_unknown(root, blocks):
+def test_invalid_block_lists_mean_unknown_blocks(root, blocks):
     text = file_text(one_row(), active_block_indices="REPLACE").replace('"REPLACE"', blocks)
     (row,), findings = import_beside(root, text)
     assert row["active_block_indices"] is None
@@ -208,7 +209,7 @@ def test_memory_is_bounded_by_a_row_and_not_by_the_file(root):
     assert peak < 12 * 2**20
 
 
-def test_one_endless_line_stops_at_the_limit(root, monkeypatch):
+def test_an_endless_line_is_read_up_to_the_limit(root, monkeypatch):
     monkeypatch.setattr(stream, "MAX_VALUE_CHARS", 1 << 20)
     monkeypatch.setattr(stream, "CHUNK_BYTES", 1 << 16)
     for start in ('{"tier": "', '{"per_sample_results": [{"pred": "', '{"a": 1', '{"per_sample_results": [['):
@@ -218,7 +219,7 @@ def test_one_endless_line_stops_at_the_limit(root, monkeypatch):
         assert "one value of more than 1,048,576 characters" in findings[0].what
 
 
-def test_a_sparse_file_of_terabytes_is_refused_unread(root):
+def test_a_sparse_file_of_terabytes_is_refused_without_reading(root):
     path = root / "text-vqa" / NAME
     with path.open("wb") as file:
         file.truncate(5 << 30)
@@ -230,13 +231,13 @@ def test_a_sparse_file_of_terabytes_is_refused_unread(root):
     assert "larger than 4 GiB" in finding.what
 
 
-def test_more_rows_than_any_run_are_refused(root, monkeypatch):
+def test_too_many_rows_are_refused(root, monkeypatch):
     monkeypatch.setattr(stream, "MAX_ROWS", 100)
     _, findings = import_beside(root, '{"per_sample_results": [' + "0," * 200 + "0]}")
     assert "more than 100 rows" in findings[0].what
 
 
-def test_a_million_bad_rows_are_one_line_of_the_report(root):
+def test_many_bad_rows_are_one_finding(root):
     _, findings = import_beside(root, '{"tier": "low", "per_sample_results": [' + "0," * 9_999 + "0]}")
     assert [(f.code, f.rows) for f in findings if f.code == "malformed_row"] == [("malformed_row", 10_000)]
 
@@ -245,7 +246,7 @@ def test_a_million_bad_rows_are_one_line_of_the_report(root):
 
 
 @pytest.mark.parametrize("make", ["fifo", "dangling link", "directory", "unreadable"])
-def test_what_is_no_plain_file_is_named_and_never_waited_for(root, make):
+def test_special_files_are_reported_and_never_opened(root, make):
     path = root / "text-vqa" / NAME
     if make == "fifo":
         os.mkfifo(path)
@@ -277,7 +278,7 @@ def test_what_is_no_plain_file_is_named_and_never_waited_for(root, make):
         "\x1b[31mred.json",
     ],
 )
-def test_odd_names_are_shown_plainly_and_cost_only_themselves(root, name):
+def test_odd_names_are_escaped_and_affect_only_their_file(root, name):
     (root / "text-vqa" / name).write_text(file_text(one_row()))
     recorded = recorded_outcomes(root)
     assert recorded.table.height == 3
@@ -285,7 +286,7 @@ def test_odd_names_are_shown_plainly_and_cost_only_themselves(root, name):
     assert finding.file.isprintable()
 
 
-def test_a_name_that_is_not_utf_8_is_shown_plainly(root):
+def test_a_name_that_is_not_utf_8_is_escaped(root):
     path = os.fsencode(root / "text-vqa") + b"/\xff.json"
     with open(path, "wb") as file:
         file.write(b"{}")
@@ -295,10 +296,10 @@ def test_a_name_that_is_not_utf_8_is_shown_plainly(root):
 
 
 def test_too_many_files_are_refused(root, monkeypatch):
-    monkeypatch.setattr(names, "MAX_FILES", 2)
+    monkeypatch.setattr(result_files, "MAX_FILES", 2)
     for i in range(3):
         (root / "text-vqa" / f"{i}.txt").touch()
-    with pytest.raises(names.ResultsError, match="more than 2 files"):
+    with pytest.raises(ResultsError, match="more than 2 files"):
         recorded_outcomes(root)
 
 
@@ -308,7 +309,7 @@ def test_printable_shortens_and_escapes():
     assert printable("\ud800") == "\\ud800"
 
 
-def test_limits_hold_a_real_row_with_room_to_spare():
+def test_limits_are_far_above_a_real_row():
     row = one_row(T_decode_per_step=[[12.345678901234567] * 5] * 63)
     assert len(json.dumps(row, indent=2)) * 100 < stream.MAX_VALUE_CHARS
     assert rows.MAX_TEXT > 10_000

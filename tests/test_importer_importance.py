@@ -1,4 +1,4 @@
-"""Importance scores of others: every layout, and refusal, with the reason, of what cannot be right."""
+"""Importance scores of other programs: every layout, and refusal of invalid scores with the reason."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_examples_are_read(name, block_1, source):
     assert (scores.n_blocks, scores.scores[1], scores.source) == (16, block_1, source)
 
 
-def test_the_example_drops_the_blocks_that_the_recorded_runs_dropped():
+def test_the_example_skips_the_same_blocks_as_the_recorded_runs():
     scores = import_importance([EXAMPLES / "merged.json"])
     dropped = {
         n: [b for b, k in enumerate(block_plan(None, 8, n, importance=scores, native_top_k=8)) if not k]
@@ -44,7 +44,7 @@ def test_the_example_drops_the_blocks_that_the_recorded_runs_dropped():
     assert dropped == {15: [4], 14: [4, 13], 13: [4, 10, 13], 12: [2, 4, 10, 13]}
 
 
-def test_14_entries_always_keep_the_first_and_the_last_block():
+def test_scores_of_14_blocks_always_keep_the_first_and_last():
     scores = import_importance([EXAMPLES / "plain_14.json"])
     assert (scores.scores[0], scores.scores[15]) == (None, None)
     plan = block_plan(None, 8, 2, importance=scores, native_top_k=8)
@@ -52,12 +52,12 @@ def test_14_entries_always_keep_the_first_and_the_last_block():
 
 
 @pytest.mark.parametrize("layout", ["merged_scores", "train_scores", "importance_scores", "okvqa_scores"])
-def test_scores_are_found_at_their_key(tmp_path, layout):
+def test_scores_are_found_in_every_layout(tmp_path, layout):
     path = write(tmp_path, {"dataset_name": "okvqa", "split": "train", layout: SCORES})
     assert import_importance([path]).scores == RISING
 
 
-def test_merged_scores_come_before_train_scores_before_importance_scores(tmp_path):
+def test_precedence_is_merged_then_train_then_importance_scores(tmp_path):
     other = dict.fromkeys(SCORES, -1.0)
     assert (
         import_importance(
@@ -83,7 +83,7 @@ def test_several_task_scores_without_precedence_are_refused(tmp_path):
         import_importance([write(tmp_path, {"a_scores": SCORES, "b_scores": SCORES})])
 
 
-def test_of_several_methods_one_must_be_chosen(tmp_path):
+def test_a_file_of_several_methods_needs_a_choice(tmp_path):
     nested = {"average": SCORES, "conservative": {b: 2 * s for b, s in SCORES.items()}, "median_rank": SCORES}
     path = write(tmp_path, {"merged_scores": nested, "rankings": {}, "consensus": {"0": 3}})
     with pytest.raises(ImportanceError, match="choose one with --method: average, conservative, median_rank"):
@@ -95,7 +95,7 @@ def test_of_several_methods_one_must_be_chosen(tmp_path):
         import_importance([path], method="median_rank")
 
 
-def test_a_method_that_the_file_does_not_name_is_refused(tmp_path):
+def test_a_method_that_the_file_does_not_state_is_refused(tmp_path):
     path = write(tmp_path, {"method": "average", "merged_scores": SCORES})
     assert import_importance([path], method="average").scores == RISING
     with pytest.raises(ImportanceError, match="method 'average', not of 'robust_avg'"):
@@ -104,7 +104,7 @@ def test_a_method_that_the_file_does_not_name_is_refused(tmp_path):
         import_importance([write(tmp_path, SCORES)], method="average")
 
 
-def test_median_rank_is_refused_unless_turned_round(tmp_path):
+def test_median_rank_is_refused_unless_reversed(tmp_path):
     merged = {"method": "median_rank", "merged_scores": {str(b): float(b) for b in range(16)}}
     path = write(tmp_path, merged, "X.json")
     with pytest.raises(ImportanceError, match="median_rank"):
@@ -114,7 +114,7 @@ def test_median_rank_is_refused_unless_turned_round(tmp_path):
     assert turned.source.endswith("reversed")
 
 
-def test_the_simple_file_beside_a_median_rank_file_is_refused_too(tmp_path):
+def test_the_simple_file_of_a_median_rank_file_is_refused_too(tmp_path):
     scores = {str(b): float(b) for b in range(16)}
     write(tmp_path, {"method": "median_rank", "merged_scores": scores}, "X.json")
     simple = write(tmp_path, scores, "X_simple.json")
@@ -129,21 +129,21 @@ def test_the_simple_file_beside_a_median_rank_file_is_refused_too(tmp_path):
     ("change", "reason"),
     [
         ({"3": None}, "block 3 was not measured"),
-        ({"16": 0.1}, "scores block 16, but a model of 16 blocks ends at 15"),
-        ({"-1": 0.1}, "no known layout"),
+        ({"16": 0.1}, "scores block 16, but the last of 16 blocks is 15"),
+        ({"-1": 0.1}, "not a known layout"),
         ({"3": "0.5"}, "block 3 must be a number"),
         ({"3": True}, "block 3 must be a number"),
         ({"3": [0.1]}, "block 3 must be a number"),
-        ({"03": 0.1}, "no known layout"),
+        ({"03": 0.1}, "not a known layout"),
     ],
 )
-def test_impossible_scores_are_refused_with_the_reason(tmp_path, change, reason):
+def test_invalid_scores_are_refused_with_the_reason(tmp_path, change, reason):
     with pytest.raises(ImportanceError, match=reason):
         import_importance([write(tmp_path, SCORES | change)])
 
 
 @pytest.mark.parametrize("missing", [["0"], ["15"], ["7"], ["0", "15", "7"], ["1", "15"], list(SCORES)])
-def test_missing_blocks_are_refused_but_for_the_documented_form(tmp_path, missing):
+def test_missing_blocks_are_refused_except_in_the_documented_layout(tmp_path, missing):
     scores = {block: score for block, score in SCORES.items() if block not in missing}
     with pytest.raises(ImportanceError, match=r"lacks the score of block|score per block"):
         import_importance([write(tmp_path, scores)])
@@ -161,7 +161,7 @@ def test_missing_blocks_are_refused_but_for_the_documented_form(tmp_path, missin
         ("[1, 2]", "object"),
         ("{}", "object"),
         ('{"merged_scores": [1, 2]}', "object with a score per block"),
-        ('{"hello": "world"}', "no known layout"),
+        ('{"hello": "world"}', "not a known layout"),
     ],
 )
 def test_damaged_and_foreign_files_are_refused(tmp_path, text, reason):
@@ -184,7 +184,7 @@ def single(block, **changes):
     return record | changes
 
 
-def test_single_block_files_make_one_set(tmp_path):
+def test_single_block_files_are_combined(tmp_path):
     paths = [write(tmp_path, single(b), f"sensitivity_block_{b}.json") for b in reversed(range(16))]
     scores = import_importance(paths)
     assert scores.scores == RISING
@@ -211,7 +211,7 @@ def test_single_block_files_of_several_runs_are_refused(tmp_path):
         import_importance(paths)
 
 
-def test_own_file_is_read_back_equal(tmp_path):
+def test_the_own_format_round_trips(tmp_path):
     path = tmp_path / "importance.json"
     for scores in (
         ImportanceScores(RISING, tuple(0.001 for _ in RISING), 5, "measured"),
@@ -230,7 +230,7 @@ def test_own_file_is_read_back_equal(tmp_path):
 def test_load_reads_foreign_layouts_too():
     path = EXAMPLES / "merged.json"
     assert load_importance(path) == import_importance([path])
-    with pytest.raises(ImportanceError, match="ends at 11"):
+    with pytest.raises(ImportanceError, match="the last of 12 blocks is 11"):
         load_importance(path, n_blocks=12)
 
 

@@ -1,4 +1,4 @@
-"""Properties of the reading, over generated input. Together 2,600 cases; each must hold for every one of them."""
+"""Properties of the importer on generated input, 2,600 cases in total."""
 
 import io
 import json
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knobctl.data.errors import ImportanceError
-from knobctl.data.importer import identity, import_importance, stream
-from knobctl.data.importer.names import ResultFile
+from knobctl.data.importer import deduplication, import_importance, stream
 from knobctl.data.importer.reading import FileReading, _to_ipc, read_result_file
 from knobctl.data.importer.report import Tally
+from knobctl.data.importer.result_files import ResultFile
 from knobctl.data.importer.rows import MAX_TIME_MS, RowReader, plain_id
 from knobctl.data.importer.stream import BrokenJson, ObjectStream
 from knobctl.tests.support.results_dirs import BLOCKS, as_file
@@ -67,11 +67,11 @@ def read_all(data):
     ascii_only=st.booleans(),
     chunk=st.integers(1, 40),
 )
-def test_the_stream_reads_what_the_standard_library_reads(header, elements, rows_first, indent, ascii_only, chunk):
+def test_the_stream_reads_the_same_as_the_standard_library(header, elements, rows_first, indent, ascii_only, chunk):
     content = {"rows": elements, **header} if rows_first else {**header, "rows": elements}
     text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CHUNK_BYTES", chunk)  # every value is cut somewhere
+        patch.setattr(stream, "CHUNK_BYTES", chunk)  # values are split at chunk ends
         read_header, read_rows = read_all(text.encode("utf-8", "surrogatepass"))
     assert same(read_header, header)
     assert same(read_rows, elements)
@@ -82,7 +82,7 @@ TEMPLATE = json.dumps({"tier": "low", "n": 1.5e3, "rows": [{"a": [1, math.nan]},
 
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_any_damage_is_broken_json_or_still_json(data):
+def test_damaged_text_is_broken_json_or_still_valid_json(data):
     text = bytearray(TEMPLATE.encode())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(text)))
@@ -101,7 +101,7 @@ def test_any_damage_is_broken_json_or_still_json(data):
 
 @settings(max_examples=700, deadline=None, derandomize=True)
 @given(elements=st.lists(rows, max_size=4))
-def test_no_row_breaks_the_reader_and_no_impossible_value_passes(elements):
+def test_no_row_crashes_the_reader_and_no_invalid_value_passes(elements):
     tally = Tally("file")
     reader = RowReader(tally, tier="low", top_k=4, num_blocks=12)
     for index, row in enumerate(elements):
@@ -123,7 +123,7 @@ def test_no_row_breaks_the_reader_and_no_impossible_value_passes(elements):
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(value=values)
-def test_an_id_is_plain_text_or_none(value):
+def test_an_id_is_valid_text_or_none(value):
     name = plain_id(value)
     assert name is None or (name.isprintable() and not set(name) & set("/\\") and 0 < len(name) <= 200)
     assert name is None or plain_id(name) == name
@@ -138,7 +138,7 @@ measurement = st.tuples(
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(files=st.lists(st.lists(measurement, max_size=6), min_size=1, max_size=4).filter(any))
-def test_each_question_is_kept_once_and_with_its_most_complete_measurement(files):
+def test_each_question_is_kept_once_with_its_most_complete_measurement(files):
     readings = []
     for index, measured in enumerate(files):
         reader = RowReader(Tally("file"), tier="low", top_k=4, num_blocks=12)
@@ -147,9 +147,9 @@ def test_each_question_is_kept_once_and_with_its_most_complete_measurement(files
             reader.add(place, row)
         file = ResultFile(None, f"f{index}", "text_vqa", "low", 2, 4, 12, None, 0)
         readings.append(FileReading(file, (), len(measured), "", _to_ipc(reader.table()), tuple(BLOCKS[12])))
-    joined = identity.join_readings(readings)
-    settled, _, _ = identity.settle_questions(joined)
-    kept, findings = identity.count_once(settled)
+    joined = deduplication.join_readings(readings)
+    settled, _, _ = deduplication.settle_questions(joined)
+    kept, findings = deduplication.count_once(settled)
     everything = [m for measured in files for m in measured]
     assert sorted(kept["example_id"]) == sorted({str(question) for question, _, _ in everything})
     for row in kept.to_dicts():
@@ -165,7 +165,7 @@ def test_each_question_is_kept_once_and_with_its_most_complete_measurement(files
 @given(elements=st.lists(rows, max_size=3), changes=st.dictionaries(st.sampled_from(
     ["tier", "tier_range", "top_k", "num_active_blocks", "num_total_blocks", "active_block_indices", "num_samples"]
 ), values, max_size=3))  # fmt: skip
-def test_no_file_breaks_the_reading(tmp_path_factory, elements, changes):
+def test_no_file_crashes_the_reader(tmp_path_factory, elements, changes):
     path = tmp_path_factory.mktemp("any") / "any.json"
     content = as_file([], "low", 4, 12, BLOCKS[12]) | changes | {"per_sample_results": elements}
     path.write_bytes(json.dumps(content).encode())
@@ -182,7 +182,7 @@ layouts = st.sampled_from(["plain", "merged_scores", "train_scores", "importance
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(numbers=st.lists(scores, min_size=16, max_size=16), layout=layouts, inner=st.booleans(), reverse=st.booleans())
-def test_scores_are_found_whatever_the_layout(tmp_path_factory, numbers, layout, inner, reverse):
+def test_scores_are_found_in_generated_layouts(tmp_path_factory, numbers, layout, inner, reverse):
     blocks = {str(b): s for b, s in enumerate(numbers) if not inner or b not in (0, 15)}
     path = tmp_path_factory.mktemp("scores") / "scores.json"
     path.write_text(json.dumps(blocks if layout == "plain" else {"dataset_name": "text_vqa", layout: blocks}))
@@ -198,7 +198,7 @@ def test_scores_are_found_whatever_the_layout(tmp_path_factory, numbers, layout,
     st.fixed_dictionaries({"merged_scores": values, "method": values, "ranking": values}),
     st.fixed_dictionaries({"block_idx": values, "importance_score": values}),
 ))  # fmt: skip
-def test_no_score_file_breaks_the_reading(tmp_path_factory, content):
+def test_no_score_file_crashes_the_reader(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("scores") / "scores.json"
     path.write_bytes(json.dumps(content).encode())
     try:

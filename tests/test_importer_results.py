@@ -1,4 +1,4 @@
-"""Reading a results directory: which measurements count, what is missing, what damage costs.
+"""Reading a results directory: which measurements count, missing values, and damaged files.
 
 What is read of whole configurations is in test_importer_configurations.py.
 """
@@ -14,6 +14,7 @@ import pytest
 from knobctl.data.errors import DatasetError, ResultsError
 from knobctl.data.importer import recorded_outcomes
 from knobctl.tests.support.import_checks import check_against, codes, findings
+from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.results_dirs import (
     SHAPES,
     Written,
@@ -33,7 +34,7 @@ EXAMPLE = Path(__file__).parent / "fixtures" / "import" / "core_exp"
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("ranks", [1, 3, 4])
-def test_each_question_counts_once_whatever_the_shape_on_disk(tmp_path, shape, ranks):
+def test_each_question_counts_once_in_any_shape_on_disk(tmp_path, shape, ranks):
     written = Written()
     write_configuration(
         tmp_path, make_questions("text_vqa", 10), "low", 4, 12, shape=shape, ranks=ranks, written=written
@@ -46,7 +47,7 @@ def test_each_question_counts_once_whatever_the_shape_on_disk(tmp_path, shape, r
 
 def test_padding_repeats_keep_the_first_measurement_and_are_counted(tmp_path):
     asked = make_questions("text_vqa", 10)
-    assert sum(len(rank) for rank in deal(asked, 4)) == 12  # two questions are dealt twice
+    assert sum(len(rank) for rank in deal(asked, 4)) == 12  # two questions are assigned twice
     written = Written()
     write_configuration(tmp_path, asked, "low", 4, 12, shape="merged", ranks=4, written=written)
     recorded = recorded_outcomes(tmp_path)
@@ -70,7 +71,7 @@ def test_leftover_rank_files_add_nothing_to_the_merged_file(tmp_path):
     assert recorded_outcomes(tmp_path).table.equals(recorded.table)
 
 
-def test_sample_id_is_no_identity(tmp_path):
+def test_sample_id_does_not_identify_a_question(tmp_path):
     rows = some_rows()
     for row in rows:
         row["sample_id"] = 0
@@ -78,7 +79,7 @@ def test_sample_id_is_no_identity(tmp_path):
     assert recorded_outcomes(tmp_path).table.height == 4
 
 
-def test_one_number_in_two_datasets_is_two_questions(tmp_path):
+def test_the_same_id_in_two_datasets_is_two_questions(tmp_path):
     for dataset in ("text_vqa", "okvqa"):
         write_rows(tmp_path, some_rows(dataset=dataset), dataset=dataset)
     recorded = recorded_outcomes(tmp_path)
@@ -86,7 +87,7 @@ def test_one_number_in_two_datasets_is_two_questions(tmp_path):
     assert recorded.questions["sample_id"].n_unique() == 8
 
 
-def test_a_number_and_its_text_are_one_question(tmp_path):
+def test_a_number_and_its_text_are_the_same_id(tmp_path):
     rows = some_rows(1)
     again = json.loads(json.dumps(rows[0]))
     again["metadata"]["example_id"] = str(again["metadata"]["example_id"])
@@ -101,7 +102,7 @@ def test_a_complete_measurement_is_preferred_to_an_earlier_incomplete_one(tmp_pa
     assert recorded_outcomes(tmp_path).table["latency_ms"].to_list() == [77.0]
 
 
-def test_measurements_that_disagree_are_named(tmp_path):
+def test_contradictory_measurements_are_reported(tmp_path):
     first, second = some_rows(1)[0], some_rows(1)[0]
     second["pred"] = "something else"
     write_rows(tmp_path, [first, second])
@@ -162,17 +163,17 @@ def test_total_is_never_the_sum_of_stages(tmp_path):
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(1, 0.0), (2, None), (None, None)])
-def test_decode_of_zero_is_a_time_only_where_one_token_came_out(tmp_path, tokens, expected):
+def test_decode_time_zero_is_valid_only_for_one_output_token(tmp_path, tokens, expected):
     rows = some_rows(1)
     rows[0] |= {"output_tokens": tokens, "T_LLM_decode": 0.0, "T_decode_per_step": []}
     write_rows(tmp_path, rows)
     assert recorded_outcomes(tmp_path).table["decode_ms"].to_list() == [expected]
 
 
-def test_failed_scoring_is_no_wrong_answer(tmp_path):
+def test_failed_scoring_is_not_a_wrong_answer(tmp_path):
     rows = some_rows(4)
     rows[1] |= {"accuracy": 0.0, "pred": "", "metadata": {}}
-    rows[2] |= {"accuracy": 0.0, "pred": ""}  # answered nothing: wrong, but measured
+    rows[2] |= {"accuracy": 0.0, "pred": ""}  # an empty answer: wrong, but measured
     write_rows(tmp_path, rows)
     recorded = recorded_outcomes(tmp_path)
     assert recorded.table["example_id"].to_list() == ["34602", "34616", "34623"]
@@ -191,7 +192,7 @@ def test_a_row_without_identity_is_left_out_and_counted(tmp_path):
     assert findings(recorded.report, "no_identity")[0].rows == 2
 
 
-def test_question_id_stands_in_where_a_dataset_has_no_example_id(tmp_path):
+def test_question_id_replaces_a_missing_example_id(tmp_path):
     rows = some_rows(2)
     for row in rows:
         row["metadata"]["question_id"] = row["metadata"].pop("example_id")
@@ -204,7 +205,7 @@ def test_question_id_stands_in_where_a_dataset_has_no_example_id(tmp_path):
 # 4. A truncated, empty or foreign file costs only itself
 
 
-def test_damage_costs_only_itself_and_is_named(tmp_path):
+def test_damage_affects_only_its_own_data_and_is_reported(tmp_path):
     written = write_messy_directory(tmp_path, seed=3, datasets=("text_vqa",), damage=True)
     recorded = recorded_outcomes(tmp_path)
     check_against(recorded, written)
@@ -215,7 +216,7 @@ def test_damage_costs_only_itself_and_is_named(tmp_path):
     assert {"combined_file", "foreign_file", "no_tiers"} <= codes(recorded.report, "warning")
 
 
-def test_truncation_anywhere_costs_the_file_and_nothing_else(tmp_path):
+def test_truncation_anywhere_loses_only_that_file(tmp_path):
     write_rows(tmp_path, some_rows(), top_k=8)
     path = write_rows(tmp_path, some_rows(3, top_k=4), top_k=4)
     whole = path.read_bytes()
@@ -226,7 +227,7 @@ def test_truncation_anywhere_costs_the_file_and_nothing_else(tmp_path):
         assert findings(recorded.report, "unreadable_file")[0].file.endswith(path.name)
 
 
-def test_strict_makes_an_error_fatal_and_names_it(tmp_path):
+def test_strict_makes_errors_fatal(tmp_path):
     write_rows(tmp_path, some_rows())
     recorded_outcomes(tmp_path, strict=True)
     broken = write_rows(tmp_path, some_rows(3, top_k=4), top_k=4)
@@ -235,10 +236,10 @@ def test_strict_makes_an_error_fatal_and_names_it(tmp_path):
         recorded_outcomes(tmp_path, strict=True)
 
 
-def test_a_directory_without_a_usable_row_is_an_error_that_says_why(tmp_path):
-    with pytest.raises(ResultsError, match="not there"):
+def test_a_directory_without_usable_rows_is_an_error_with_the_reason(tmp_path):
+    with pytest.raises(ResultsError, match="does not exist"):
         recorded_outcomes(tmp_path / "absent")
-    with pytest.raises(ResultsError, match="name that directory itself"):
+    with pytest.raises(ResultsError, match="give that directory"):
         recorded_outcomes(tmp_path)
     broken = write_rows(tmp_path, some_rows())
     broken.write_text("")
@@ -246,7 +247,7 @@ def test_a_directory_without_a_usable_row_is_an_error_that_says_why(tmp_path):
         recorded_outcomes(tmp_path)
 
 
-def test_name_and_content_that_disagree_cost_the_file(tmp_path):
+def test_a_file_whose_name_contradicts_its_content_is_left_out(tmp_path):
     good = write_rows(tmp_path, some_rows())
     shutil.copy(good, good.with_name(good.name.replace("topk8", "topk6")))
     (tmp_path / "okvqa").mkdir()
@@ -266,16 +267,16 @@ def test_order_of_listing_and_number_of_processes_change_nothing(tmp_path, seed,
     )
     recorded = recorded_outcomes(tmp_path)
     check_against(recorded, written)
-    from knobctl.data.importer import names, reading
+    from knobctl.data.importer import reading, result_files
 
-    real = names.os.scandir
+    real = result_files.os.scandir
 
     def shuffled(path):
         entries = list(real(path))
         random.Random(seed).shuffle(entries)
         return iter(entries)
 
-    monkeypatch.setattr(names.os, "scandir", shuffled)
+    monkeypatch.setattr(result_files.os, "scandir", shuffled)
     if seed == 0:
         monkeypatch.setattr(reading, "SERIAL_BYTES", 0)  # read in two processes
     again = recorded_outcomes(tmp_path, workers=2)
@@ -284,7 +285,7 @@ def test_order_of_listing_and_number_of_processes_change_nothing(tmp_path, seed,
     assert again.report.to_dict() == recorded.report.to_dict()
 
 
-def test_copying_in_another_order_changes_nothing(tmp_path):
+def test_the_order_of_files_does_not_matter(tmp_path):
     write_messy_directory(tmp_path / "a", seed=5, datasets=("text_vqa",), questions=7, top_k=(4,))
     paths = sorted((tmp_path / "a" / "text-vqa").iterdir(), reverse=True)
     (tmp_path / "b" / "text-vqa").mkdir(parents=True)
@@ -297,14 +298,14 @@ def test_copying_in_another_order_changes_nothing(tmp_path):
 # The example, metrics and progress
 
 
-def test_the_example_is_read_as_it_stands():
-    seen = []
-    recorded = recorded_outcomes(EXAMPLE, progress=lambda done, total: seen.append((done, total)))
+def test_the_example_is_read():
+    progress = RecordedProgress()
+    recorded = recorded_outcomes(EXAMPLE, progress=progress)
     assert recorded.table.height == 48
     assert (recorded.n_blocks, recorded.runs) == (16, 5)
     assert recorded.tier_crops == {"low": (1, 3), "medium": (4, 8), "high": (9, 15)}
     assert codes(recorded.report) == {"other_files"}
-    assert seen == [(i, 6) for i in range(1, 7)]
+    assert progress.done == [(i, 6) for i in range(1, 7)]
     row = recorded.table.row(
         by_predicate=(pl.col("example_id") == "34644") & (pl.col("tier") == "high") & (pl.col("top_k") == 8), named=True
     )
@@ -313,7 +314,7 @@ def test_the_example_is_read_as_it_stands():
     assert row["active_block_indices"] == list(range(16))
 
 
-def test_the_profilers_metric_recomputes_what_was_recorded():
+def test_the_profilers_metric_reproduces_the_recorded_accuracy():
     recorded, again = recorded_outcomes(EXAMPLE), recorded_outcomes(EXAMPLE, metric="vqa_simple")
     assert again.table.equals(recorded.table)
     assert "0 of 48 differ" in findings(again.report, "recomputed")[0].what

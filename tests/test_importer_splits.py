@@ -13,7 +13,7 @@ def test_splits_are_70_10_20_of_the_images():
     assert {split: round(count / 200) for split, count in counts.items()} == {"train": 70, "val": 10, "test": 20}
 
 
-def test_split_depends_on_image_and_seed_alone():
+def test_the_split_depends_only_on_image_and_seed():
     assert [cache_split("262148", 0) for _ in range(3)] == [cache_split("262148", 0)] * 3
     assert any(cache_split(str(i), 0) != cache_split(str(i), 1) for i in range(20))
 
@@ -30,6 +30,6 @@ def test_budget_grid_of_a_narrow_range_has_each_budget_once():
 
 
 @pytest.mark.parametrize("ends", [(0.0, 10.0), (float("nan"), 10.0), (1.0, float("inf"))])
-def test_budget_grid_refuses_ends_that_are_no_budget(ends):
+def test_budget_grid_refuses_invalid_ends(ends):
     with pytest.raises(ValueError, match="positive, finite"):
         budget_grid(*ends)

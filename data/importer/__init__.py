@@ -1,9 +1,15 @@
-"""Reads what other programs measured: results directories of the `core_exp` profiler, and importance scores."""
+"""Imports measurements of other programs: results directories of the `core_exp` profiler, and importance scores.
+
+Start with `outcomes.py` (a results directory as one table), then `imported_cache.py` (that table as a cache). Each file
+goes through `result_files.py`, `reading.py`, `stream.py` and `rows.py`; all of them together through
+`deduplication.py`, `accuracy.py` and `coverage.py`. Every problem becomes a `Finding` in `report.py`. Files are
+untrusted.
+"""
 
 from ..importance.scores import import_importance, load_importance, save_importance
-from .recorded import RecordedOutcomes, recorded_outcomes
+from .imported_cache import import_results
+from .outcomes import RecordedOutcomes, recorded_outcomes
 from .report import Finding, ImportReport
-from .to_cache import import_results
 
 __all__ = [
     "Finding",

@@ -1,4 +1,4 @@
-"""Settles the accuracy of recorded rows: on which scale it was recorded, or recomputed from the stored answers."""
+"""The accuracy of recorded rows: the scale of recorded values is checked, or values are recomputed from answers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import polars as pl
 from ..errors import ResultsError
 from ..metrics import full_score_warning, get_metric, score
 from ..printable import printable
-from .identity import QUESTION
+from .deduplication import QUESTION
 from .report import Finding
 
-PERCENT_FROM = 2.0  # a file whose largest accuracy reaches this is evidence of percent; between 1 and 2 it is damage
+PERCENT_FROM = 2.0  # a largest accuracy of at least this indicates percent; between 1 and 2 it is an invalid value
 
 
 def metrics_by_dataset(metric: str | Mapping[str, str] | None, datasets: set[str]) -> dict[str, str]:
@@ -27,13 +27,16 @@ def metrics_by_dataset(metric: str | Mapping[str, str] | None, datasets: set[str
 
 
 def settle_scale(rows: pl.DataFrame, recomputed: Collection[str]) -> tuple[pl.DataFrame, list[Finding]]:
-    """Takes out the accuracies of whole files that were not recorded as 0 to 1: their zeros would pass for 0 to 1.
+    """Removes all accuracies of files that were not recorded on the scale 0 to 1, whose zeros would look valid.
 
-    A file with an accuracy above 1 is such a file. So are the files beside it, which by chance hold nothing above 1,
-    unless more files hold values between 0 and 1 than values in percent. Raises ResultsError where a dataset is left
-    without any accuracy.
+    This applies to every file with an accuracy above 1, and to the other files, which may contain no value above 1 by
+    chance, unless more files have values between 0 and 1 than have values in percent.
 
-    recomputed: datasets whose recorded accuracy is not used, and so is not judged.
+    Args:
+        recomputed: datasets whose recorded accuracy is not used, and therefore not checked.
+
+    Raises:
+        ResultsError: a dataset is left without any accuracy.
     """
     judged = ~pl.col("dataset").is_in(list(recomputed))
     files = (
@@ -103,7 +106,7 @@ def recompute(
 
 
 def _changes(rows: pl.DataFrame, dataset: str, metric: str) -> list[Finding]:
-    """Says what recomputing changed in one dataset, and for how many rows it was not possible."""
+    """Returns findings on the changes from recomputing one dataset, and on rows for which it was not possible."""
     both = rows.drop_nulls(["accuracy", "recomputed"])
     changed = both.filter((pl.col("accuracy") - pl.col("recomputed")).abs() > 1e-5).height
     before, after = (

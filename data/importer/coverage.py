@@ -1,4 +1,4 @@
-"""Says what a results directory lacks: ranks, questions, one meaning of num_blocks. Changes no row."""
+"""Findings about what a results directory lacks: ranks, questions, one block set per num_blocks. Changes no row."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import polars as pl
 
-from .identity import CONFIGURATION, UNKNOWN_BLOCKS
-from .names import TIER_ORDER
+from .deduplication import CONFIGURATION, UNKNOWN_BLOCKS
 from .reading import FileReading
 from .report import Finding
+from .result_files import TIER_ORDER
 
 Configuration = tuple[str, str, int, int]
-_MOST_RANKS = 1_000  # a file may call itself rank 999999999
+_MAX_RANKS = 1_000  # the rank in a file name may be 999999999
 
 
 def file_findings(readings: Sequence[FileReading]) -> list[Finding]:
-    """Returns which configurations were joined from several files, and which ranks are not there."""
+    """Returns findings about configurations joined from several files, and about missing ranks."""
     by_configuration: dict[Configuration, list[FileReading]] = defaultdict(list)
     for reading in readings:
         by_configuration[reading.file.configuration].append(reading)
@@ -37,14 +37,14 @@ def file_findings(readings: Sequence[FileReading]) -> list[Finding]:
             findings.append(Finding("split_files", "", 0, f"{label}, {len(merged)} files"))
         if ranks and not merged:
             findings.append(Finding("rank_files", "", 0, f"{label}, {len(ranks)} rank files"))
-        expected = min(max(highest_rank[configuration[0]] + 1, usual_ranks.get(configuration[0], 0)), _MOST_RANKS)
+        expected = min(max(highest_rank[configuration[0]] + 1, usual_ranks.get(configuration[0], 0)), _MAX_RANKS)
         if not merged and (absent := sorted(set(range(expected)) - ranks)) and ranks:
             findings.append(Finding("missing_ranks", "", 0, f"{label}, rank {', '.join(map(str, absent))}"))
     return findings
 
 
 def question_findings(rows: pl.DataFrame, readings: Sequence[FileReading]) -> list[Finding]:
-    """Returns the configurations that lack questions, and the values of num_blocks that mean several block sets."""
+    """Returns findings about configurations that lack questions, and values of num_blocks with several block sets."""
     findings = []
     totals = dict(rows.group_by("dataset").agg(pl.col("example_id").n_unique()).iter_rows())
     merged_ranks = _merged_ranks(readings)
@@ -70,7 +70,7 @@ def question_findings(rows: pl.DataFrame, readings: Sequence[FileReading]) -> li
 
 
 def _merged_ranks(readings: Sequence[FileReading]) -> dict[Configuration, int]:
-    """How many ranks' rows the merged files of each configuration join, as far as `sample_id` shows."""
+    """Returns the number of ranks joined in the merged files of each configuration, inferred from `sample_id`."""
     ranks: dict[Configuration, int] = defaultdict(int)
     for reading in readings:
         if reading.file.rank is None and reading.ranks:
@@ -79,7 +79,7 @@ def _merged_ranks(readings: Sequence[FileReading]) -> dict[Configuration, int]:
 
 
 def _usual_ranks(merged_ranks: Mapping[Configuration, int]) -> dict[str, int]:
-    """The number of ranks that most configurations of a dataset have; of equally many the larger."""
+    """Returns each dataset's most frequent number of ranks per configuration; the larger of equally frequent ones."""
     by_dataset: dict[str, list[int]] = defaultdict(list)
     for configuration, ranks in merged_ranks.items():
         by_dataset[configuration[0]].append(ranks)
@@ -87,7 +87,7 @@ def _usual_ranks(merged_ranks: Mapping[Configuration, int]) -> dict[str, int]:
 
 
 def configurations(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """Returns what was kept of each configuration, for the report's table."""
+    """Returns what was kept of each configuration, for the table of the report."""
     totals = dict(rows.group_by("dataset").agg(pl.col("example_id").n_unique()).iter_rows())
     table = rows.group_by(CONFIGURATION).agg(
         pl.col("file").n_unique().alias("files"),
@@ -105,12 +105,12 @@ def configurations(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def parse_block_set(text: str) -> list[int] | None:
-    """Returns the blocks that `block_set` names, ascending; None for unknown ones."""
+    """Returns the blocks in `block_set`, ascending; None if they are unknown."""
     return None if text == UNKNOWN_BLOCKS else [int(block) for block in text.split(",")]
 
 
 def tier_key(tier: str) -> tuple[int, str]:
-    """Sorts tiers from low to high; unusual names follow."""
+    """Sort key of tiers: low to high, then unknown names."""
     return (TIER_ORDER.index(tier) if tier in TIER_ORDER else len(TIER_ORDER), tier)
 
 

@@ -1,10 +1,10 @@
-"""Reads results files, one at a time or in several processes. What a file holds does not depend on the others."""
+"""Reads results files, in this process or in several; each file independently of the others."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ import pyarrow as pa
 
 from ..errors import ResultsError
 from ..printable import printable
-from .names import MAX_KNOB, ResultFile
-from .progress import Progress, file_bar
+from ..progress import Progress
 from .report import Finding, Tally
+from .result_files import MAX_KNOB, ResultFile
 from .rows import RowReader
 from .stream import MAX_FILE_BYTES, BrokenJson, DuplicateKeys, ObjectStream
 
 ROWS_KEY = "per_sample_results"
-SERIAL_BYTES = 24 << 20  # below this a pool costs more than it gains
+SERIAL_BYTES = 24 << 20  # smaller directories are read faster in one process
 
 
 @dataclass(frozen=True)
 class FileReading:
-    """What one file gave. `table_ipc` is an Arrow stream: compact, and quick to hand from process to process."""
+    """The content of one file. `table_ipc` is an Arrow stream, which is compact and fast to send between processes."""
 
     file: ResultFile
     findings: tuple[Finding, ...]
@@ -37,7 +37,7 @@ class FileReading:
     total_blocks: int | None = None
     tier_crops: tuple[int, int] | None = None
     runs: frozenset[int] = frozenset()
-    ranks: int = 0  # GPUs whose rows a merged file joins, as far as it shows
+    ranks: int = 0  # GPUs whose rows a merged file joins, as far as it can be told
 
     def table(self) -> pa.Table:
         assert self.table_ipc is not None, f"{self.file.name} was left out"
@@ -45,7 +45,7 @@ class FileReading:
 
 
 def read_result_file(file: ResultFile) -> FileReading:
-    """Reads one file. Damage costs the file and is a finding; a row that cannot be right costs the row."""
+    """Reads one file. A damaged file is left out and an invalid row is left out, each with a finding."""
     tally = Tally(file.name)
     rows = RowReader(tally, tier=file.tier, top_k=file.top_k, num_blocks=file.num_blocks)
     stream: ObjectStream | None = None
@@ -85,31 +85,32 @@ def read_result_file(file: ResultFile) -> FileReading:
     )
 
 
-def read_files(files: Sequence[ResultFile], *, workers: int | None, progress: Progress | None) -> list[FileReading]:
+def read_files(files: Sequence[ResultFile], *, workers: int | None, progress: Progress) -> list[FileReading]:
     """Returns the readings in the order of `files`, read by up to `workers` processes (default: one per CPU).
 
-    Few bytes are read in this process. progress: called after every file; None shows a bar on stderr if that is a
-    terminal. Raises ResultsError when a worker dies, of lack of memory for instance.
+    Small directories are read in this process. Raises ResultsError if a worker is killed, as for lack of memory.
     """
-    if progress is None:
-        with file_bar(len(files)) as shown:
-            return _read_files(files, workers, shown)
-    return _read_files(files, workers, progress)
+    with progress.steps("reading results", len(files)) as advance:
+        return _read_files(files, workers, advance)
 
 
-def _read_files(files: Sequence[ResultFile], workers: int | None, report: Progress) -> list[FileReading]:
+def _read_files(files: Sequence[ResultFile], workers: int | None, advance: Callable[[], None]) -> list[FileReading]:
     workers = workers or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 16)
     if workers == 1 or len(files) < 2 or sum(file.size_bytes for file in files) < SERIAL_BYTES:
-        return list(_counted(map(read_result_file, files), len(files), report))
-    # "spawn": polars and pyarrow have threads in this process, which a fork would copy half-alive.
+        serial = []
+        for file in files:
+            serial.append(read_result_file(file))
+            advance()
+        return serial
+    # "spawn": a fork would not copy the threads that polars and pyarrow run in this process.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(files)), mp_context=context) as pool:
         futures: dict[Future[FileReading], int] = {pool.submit(read_result_file, f): i for i, f in enumerate(files)}
         readings: dict[int, FileReading] = {}
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
+            for future in as_completed(futures):
                 readings[futures[future]] = future.result()
-                report(done, len(files))
+                advance()
         except BrokenProcessPool as cause:
             raise ResultsError(
                 "a process that reads results was killed, probably for lack of memory: try again with fewer workers"
@@ -119,21 +120,15 @@ def _read_files(files: Sequence[ResultFile], workers: int | None, report: Progre
     return [readings[index] for index in range(len(files))]
 
 
-def _counted(readings: Iterable[FileReading], total: int, report: Progress) -> Iterable[FileReading]:
-    for done, reading in enumerate(readings, start=1):
-        report(done, total)
-        yield reading
-
-
 def _left_out(file: ResultFile, code: str, detail: str, stream: ObjectStream | None) -> FileReading:
     digest = "" if stream is None else stream.sha256
     return FileReading(file, (Finding(code, file.name, 0, printable(detail, 200)),), 0, digest, None)
 
 
 def _wrong_header(header: dict[str, Any], file: ResultFile) -> tuple[str, str] | None:
-    """Returns what is wrong with a whole JSON object that should hold results."""
-    if header.get(ROWS_KEY, ()) != ():  # the stream leaves the key only where it is no list
-        return "not_results", f"{ROWS_KEY} is absent or no list"
+    """Returns the code and detail of a finding for an object that is not a valid results file, else None."""
+    if header.get(ROWS_KEY, ()) != ():  # the stream keeps the key only if its value is not a list
+        return "not_results", f"{ROWS_KEY} is absent or not a list"
     if "tier" not in header and "target_crops" in header:
         return "no_tiers", ""
     for key, wanted in (("tier", file.tier), ("top_k", file.top_k), ("num_active_blocks", file.num_blocks)):
@@ -143,7 +138,7 @@ def _wrong_header(header: dict[str, Any], file: ResultFile) -> tuple[str, str] |
 
 
 def _blocks(header: dict[str, Any], file: ResultFile, total_blocks: int | None, tally: Tally) -> tuple[int, ...] | None:
-    """Returns the distinct blocks that ran. The list decides, not the number in the name."""
+    """Returns the distinct blocks that ran, from the list in the file and not the number in its name."""
     listed = header.get("active_block_indices")
     if listed is None:
         tally.add("no_block_list", rows=0)

@@ -1,4 +1,4 @@
-"""One row of a results file: what counts, typed and checked. Missing is None; every doubt goes to the tally."""
+"""One row of a results file: the relevant values, typed and checked. Missing is None; problems go to the tally."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 
-# Keys that only the schemas before 2025-12-31 05:15 have; T_LLM_decode is a difference there.
+# Keys that occur only in the schemas before 2025-12-31 05:15, in which T_LLM_decode is a difference.
 _OLD_KEYS = ("T_vision_encoder", "T_projector", "selected_crops", "selected_vision_tokens", "input_text_tokens")
 _TIMES = (("latency_ms", "T_total"), ("vision_ms", "T_vision_total"), ("prefill_ms", "T_LLM_prefill"))
 _SUM_TOLERANCE = 1.001
@@ -45,19 +45,19 @@ _ROUNDING = 1e-6  # a mean of scores in floating point may exceed 1 by this
 
 
 class RowReader:
-    """Turns the rows of one file into columns. `expected` is what the file's name says: tier, top_k, blocks."""
+    """Turns the rows of one file into columns. tier, top_k and num_blocks are those in the file's name."""
 
     def __init__(self, tally: Tally, *, tier: str, top_k: int, num_blocks: int) -> None:
         self.tally = tally
         self.columns: dict[str, list[Any]] = {name: [] for name in ROW_SCHEMA.names}
         self.runs: set[int] = set()
         self.rows_read = 0
-        self.ranks = 0  # ranks whose rows follow each other here: within one rank `sample_id` rises
+        self.ranks = 0  # number of ranks joined here: `sample_id` increases within a rank
         self._last_sample_id: int | float = math.inf
         self._expected = (("tier", tier), ("top_k", top_k), ("num_active_blocks", num_blocks))
 
     def add(self, index: int, row: Any) -> None:
-        """Takes one element of `per_sample_results`."""
+        """Adds one element of `per_sample_results`."""
         self.rows_read += 1
         self._row = f"row {index}"
         if not isinstance(row, dict):
@@ -92,7 +92,7 @@ class RowReader:
         return pa.table(self.columns, schema=ROW_SCHEMA)
 
     def _values(self, row: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-        """Returns all columns but the row number and the identity."""
+        """Returns all columns except row number and identity."""
         output_tokens = self._count(row, "output_tokens")
         values: dict[str, Any] = {
             "image_id": self._image_id(metadata),
@@ -106,7 +106,7 @@ class RowReader:
         }
         for name, key in _TIMES:
             values[name] = self._time(row, key, zero_counts=False)
-        # One token comes out of the prefill: only then is a decode time of 0.0 a measurement.
+        # A single output token comes from the prefill; only then is a decode time of 0.0 a measurement.
         values["decode_ms"] = self._time(row, "T_LLM_decode", zero_counts=output_tokens == 1)
         stages = [values[name] for name in ("vision_ms", "prefill_ms", "decode_ms")]
         total = values["latency_ms"]
@@ -149,10 +149,10 @@ class RowReader:
         if not _is_number(value) or not 0.0 <= value <= MAX_ACCURACY:
             self._doubt("bad_accuracy", printable(value, 20))
             return None
-        return 1.0 if 1.0 < value <= 1.0 + _ROUNDING else float(value)  # what is larger: see accuracy.py
+        return 1.0 if 1.0 < value <= 1.0 + _ROUNDING else float(value)  # larger values: see accuracy.py
 
     def _time(self, row: dict[str, Any], key: str, *, zero_counts: bool) -> float | None:
-        """Returns ms; None where it was not measured: absent, null, NaN, or the writer's default of 0.0."""
+        """Returns ms; None if not measured: absent, null, NaN, or the profiler's default of 0.0."""
         value = row.get(key)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             self._doubt("missing_time", key)
@@ -167,7 +167,9 @@ class RowReader:
 
     def _count(self, row: dict[str, Any], key: str) -> int | None:
         value = row.get(key)
-        if value is None or (_is_number(value) and (value == 0 or math.isnan(value))):  # 0 is the writer's "unknown"
+        if value is None or (
+            _is_number(value) and (value == 0 or math.isnan(value))
+        ):  # the profiler writes 0 for "unknown"
             self._doubt("missing_value", key)
             return None
         if not _is_number(value) or not 1 <= value <= MAX_TOKENS or value != int(value):
@@ -199,13 +201,13 @@ class RowReader:
         return [self._whole(answer, "answers") for answer in value]
 
     def _whole(self, text: str, key: str) -> str:
-        """Returns text that UTF-8 can hold."""
+        """Returns the text with lone surrogates replaced, so that it can be encoded as UTF-8."""
         if text.isascii():
             return text
-        mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if mended != text:
+        replaced = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if replaced != text:
             self._doubt("replaced_characters", key)
-        return mended
+        return replaced
 
     def _count_ranks(self, sample_id: Any) -> None:
         if type(sample_id) is int:
@@ -213,13 +215,13 @@ class RowReader:
             self._last_sample_id = sample_id
 
     def _count_runs(self, steps: Any) -> None:
-        """Notes how many timed runs the first decode step has: the only place that tells."""
+        """Records the number of timed runs, which only the list of the first decode step shows."""
         if isinstance(steps, list) and steps and isinstance(steps[0], list) and steps[0]:
             self.runs.add(len(steps[0]))
 
 
 def plain_id(value: Any) -> str | None:
-    """Returns an id as text, or None where it is no plain id. `5` and `"5"` are one id; a path is none."""
+    """Returns an id as text, or None for an invalid id, such as a path. `5` and `"5"` are the same id."""
     if isinstance(value, str):
         plain = 0 < len(value) <= MAX_ID and value.isprintable() and value == value.strip()
         return value if plain and value not in (".", "..") and not set(value) & set("/\\") else None

@@ -1,8 +1,8 @@
-"""Reads one large JSON object of a stranger row by row: memory is bounded by the largest value, not by the file.
+"""Reads one large, untrusted JSON object row by row: memory is bounded by its largest value, not by the file size.
 
-The standard library's decoder does the parsing. It is the only one at hand that reads the `NaN` literals Python's own
-writer leaves (orjson, msgspec and simdjson refuse the whole file), shows a key that stands twice, and stops at a
-depth. Knows nothing of what the rows mean.
+Parsing uses the decoder of the standard library, because it accepts the `NaN` literals that Python's own encoder writes
+(orjson, msgspec and simdjson refuse the whole file), reports duplicate keys, and limits the nesting depth. It does
+not interpret the rows.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # the decoder's own notion of white space
+from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # the decoder's own definition of white space
 from typing import Any, BinaryIO
 
 from ..errors import ResultsError
 
 CHUNK_BYTES = 1 << 20
 MAX_FILE_BYTES = 4 << 30
-MAX_VALUE_CHARS = 16 << 20  # one row or one header value; a real row of 64 tokens in 5 runs has 10,000
+MAX_VALUE_CHARS = 16 << 20  # of one row or header value; a real row of 64 tokens in 5 runs has 10,000
 MAX_ROWS = 2_000_000
 MAX_KEYS = 1_000
 _MAX_INT_CHARS = 18  # sign included; fits int64
@@ -27,7 +27,7 @@ _AFTER_NUMBER = frozenset(",]} \t\r\n")
 
 
 class DuplicateKeys(dict[str, Any]):
-    """An object in which a key stands twice: which value was meant cannot be known."""
+    """An object with a duplicate key, so that its value is ambiguous."""
 
 
 class BrokenJson(ResultsError):
@@ -40,7 +40,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int | float:
-    """Integers beyond int64 become infinite, which no field accepts, instead of growing without bound."""
+    """Returns infinity, which no field accepts, for integers beyond int64: parsing unbounded digits takes long."""
     return int(text) if len(text) <= _MAX_INT_CHARS else math.copysign(math.inf, -1 if text[0] == "-" else 1)
 
 
@@ -48,7 +48,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 class ObjectStream:
-    """One pass over a file that holds one JSON object."""
+    """One pass over a file that contains one JSON object."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -64,17 +64,17 @@ class ObjectStream:
         return self._digest.hexdigest()
 
     def read(self, rows_key: str, on_row: Callable[[int, Any], None]) -> dict[str, Any]:
-        """Returns the object without `rows_key`, whose elements go to `on_row(index, element)` one by one.
+        """Returns the object without `rows_key`, whose elements are passed to `on_row(index, element)` one by one.
 
-        Raises BrokenJson, saying what is wrong, for anything else than one whole object. Rows before the damage have
-        been passed to `on_row` by then; the caller drops them.
+        Raises BrokenJson with the reason for anything but one complete object. Rows before the damage have already been
+        passed to `on_row`; the caller discards them.
         """
         try:
             return self._read(rows_key, on_row)
         except UnicodeDecodeError as cause:
             raise BrokenJson(f"not UTF-8 text ({cause.reason})") from cause
         except RecursionError as cause:
-            raise BrokenJson("nested too deep") from cause
+            raise BrokenJson("nested too deeply") from cause
 
     def _read(self, rows_key: str, on_row: Callable[[int, Any], None]) -> dict[str, Any]:
         record: dict[str, Any] = {}
@@ -86,9 +86,9 @@ class ObjectStream:
         while more:
             key = self._value()
             if not isinstance(key, str):
-                raise BrokenJson(f"a key of the object is no string, {self._where()}")
+                raise BrokenJson(f"a key of the object is not a string, {self._where()}")
             if key in record or (key == rows_key and found_rows):
-                raise BrokenJson(f"the key {key[:40]!r} stands twice")
+                raise BrokenJson(f"duplicate key {key[:40]!r}")
             self._expect(":")
             if key == rows_key and self._next() == "[":
                 found_rows = True
@@ -122,7 +122,7 @@ class ObjectStream:
         self._expect("]")
 
     def _value(self) -> Any:
-        """Returns the value that begins here, reading on until it is whole."""
+        """Returns the next value, reading more of the file until it is complete."""
         self._next()
         while True:
             try:
@@ -134,12 +134,12 @@ class ObjectStream:
                     raise BrokenJson(f"{what}, {self._where()}") from cause
                 continue
             if isinstance(value, int | float) and self._text[end : end + 1] not in _AFTER_NUMBER and self._more():
-                continue  # what was read so far ends within a number: `1`, `1.` or `1e` of `1.5e3`
+                continue  # the text read so far ends inside a number: `1`, `1.` or `1e` of `1.5e3`
             self._place = end
             return value
 
     def _next(self) -> str:
-        """Returns the next character that is no white space, without taking it; "" at the file's end."""
+        """Returns the next character that is not white space, without consuming it; "" at the end of the file."""
         while True:
             self._place = WHITESPACE.match(self._text, self._place).end()
             if self._place < len(self._text):
@@ -155,7 +155,7 @@ class ObjectStream:
         self._place += 1
 
     def _more(self) -> bool:
-        """Reads on; each time as much again as lies unread, so that a long value is not scanned too often."""
+        """Reads at least as much as is unread, so that rescanning a long value takes linear time; False at the end."""
         if self._ended:
             return False
         unread = len(self._text) - self._place

@@ -1,4 +1,4 @@
-"""Checks of what the importer read."""
+"""Checks of imported results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def findings(report: ImportReport, code: str) -> list[Finding]:
 
 
 def check_against(recorded: RecordedOutcomes, written: Written) -> None:
-    """Asserts that every configuration has each measured question once, with the values of one measurement."""
+    """Checks that every configuration has each measured question once, with the values of one measurement."""
     table = recorded.table
     found = table.partition_by("dataset", "tier", "top_k", "num_blocks", as_dict=True, include_key=False)
     assert set(found) == set(written.rows)

@@ -1,4 +1,4 @@
-"""Writes recorded outcomes as a cache of latency mode "imported". No model is asked, so nothing of one is in it."""
+"""Writes recorded outcomes as a cache of latency mode "imported", which contains no features or tokens of a model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..datasets.cache_split import cache_split
 from ..files.atomic import write_atomically
 from ..files.bounded_json import dump_json
 from ..knobs import DEFAULT_TIER_CROPS, KnobSpace
+from ..progress import SILENT, Progress
 from .coverage import tier_key
-from .identity import UNKNOWN_BLOCKS, choose_blocks
-from .progress import Progress
-from .recorded import RecordedOutcomes, recorded_outcomes
+from .deduplication import UNKNOWN_BLOCKS, choose_blocks
+from .outcomes import RecordedOutcomes, recorded_outcomes
 from .report import Finding, ImportReport
 
 REPORT_NAME = "import_report.json"
 SAMPLES_PER_PART = 4_096
 UNKNOWN_MODEL = "unknown (results do not name it)"
-MODEL_BLOCKS = 16  # MolmoE, the only model that the profiler runs
+MODEL_BLOCKS = 16  # of MolmoE, the only model that the profiler supports
 MODEL_TOP_K = 8
 _PER_OUTCOME = ["accuracy", "latency_ms", "answer", "vision_tokens", "output_tokens"]
 _STAGES = ["vision_ms", "prefill_ms", "decode_ms"]
@@ -41,19 +41,27 @@ def import_results(
     metric: str | Mapping[str, str] | None = None,
     seed: int = 0,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     model_name: str = UNKNOWN_MODEL,
     native_top_k: int | None = None,
     budgets_ms: Sequence[float] | None = None,
 ) -> ImportReport:
-    """Turns a `core_exp` results directory into a cache at `out`, and returns what was doubtful.
+    """Writes a `core_exp` results directory as a cache to `out`, and returns the report of the import.
 
-    datasets: which to import; none means the VQA datasets that are there. strict: any error is fatal, nothing is
-    written. metric: recompute accuracy with this metric of `data/metrics`, or with one for each of some datasets.
-    seed: of the splits. workers: processes that read. model_name, native_top_k: what the files do not say (top-k 8,
-    MolmoE's, or the largest recorded).
-    budgets_ms: the grid; by default 16 budgets from the recorded latencies.
-    Raises ResultsError where nothing can be used, CacheError where `out` cannot be written.
+    Args:
+        datasets: which to import; none means all VQA datasets in the directory.
+        strict: any finding of level error is fatal, and nothing is written.
+        metric: a name of `data/metrics`, or one per dataset, to recompute accuracy with; None keeps the recorded one.
+        seed: of the splits.
+        workers: processes that read the files; None: one per CPU.
+        progress: receives a step for each file.
+        model_name: recorded in the cache; the files do not name the model.
+        native_top_k: of the model; None: that of MolmoE, 8, or the largest recorded top-k.
+        budgets_ms: the budget grid; None: 16 budgets derived from the recorded latencies.
+
+    Raises:
+        ResultsError: no row can be used, or `strict` is set and there are errors.
+        CacheError: `out` cannot be written.
     """
     recorded = recorded_outcomes(
         Path(results_dir), datasets=datasets, strict=strict, metric=metric, workers=workers, progress=progress
@@ -98,7 +106,7 @@ def import_results(
 
 
 def budgets_of(table: pl.DataFrame) -> tuple[float, ...]:
-    """Returns budgets from the least median latency of a setting to the highest 95th percentile; none if untimed."""
+    """Returns budgets from the lowest median of a setting to the highest 95th percentile; none without times."""
     per_setting = (
         table.drop_nulls("latency_ms")
         .group_by("tier", "top_k", "num_blocks")
@@ -120,7 +128,7 @@ def _one_block_set(table: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
 
 
 def _with_splits(samples: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, list[Finding]]:
-    """Adds `split`: by image; by question where the results name no image, which is a finding per dataset."""
+    """Adds the column `split`: by image, or by question for questions without image_id, with a finding per dataset."""
     keys = samples.select(pl.coalesce("image_id", "sample_id")).to_series().to_list()
     split = pl.Series("split", [cache_split(key, seed) for key in keys], pl.String)
     lacking = samples.filter(pl.col("image_id").is_null()).group_by("dataset").len().sort("dataset")
@@ -129,7 +137,7 @@ def _with_splits(samples: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, list[F
 
 
 def _space(table: pl.DataFrame, recorded: RecordedOutcomes) -> KnobSpace:
-    """The knobs as found: every value that some row has."""
+    """Returns the knob values that occur in the rows."""
     tiers = tuple(sorted(table["tier"].unique().to_list(), key=tier_key))
     crops = [recorded.tier_crops.get(tier) or DEFAULT_TIER_CROPS.get(tier) for tier in tiers]
     known = [c for c in crops if c is not None]
@@ -143,7 +151,7 @@ def _space(table: pl.DataFrame, recorded: RecordedOutcomes) -> KnobSpace:
 
 
 def _block_sets(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Which blocks ran for which settings of which dataset; for whoever compares with a block plan."""
+    """Returns the blocks that ran for each dataset and setting, for comparison with block plans."""
     keys = ["dataset", "tier", "top_k", "num_blocks"]
     sets = table.group_by(keys).agg(pl.col("active_block_indices").first()).to_dicts()
     return sorted(sets, key=lambda r: (r["dataset"], tier_key(r["tier"]), r["top_k"], r["num_blocks"]))
@@ -159,7 +167,7 @@ def _dataset_counts(samples: pl.DataFrame, metrics: Mapping[str, str]) -> dict[s
 
 
 def _run_record(report: ImportReport, metrics: Mapping[str, str], seed: int, manifest: Manifest) -> dict[str, Any]:
-    """What the cache's rows depend on. The directory's place is not among it, the files' content is."""
+    """Returns what the rows of the cache depend on: the content of the files, but not the path of the directory."""
     return {
         "imported_from": [{"file": s["file"], "sha256": s["sha256"]} for s in report.sources],
         "datasets": sorted(report.questions),
@@ -176,7 +184,7 @@ def _write(
 ) -> None:
     with CacheWriter(out, run) as writer:
         if writer.complete:
-            return  # the same files were imported here already, with the same options
+            return  # the same files were imported here with the same options
         done = writer.done_samples()
         for sample_ids in _parts(samples["sample_id"].to_list(), done):
             part = samples.filter(pl.col("sample_id").is_in(sample_ids))
@@ -199,7 +207,7 @@ def _samples_table(samples: pl.DataFrame) -> pa.Table:
 
 
 def _outcomes_table(outcomes: pl.DataFrame) -> pa.Table:
-    """Columns of `data/schema.py`. No per-run times exist, so `latency_runs_ms` and `latency_std_ms` are not there."""
+    """Columns of `data/schema.py`. Without times of single runs, there is no `latency_runs_ms` and `latency_std_ms`."""
     rows = outcomes.select(
         "sample_id",
         "tier",

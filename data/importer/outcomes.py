@@ -1,4 +1,4 @@
-"""The recorded outcomes of a results directory as one tidy table. Knows nothing of caches."""
+"""The recorded outcomes of a results directory as one tidy table; independent of caches."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import polars as pl
 
 from ..errors import ResultsError
 from ..printable import printable
+from ..progress import SILENT, Progress
 from .accuracy import metrics_by_dataset, recompute, settle_scale
 from .coverage import configurations, file_findings, question_findings
-from .identity import QUESTION, UNKNOWN_BLOCKS, count_once, join_readings, settle_old_schema, settle_questions
-from .names import LAYOUT, deeper_hint, list_results
-from .progress import Progress
+from .deduplication import QUESTION, UNKNOWN_BLOCKS, count_once, join_readings, settle_old_schema, settle_questions
 from .reading import FileReading, read_files
 from .report import Finding, ImportReport
+from .result_files import LAYOUT, deeper_hint, list_results
 
 
 @dataclass(frozen=True)
 class RecordedOutcomes:
-    """What a results directory says, each question once per configuration.
+    """The outcomes in a results directory, each question once per configuration.
 
-    table: one row per (dataset, example_id, tier, top_k, block set), sorted so; columns dataset, example_id,
+    table: one row per (dataset, example_id, tier, top_k, block set), sorted by these; columns dataset, example_id,
         sample_id (`<dataset>/<example_id>`) str, tier str, top_k and num_blocks int8, active_block_indices list<int8>
-        (distinct, ascending; null where the file does not say), accuracy float32, answer str, latency_ms, vision_ms,
-        prefill_ms, decode_ms float32, vision_tokens, output_tokens int32, file str. Null is not measured, never 0.
+        (distinct, ascending; null if the file does not list them), accuracy float32, answer str, latency_ms, vision_ms,
+        prefill_ms, decode_ms float32, vision_tokens, output_tokens int32, file str. Null means not measured.
         `num_blocks` is the number of distinct blocks that ran. One (tier, top_k, num_blocks) can occur with several
         block sets.
     questions: one row per question, sorted by sample_id; sample_id, dataset, example_id, question str, image_id str,
         answers list<str>.
-    tier_crops: the crop range of each tier, as far as the files agree on one.
-    metrics: the metric of each dataset whose accuracy was recomputed; that of the others is as recorded.
-    n_blocks: blocks of the model; None where no file says. runs: timed runs; None where unknown or not the same.
+    tier_crops: the crop range of each tier on which the files agree.
+    metrics: the metric of each dataset whose accuracy was recomputed; the others keep the recorded accuracy.
+    n_blocks: blocks of the model; None if no file states them. runs: timed runs; None if unknown or not uniform.
     """
 
     table: pl.DataFrame
@@ -53,17 +53,25 @@ def recorded_outcomes(
     strict: bool = False,
     metric: str | Mapping[str, str] | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> RecordedOutcomes:
     """Reads a `core_exp` results directory.
 
-    datasets: names with `_` or `-`; none means the VQA datasets that are there. strict: any error is fatal.
-    metric: a name of `data/metrics`, or one for each of some datasets, to recompute accuracy from the stored answers;
-        None keeps what was recorded.
-    Raises ResultsError where nothing can be used, or an error was found and `strict` asked for none.
+    Args:
+        datasets: names with `_` or `-`; none means all VQA datasets in the directory.
+        strict: any finding of level error is fatal.
+        metric: a name of `data/metrics`, or one per dataset, to recompute accuracy from the stored answers; None keeps
+            the recorded accuracy.
+        workers: processes that read the files; None: one per CPU.
+        progress: receives a step for each file.
+
+    Raises:
+        ResultsError: no row can be used, or `strict` is set and there are errors.
     """
     files, findings = list_results(Path(results_dir), datasets)
-    metrics = metrics_by_dataset(metric, {file.dataset for file in files})  # a misspelt one is refused before reading
+    metrics = metrics_by_dataset(
+        metric, {file.dataset for file in files}
+    )  # first, so that a misspelt metric is refused before reading
     readings = read_files(files, workers=workers, progress=progress)
     report = ImportReport(directory=printable(Path(results_dir).resolve().name, 240))
     report.extend(findings)

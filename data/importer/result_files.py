@@ -1,4 +1,4 @@
-"""Which files of a results directory are read: names, datasets, configurations. Opens none of them."""
+"""The files of a results directory that are read, from their names: dataset and configuration. Opens none of them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ..errors import ResultsError
 from ..printable import printable
 from .report import Finding
 
-# Datasets whose accuracy is the soft VQA score; others of the same program score otherwise.
+# Datasets whose accuracy is the soft VQA score; the profiler uses other metrics for the others.
 VQA_DATASETS = ("coco_2014_vqa", "okvqa", "text_vqa")
 TIER_ORDER = ("low", "medium", "high")
 MAX_FILES = 100_000
-_HINT_DEPTH, _HINTS = 4, 3  # levels below in which results are looked for where none were found; how many are named
-MAX_KNOB = 127  # the cache keeps top_k and num_blocks as int8
+_HINT_DEPTH, _HINTS = 4, 3  # when no results are found: levels searched for some, and how many are named
+MAX_KNOB = 127  # the cache stores top_k and num_blocks as int8
 
 _RESULTS_NAME = re.compile(r"(.+?)_imgsizetier-([^_]+)_crops(\d+)_topk(\d+)_blocks(\d+)(?:_rank(\d+))?\.json", re.ASCII)
 _NAME_WITHOUT_TIER = re.compile(r".+_topk\d+_blocks\d+(_rank\d+)?\.json", re.ASCII)
-LAYOUT = "Results lie in <directory>/<dataset>/*.json: name that directory itself"
-_MACOS_FILE, _MACOS_DIRECTORY = "._", "__MACOSX"  # attributes that macOS writes beside files, and into zip files
+LAYOUT = "Results are expected in <directory>/<dataset>/*.json: give that directory"
+_MACOS_FILE, _MACOS_DIRECTORY = "._", "__MACOSX"  # file attributes that macOS writes beside files and into zip files
 _COMBINED_NAME = "combined_profiling_results_"
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One results file and what its name says. The crops number is a result of its rows, not a setting."""
+    """One results file and the values in its name. `crops` is a measurement of its rows, not a setting."""
 
     path: Path
     name: str  # relative to the results directory, printable
@@ -46,19 +46,19 @@ class ResultFile:
 
     @property
     def order(self) -> tuple[object, ...]:
-        """Where the file stands among all: merged files before rank files, whatever order they are listed in."""
+        """Sort key: merged files before rank files, independent of the order of listing."""
         return (*self.configuration, self.rank is not None, self.rank or 0, self.crops, self.name)
 
 
 def list_results(results_dir: Path, datasets: Sequence[str] = ()) -> tuple[list[ResultFile], list[Finding]]:
-    """Returns the results files below `results_dir` in their canonical order, and what was passed over.
+    """Returns the results files below `results_dir` in canonical order, and findings about files left out.
 
-    Reads `<results_dir>/<dataset>/*.json`; a results directory may also be one dataset's directory itself. `datasets`
-    are names with `_` or `-`; none means those of VQA_DATASETS that are there. Raises ResultsError when the directory
-    or a named dataset is not there.
+    Lists `<results_dir>/<dataset>/*.json`, or `<results_dir>/*.json` for the directory of one dataset. `datasets` are
+    names with `_` or `-`; none means all of VQA_DATASETS in the directory. Raises ResultsError if the directory or a
+    named dataset does not exist.
     """
     if not results_dir.is_dir():
-        raise ResultsError(f"{results_dir} is {'no directory' if results_dir.exists() else 'not there'}")
+        raise ResultsError(f"{results_dir} {'is not a directory' if results_dir.exists() else 'does not exist'}")
     wanted = {name.replace("-", "_") for name in datasets}
     files: list[ResultFile] = []
     findings: list[Finding] = []
@@ -73,7 +73,7 @@ def list_results(results_dir: Path, datasets: Sequence[str] = ()) -> tuple[list[
         else:
             files.append(found)
     if others:
-        findings.append(Finding("other_files", "", 0, f"{others} such as logs and profiler texts"))
+        findings.append(Finding("other_files", "", 0, f"{others}, such as logs and profiler output"))
     present = {file.dataset for file in files}
     if missing := sorted(wanted - present):
         raise ResultsError(
@@ -89,7 +89,7 @@ def list_results(results_dir: Path, datasets: Sequence[str] = ()) -> tuple[list[
 
 
 def _walk(results_dir: Path, findings: list[Finding]) -> Iterator[tuple[Path, str]]:
-    """Yields (path, printable name) of the files of the directory and of its directories, no deeper."""
+    """Yields (path, printable name) of the files in the directory and in its subdirectories, one level deep."""
     count = 0
     for directory in [results_dir, *_directories(results_dir)]:
         try:
@@ -100,7 +100,7 @@ def _walk(results_dir: Path, findings: list[Finding]) -> Iterator[tuple[Path, st
         for entry in entries:
             count += 1
             if count > MAX_FILES:
-                raise ResultsError(f"{results_dir} holds more than {MAX_FILES:,} files: name one results directory")
+                raise ResultsError(f"{results_dir} contains more than {MAX_FILES:,} files: give one results directory")
             if entry.name.startswith(_MACOS_FILE):
                 continue
             relative = entry.name if directory == results_dir else f"{directory.name}/{entry.name}"
@@ -111,7 +111,7 @@ def _walk(results_dir: Path, findings: list[Finding]) -> Iterator[tuple[Path, st
 
 
 def deeper_hint(results_dir: Path) -> str:
-    """Returns a sentence that names directories below which are laid out as results; "" where there are none."""
+    """Returns a sentence that names subdirectories in the layout of results; "" if there are none."""
     found: set[str] = set()
     entries = 0
     for directory, names, files in os.walk(results_dir):
@@ -142,13 +142,13 @@ def _classify(path: Path, name: str) -> ResultFile | Finding:
             return Finding("no_tiers", name, 0)
         return Finding("foreign_file", name, 0)
     if not path.is_file():
-        return Finding("unreadable_file", name, 0, "not a plain file" if path.exists() else "a link that leads nowhere")
+        return Finding("unreadable_file", name, 0, "not a plain file" if path.exists() else "a broken link")
     prefix, tier, *digits, rank = match.groups()
     if any(len(number) > 9 for number in (*digits, rank or "")):
         return Finding("name_contradicts_content", name, 0, "a number in the name is too large")
     crops, top_k, num_blocks = (int(number) for number in digits)
     if not (1 <= top_k <= MAX_KNOB and 1 <= num_blocks <= MAX_KNOB):
-        return Finding("name_contradicts_content", name, 0, f"top_k {top_k} and {num_blocks} blocks cannot be right")
+        return Finding("name_contradicts_content", name, 0, f"top_k {top_k} and {num_blocks} blocks are out of range")
     dataset, folder = prefix.replace("-", "_"), path.parent.name.replace("-", "_")
     if "/" in name and folder != dataset:
         detail = f"results of {printable(dataset)} in the directory of {printable(folder)}"

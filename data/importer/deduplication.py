@@ -1,4 +1,4 @@
-"""Counts every question once per configuration, however often ranks, leftovers, padding and split files hold it."""
+"""Counts each question once per configuration, although rank files, padding and split files may repeat it."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def _configurations(read: Sequence[tuple[int, FileReading]]) -> pl.DataFrame:
 
 
 def settle_old_schema(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
-    """Takes the times of older files out: they do not compare with later ones, and their decode time is a difference.
+    """Removes the times of older files, which are not comparable with later ones; their decode time is a difference.
 
-    Where every row is of the older schema, T_total compares among them and stays.
+    If all rows have the older schema, T_total is comparable among them and kept.
     """
     old = rows.filter("old_schema")
     if old.is_empty():
@@ -68,9 +68,9 @@ def settle_old_schema(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
 
 
 def settle_questions(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, list[Finding]]:
-    """Returns the rows that agree on what their question is, one row per question, and the disagreements.
+    """Returns the rows that agree on the content of their question, one row per question, and the disagreements.
 
-    Most rows decide what a question's text and image are; of equally many the first.
+    The most frequent text and image of a question count; of equally frequent ones the first.
     """
     for name in ("question", "image_id"):
         rows = rows.join(_most_common(rows, name), on=QUESTION, how="left")
@@ -93,8 +93,8 @@ def settle_questions(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, li
 def count_once(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
     """Keeps one measurement of each question in each configuration: the first that has accuracy and latency.
 
-    Else the first with an accuracy, else the first. Merged files come before rank files, so of a merged file and its
-    leftovers the merged row stays. Values of two measurements are never mixed.
+    Otherwise the first with an accuracy, otherwise the first. Merged files precede rank files, so the merged row is
+    kept if leftover rank files repeat it. Values of two measurements are never combined.
     """
     key = [*CONFIGURATION, "example_id"]
     lacking = 2 * pl.col("accuracy").is_null().cast(pl.Int8) + pl.col("latency_ms").is_null().cast(pl.Int8)
@@ -114,10 +114,10 @@ def count_once(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
 
 
 def choose_blocks(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[Finding]]:
-    """Keeps one block set per configuration, so that a setting means one thing; the rows of others are reported.
+    """Keeps one block set per configuration, so that a setting is unambiguous; reports the rows of other sets.
 
-    Of several, the set that most rows of this `num_blocks` have in the whole directory stays, which is the same one
-    wherever it is present; unknown blocks stand last.
+    Of several sets, the one with the most rows for this `num_blocks` in the whole directory is kept, so that all
+    configurations that have it keep the same one; unknown blocks come last.
     """
     setting = ["dataset", "tier", "top_k", "num_blocks"]
     unknown = pl.col("block_set") == UNKNOWN_BLOCKS
@@ -150,7 +150,7 @@ def _most_common(rows: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _per_file(rows: pl.DataFrame, code: str, example: str | None = None) -> list[Finding]:
-    """Returns one finding per file that has some of `rows`."""
+    """Returns one finding per file in `rows`."""
     findings = []
     for (file,), part in rows.sort(_ORDER).group_by("file", maintain_order=True):
         examples = () if example is None else tuple(part[example].unique(maintain_order=True).head(3).to_list())
