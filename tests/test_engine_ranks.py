@@ -1,4 +1,4 @@
-"""Ranks of a launcher: every sample once, equal rows for any number of ranks, and ranks that fail or die."""
+"""Ranks of torchrun: each sample runs once, rows do not depend on their number; ranks that fail or never start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.heartbeat import BEAT_S, LOST_S, MEETING_S, Heartbeat, PeerFailed, Peers, heartbeat_path
 from knobctl.precompute.scale.launch import precompute
 from knobctl.precompute.scale.ranks import Launch
-from knobctl.tests.support.tiny_model import SMALL_SPACE, assert_same_rows, run_rank, write_tiny_model
+from knobctl.tests.support.tiny_model import assert_same_rows, run_rank
 
 # The server imports once; the processes that it forks need not import anything.
 FORKS = multiprocessing.get_context("forkserver")
@@ -31,33 +31,10 @@ SAMPLES = 11
 TORCHRUN = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
-
-
-def config_of(model_dir: Path, out: Path) -> PrecomputeConfig:
-    return PrecomputeConfig(
-        model=str(model_dir),
-        datasets=("easy_vqa",),
-        out=out,
-        samples=SAMPLES,
-        device="cpu",
-        space=SMALL_SPACE,
-        budgets=("10", "20"),
-        runs=1,
-        importance_samples=5,
-        max_new_tokens={"easy_vqa": 2},
-        part_samples=2,
-        threads=1,
-    )
-
-
-@pytest.fixture(scope="module")
-def alone(model_dir, tmp_path_factory) -> Path:
-    config = config_of(model_dir, tmp_path_factory.mktemp("alone") / "cache")
-    precompute(config)
-    return config.out
+@pytest.fixture
+def config(tiny_run, tmp_path) -> PrecomputeConfig:
+    """The samples of the finished run, in parts so small that each rank has several."""
+    return replace(tiny_run, out=tmp_path / "cache", part_samples=2, runs=1)
 
 
 def launch(config: PrecomputeConfig, count: int, dies: tuple[int, int] | None = None) -> dict[int, tuple[list, Any]]:
@@ -72,26 +49,25 @@ def launch(config: PrecomputeConfig, count: int, dies: tuple[int, int] | None = 
     ]
     for process in ranks:
         process.start()
-    said = {}
+    reports = {}
     for _ in range(count - (dies is not None)):
         rank, ran, what = answers.get()
-        said[rank] = (ran, what)
+        reports[rank] = (ran, what)
     for process in ranks:
         process.join(timeout=60)
         assert not process.is_alive()
-    return said
+    return reports
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(model_dir, alone, tmp_path, count):
-    config = config_of(model_dir, tmp_path / "cache")
-    said = launch(config, count)
-    ran = [sample for samples, _ in said.values() for sample in samples]
-    assert sorted(ran) == sorted(open_cache(alone).sample_ids)
-    assert all(len(samples) >= SAMPLES // count for samples, _ in said.values())
-    assert all(summary["samples"] == SAMPLES for _, summary in said.values())
+def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(config, tiny_run, count):
+    reports = launch(config, count)
+    ran = [sample for samples, _ in reports.values() for sample in samples]
+    assert sorted(ran) == sorted(open_cache(tiny_run.out).sample_ids)
+    assert all(len(samples) >= SAMPLES // count for samples, _ in reports.values())
+    assert all(summary["samples"] == SAMPLES for _, summary in reports.values())
     assert verify_cache(config.out) == []
-    assert_same_rows(config.out, alone)
+    assert_same_rows(config.out, tiny_run.out)
     assert not config.out.with_name("cache.ranks").exists()
     if count == 2:  # complete: the same command runs nothing, another request is refused
         assert [samples for samples, _ in launch(config, count).values()] == [[], []]
@@ -99,42 +75,40 @@ def test_each_sample_runs_once_and_rows_do_not_depend_on_ranks(model_dir, alone,
         assert all("budgets" in what for _, what in other.values())
 
 
-def test_a_rank_that_dies_fails_the_run_which_then_needs_only_the_rest(model_dir, alone, tmp_path):
-    config = config_of(model_dir, tmp_path / "cache")
-    said = launch(config, 2, dies=(1, 4))  # in its second part of two
-    assert "rank 1 of 2 is lost" in said[0][1]
-    assert "Start the same command again" in said[0][1]
+def test_a_rank_that_dies_fails_the_run_whose_resumption_runs_only_the_rest(config, tiny_run):
+    reports = launch(config, 2, dies=(1, 4))  # in its second part of two
+    assert "rank 1 of 2 is lost" in reports[0][1]
+    assert "Start the same command again" in reports[0][1]
     assert not config.out.exists()
-    said = launch(config, 2)
-    assert said[0][0] == []  # the first rank had completed its share
-    assert len(said[1][0]) == 3  # the second had committed two of its five
-    assert_same_rows(config.out, alone)
+    reports = launch(config, 2)
+    assert reports[0][0] == []  # the first rank had completed its share
+    assert len(reports[1][0]) == 3  # the second had committed two of its five
+    assert_same_rows(config.out, tiny_run.out)
 
 
-def test_the_error_of_one_rank_is_reported_by_all(model_dir, tmp_path):
-    config = config_of(model_dir, tmp_path / "cache")
+def test_the_error_of_one_rank_is_reported_by_all(config, tmp_path):
     (tmp_path / "cache.ranks").mkdir()
     (tmp_path / "cache.ranks" / "1-of-2").write_text("in the way")
-    said = launch(config, 2)
-    assert "1-of-2" in said[1][1]
-    assert "rank 1 of 2 failed" in said[0][1]
+    reports = launch(config, 2)
+    assert "1-of-2" in reports[1][1]
+    assert "rank 1 of 2 failed" in reports[0][1]
 
 
-def test_more_ranks_than_samples_are_refused_before_any_work(model_dir, tmp_path):
-    said = launch(replace(config_of(model_dir, tmp_path / "cache"), samples=1), 2)
-    assert all("1 samples cannot be divided among 2" in what for _, what in said.values())
+def test_more_ranks_than_samples_are_refused_before_any_work(config, tmp_path):
+    reports = launch(replace(config, samples=1), 2)
+    assert all("1 samples cannot be divided among 2" in what for _, what in reports.values())
     assert not any(path.is_dir() for path in (tmp_path / "cache.ranks").iterdir())
 
 
 @pytest.mark.parametrize("change", [{"shard": "0/2"}, {"workers": 2}])
-def test_ranks_exclude_shards_and_workers(model_dir, tmp_path, monkeypatch, change):
+def test_ranks_exclude_shards_and_workers(config, monkeypatch, change):
     from knobctl.data.cache.run_record import Shard
 
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     changes = {"shard": Shard(0, 2)} if "shard" in change else change
     with pytest.raises(KnobctlError, match="torchrun both divide the samples"):
-        precompute(replace(config_of(model_dir, tmp_path / "cache"), **changes))
+        precompute(replace(config, **changes))
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""`--workers`: every sample once, rows equal to those of one process, failing workers, and stopping after a part."""
+"""`--workers`: each sample runs once, rows equal those of one process; failures are named; SIGINT waits for parts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.interrupt import Interrupted
 from knobctl.precompute.scale.launch import precompute
 from knobctl.precompute.scale.processes import run_processes
-from knobctl.tests.support.tiny_model import SMALL_SPACE, assert_same_rows, write_tiny_model
+from knobctl.precompute.scale.shares import share_config, shares_home
+from knobctl.tests.support.tiny_model import assert_same_rows, run_share_until_sigint
 from knobctl.tests.support.worker_tasks import (
     die_of_a_signal,
     fail_with_a_bug,
     fail_with_an_error,
-    run_until_stopped,
     take_steps,
 )
 
@@ -54,41 +55,26 @@ class Recorded(Progress):
         assert self.advanced[title] == total
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory) -> PrecomputeConfig:
-    """A finished run of one process."""
-    config = PrecomputeConfig(
-        model=str(write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)),
-        datasets=("easy_vqa",),
-        out=tmp_path_factory.mktemp("one") / "cache",
-        samples=11,
-        device="cpu",
-        space=SMALL_SPACE,
-        budgets=("10", "20"),
-        runs=1,
-        importance_samples=5,
-        max_new_tokens={"easy_vqa": 2},
-        part_samples=2,
-    )
-    precompute(config)
-    return config
+def two_workers(tiny_run: PrecomputeConfig, folder: Path, **changes: Any) -> PrecomputeConfig:
+    """The samples of the finished run divided between two workers, each of which writes several parts."""
+    return replace(tiny_run, out=folder / "cache", **{"workers": 2, "part_samples": 2, "runs": 1, **changes})
 
 
-def test_rows_equal_those_of_one_process(one, tmp_path):
-    config = replace(one, out=tmp_path / "cache", workers=2)
+def test_rows_equal_those_of_one_process(tiny_run, tmp_path):
+    config = two_workers(tiny_run, tmp_path)
     progress = Recorded()
     assert precompute(config, progress)["samples"] == 11
     assert progress.advanced["samples"] == 11
     assert verify_cache(config.out) == []
-    assert_same_rows(config.out, one.out)
+    assert_same_rows(config.out, tiny_run.out)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert precompute(config)["samples"] == 11  # complete: nothing runs again
     with pytest.raises(KnobctlError, match="budgets"):
         precompute(replace(config, budgets=("10", "30")))
 
 
-def test_a_failing_worker_fails_the_run_which_can_be_resumed(one, tmp_path):
-    config = replace(one, out=tmp_path / "cache", workers=2)
+def test_a_failing_worker_fails_the_run_which_can_be_resumed(tiny_run, tmp_path):
+    config = two_workers(tiny_run, tmp_path)
     in_the_way = tmp_path / "cache.workers" / "1-of-2"
     in_the_way.parent.mkdir()
     in_the_way.write_text("in the way")
@@ -97,7 +83,7 @@ def test_a_failing_worker_fails_the_run_which_can_be_resumed(one, tmp_path):
     assert not config.out.exists()
     in_the_way.unlink()
     precompute(config)
-    assert_same_rows(config.out, one.out)
+    assert_same_rows(config.out, tiny_run.out)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +107,14 @@ def test_the_parent_shows_the_progress_of_all_workers():
     assert shown.notes == ["a warning"]  # the same in every worker, shown once
 
 
-def test_sigint_stops_every_worker_after_its_part(tmp_path):
-    works = [partial(run_until_stopped, tmp_path, name) for name in ("first", "second")]
+def test_sigint_stops_every_worker_after_its_part(tiny_run, tmp_path):
+    """Each worker is inside its first part until the signal reaches it, then commits that part and no other."""
+    config = two_workers(tiny_run, tmp_path)
+    home = shares_home(config.out, "workers")
 
     def interrupt() -> None:
         end = time.monotonic() + 60
-        while len(list(tmp_path.glob("*.started"))) < 2 and time.monotonic() < end:
+        while len(list(home.glob("held-*"))) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -135,28 +123,31 @@ def test_sigint_stops_every_worker_after_its_part(tmp_path):
     thread.start()
     try:
         with pytest.raises(Interrupted, match="Run the same command again"):
-            run_processes(works)
+            run_processes([partial(run_share_until_sigint, share_config(config, home, index, 2)) for index in range(2)])
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)
-    assert {path.name for path in tmp_path.glob("*.committed")} == {"first.committed", "second.committed"}
+    assert sorted(path.parent.parent.name for path in home.glob("*/samples/*.parquet")) == ["0-of-2", "1-of-2"]
+    assert not config.out.exists()
+    precompute(config)
+    assert_same_rows(config.out, tiny_run.out)
 
 
-def test_more_workers_than_cores_are_refused(one, tmp_path):
+def test_more_workers_than_cores_are_refused(tiny_run, tmp_path):
     with pytest.raises(KnobctlError, match="more than the"):
-        precompute(replace(one, out=tmp_path / "cache", workers=len(os.sched_getaffinity(0)) + 1))
+        precompute(two_workers(tiny_run, tmp_path, workers=len(os.sched_getaffinity(0)) + 1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_started_by_one_process_is_not_divided(one, tmp_path):
+def test_a_run_started_by_one_process_is_not_divided(tiny_run, tmp_path):
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "run.json").write_text((Path(one.out) / "run.json").read_text())
+    (tmp_path / "cache" / "run.json").write_text((tiny_run.out / "run.json").read_text())
     with pytest.raises(KnobctlError, match="continue without --workers"):
-        precompute(replace(one, out=tmp_path / "cache", workers=2))
+        precompute(two_workers(tiny_run, tmp_path))
 
 
-def test_shards_and_workers_exclude_each_other(one):
+def test_shards_and_workers_exclude_each_other(tiny_run):
     from knobctl.data.cache.run_record import Shard
 
     with pytest.raises(KnobctlError, match="both divide"):
-        replace(one, workers=2, shard=Shard(0, 2))
+        replace(tiny_run, workers=2, shard=Shard(0, 2))

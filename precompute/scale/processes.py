@@ -16,7 +16,8 @@ from ...data.errors import KnobctlError
 from ...data.progress import SILENT, Progress
 from ..run.interrupt import Interrupted, stop_on_interrupt
 
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and the locks that they hold
+# A fork of this process would inherit torch's threads and the locks that they hold; the server has only imported.
+FORKS = multiprocessing.get_context("forkserver")
 
 # A worker's task; it reports its progress, and the parent shows it.
 Work = Callable[[Progress], object]
@@ -57,12 +58,12 @@ class _Worker:
     """One process, as the parent sees it."""
 
     def __init__(self, index: int, work: Work) -> None:
-        self.messages, send = _SPAWN.Pipe(duplex=False)
+        self.messages, send = FORKS.Pipe(duplex=False)
         self.error: KnobctlError | None = None
         self.running = True
         self._index = index
         self._can_stop = self._stopped = False
-        self._process = _SPAWN.Process(target=_work, args=(work, send), daemon=True)
+        self._process = FORKS.Process(target=_work, args=(work, send), daemon=True)
         with _sigint_ignored():  # until the worker reports that it handles SIGINT
             self._process.start()
         send.close()

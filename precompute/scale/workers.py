@@ -25,7 +25,7 @@ from ..run.config import PrecomputeConfig
 from ..run.fixed import Fixed, fixed_of
 from ..run.inputs import load_inputs, load_knobs, with_sets
 from ..run.shard import run_shard, summary
-from .processes import run_processes
+from .processes import FORKS, run_processes
 from .shares import merge_shares, share_config, shares_home
 
 
@@ -45,6 +45,7 @@ def precompute_workers(config: PrecomputeConfig, progress: Progress = SILENT) ->
     sets, fixed, num_samples = _prepare(shares[0], progress)
     torch.cuda.empty_cache()
     works = [partial(_run_share, share, sets, fixed, own) for share, own in zip(shares, cores, strict=True)]
+    FORKS.set_forkserver_preload([__name__])
     with progress.steps("samples", num_samples) as advance:
         run_processes(works, progress, advance)
     merge_shares(home, config.workers, config.out)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
+import time
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
+from knobctl.data.progress import Progress
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import load_model
@@ -137,6 +141,27 @@ def assert_same_rows(left: Path, right: Path) -> None:
     """Two caches hold the same rows, except for times."""
     for one, other in zip(rows_of(left), rows_of(right), strict=True):
         assert one.equals(other)
+
+
+def run_share_until_sigint(share: PrecomputeConfig, progress: Progress) -> None:
+    """A worker's task: one share, whose first sample runs until the worker gets a SIGINT."""
+    while share.like is not None and not (share.like / "run.json").is_file():
+        time.sleep(0.01)
+    run_sample, held = SampleRunner.run, share.out.with_name(f"held-{share.shard.index}")
+
+    def run_held(runner: SampleRunner, *args: Any, **options: Any) -> Any:
+        if not held.exists():
+            read, write = os.pipe()
+            os.set_blocking(write, False)
+            signal.set_wakeup_fd(write)  # before the mark, so that no signal is missed
+            held.touch()
+            arrived, _, _ = select.select([read], [], [], 60)
+            signal.set_wakeup_fd(-1)
+            assert arrived, "no SIGINT within a minute"
+        return run_sample(runner, *args, **options)
+
+    SampleRunner.run = run_held
+    precompute(share, progress)
 
 
 def run_rank(config: PrecomputeConfig, rank: int, count: int, dies_at: int | None, answer: SimpleQueue) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from pathlib import Path
 
 from knobctl.data.errors import KnobctlError
 from knobctl.data.progress import Progress
-from knobctl.precompute.run.interrupt import Interrupted, stop_on_interrupt
 
 
 def fail_with_a_bug(_progress: Progress) -> None:
@@ -33,14 +30,3 @@ def take_steps(count: int, progress: Progress) -> None:
     with progress.steps("samples", count) as advance:
         for _ in range(count):
             advance()
-
-
-def run_until_stopped(directory: Path, name: str, _progress: Progress) -> None:
-    """A worker's task that stops after SIGINT, as a run does when its current part is committed."""
-    with stop_on_interrupt() as stop_asked:
-        (directory / f"{name}.started").touch()
-        end = time.monotonic() + 60
-        while not stop_asked() and time.monotonic() < end:
-            time.sleep(0.01)
-    (directory / f"{name}.committed").touch()
-    raise Interrupted("stopped as asked. Run the same command again to continue.")
