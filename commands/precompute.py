@@ -71,5 +71,6 @@ def _import_results(dry_run: bool, as_json: bool, options: dict[str, Any]) -> No
         strict=options["strict"],
         metric=options["metrics"],
         seed=options["seed"],
+        progress=ConsoleProgress(),
     )
     emit(report.to_dict(), as_json, render_import_report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, TypeVar
@@ -26,11 +26,17 @@ _Values = TypeVar("_Values", "Tensor", "NDArray[np.float32]")
 class RewardWeights:
     """Weights of the reward's terms, one for each of `TERMS`, named as in the formula (see `reward_terms`)."""
 
-    alpha: float = 1.0
-    beta: float = 0.5
-    gamma: float = 10.0
-    delta: float = 0.1
-    epsilon: float = 0.05
+    alpha: float = field(default=1.0, metadata={"help": "Weight of accuracy in the reward, 0 or more."})
+    beta: float = field(
+        default=0.5, metadata={"help": "Weight of the soft penalty for exceeding the budget in the reward, 0 or more."}
+    )
+    gamma: float = field(
+        default=10.0, metadata={"help": "Weight of the squared overrun of the budget in the reward, 0 or more."}
+    )
+    delta: float = field(
+        default=0.1, metadata={"help": "Weight of the unused part of the budget in the reward, 0 or more."}
+    )
+    epsilon: float = field(default=0.05, metadata={"help": "Weight of complexity in the reward, 0 or more."})
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

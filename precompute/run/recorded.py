@@ -42,7 +42,9 @@ def find_known(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, progress:
     """
     if config.from_results is None:
         return Known()
-    recorded = recorded_outcomes(config.from_results, datasets=config.dataset_names, strict=config.strict)
+    recorded = recorded_outcomes(
+        config.from_results, datasets=config.dataset_names, strict=config.strict, progress=progress
+    )
     spread = settings_of_blocks(config.space, fixed.importance, inputs.knobs.native_top_k)
     known = spread_outcomes(recorded, spread, imported_latency=config.imported_latency)
     ours = {sample.sample_id for sample in inputs.samples}
