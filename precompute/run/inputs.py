@@ -50,7 +50,7 @@ def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs
     Raises:
         KnobctlError: a name, a file or a value is wrong.
     """
-    knobs = load_knobs(config)
+    knobs = load_knobs(config, progress)
     sets, unread = [], set()
     for name, source in config.dataset_sources.items():
         is_checked = config.shard.index == 0 or config.skip_bad or _is_remote(config, name, source)
@@ -91,9 +91,11 @@ def _is_remote(config: PrecomputeConfig, name: str, source: str | None) -> bool:
     return config.data_root is None and spec is not None and not spec.bundled
 
 
-def load_knobs(config: PrecomputeConfig) -> KnobModel:
+def load_knobs(config: PrecomputeConfig, progress: Progress = SILENT) -> KnobModel:
     """Loads the model, with the knob space and the budget encoder that the run's seed determines."""
-    loaded = load_model(config.model, revision=config.revision, device=config.device, dtype=config.dtype)
+    loaded = load_model(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, progress=progress
+    )
     return KnobModel(
         loaded, space=config.space, encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, config.seed)
     )

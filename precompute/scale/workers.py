@@ -71,7 +71,7 @@ def _run_share(
         turn = SharedDevice(share.out.parent / f".device-{share.device.replace(':', '-')}.lock")
     else:
         os.sched_setaffinity(0, cores)
-    run_shard(share, with_sets(load_knobs(share), sets), fixed, turn=turn, progress=progress)
+    run_shard(share, with_sets(load_knobs(share, progress), sets), fixed, turn=turn, progress=progress)
 
 
 def _cores_of_workers(config: PrecomputeConfig) -> list[list[int] | None]:
