@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.budgets import normalise_budgets
 from knobctl.data.knobs import KnobSetting, KnobSpace
-from knobctl.data.plans import BlockPlan, ImportanceScores
+from knobctl.data.plans import ImportanceScores
 from knobctl.data.samples import Sample
 from knobctl.devices import single_thread
 from knobctl.precompute.execution.answer_sweep import answer_alone
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.execution.token_pass import token_pass
-from knobctl.precompute.latency.block_times import PlanLatency
 from knobctl.precompute.models.loading import load_model
 from knobctl.precompute.run.sample import MeasureConfig, SampleResult, SampleRunner
 from knobctl.precompute.run.work_counts import Ledger
@@ -42,8 +42,8 @@ Tokens = dict[KnobSetting, NDArray[np.float16]]  # [M, D]
 class AnswersOnly(SampleRunner):
     """A runner without timed runs."""
 
-    def _latencies(self, *_: object) -> dict[tuple[BlockPlan, int], PlanLatency]:
-        return {}
+    def _measure_latencies(self, *_: object) -> None:
+        pass
 
 
 def one_by_one(
@@ -73,7 +73,7 @@ def one_by_one(
 
 def compare(knobs: KnobModel, shared: SampleResult, answers: Answers, tokens: Tokens) -> tuple[int, float]:
     """Returns the number of differing answers, and the largest distance between tokens relative to their norm."""
-    differing = sum(row.answer.text != answers[row.setting] for row in shared.settings if row.setting in answers)
+    differing = sum(shared.outcomes[setting].answer != answer for setting, answer in answers.items())
     worst = 0.0
     for setting, token_MD in tokens.items():
         mine_MD = shared.token_PMD[setting.tier][knobs.positions.index(setting.insertion_position)].astype(np.float32)
@@ -102,7 +102,7 @@ def main() -> None:
         importance=PUBLISHED_ORDER,
         encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, 0),
         tasks={one.name: Task(one.metric, one.max_new_tokens, one.style) for one in sets},
-        budgets_ms=np.geomspace(10, 160, 16).tolist(),
+        budgets_ms=normalise_budgets(np.geomspace(10, 160, 16)),
     )
     samples = [sample for one in sets for sample in one.samples]
     ledger = Ledger(loaded.model.device)

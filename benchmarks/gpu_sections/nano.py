@@ -13,6 +13,7 @@ from molmoe import rises
 from tables import Row
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.data.budgets import normalise_budgets
 from knobctl.data.datasets.images import InlineImage
 from knobctl.data.datasets.registry import DATASETS
 from knobctl.data.generated.population import GeneratedConfig, generate
@@ -62,7 +63,7 @@ def nano_knobs(work: Work, dtype: str = "auto", budgets_ms: tuple[float, float] 
         importance=PUBLISHED_ORDER,
         encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, 0),
         tasks={spec.name: Task(spec.metric, spec.max_new_tokens, spec.style)},
-        budgets_ms=np.geomspace(*budgets_ms, 4 if work.is_small else 16).tolist(),
+        budgets_ms=normalise_budgets(np.geomspace(*budgets_ms, 4 if work.is_small else 16)),
     )
 
 
@@ -72,7 +73,9 @@ def precompute_and_train(work: Work) -> Iterator[Row]:
     first, *samples = nano_samples(4 if work.is_small else 200)
     measure = MeasureConfig(runs=1 if work.is_small else 5)
     # The first sample warms up the device, and its latencies determine the budgets.
-    pilot_ms = [row.latency.latency_ms for row in SampleRunner(nano_knobs(work), measure, Ledger()).run(first).settings]
+    pilot_ms = [
+        row.latency_ms for row in SampleRunner(nano_knobs(work), measure, Ledger()).run(first).outcomes.values()
+    ]
     knobs, ledger = nano_knobs(work, budgets_ms=(min(pilot_ms), max(pilot_ms))), Ledger(work.device)
     runner = SampleRunner(knobs, measure, ledger)
     results, seconds = [], []
@@ -98,7 +101,7 @@ def precompute_and_train(work: Work) -> Iterator[Row]:
 def _precompute_row(
     knobs: KnobModel, results: Sequence[SampleResult], seconds: Sequence[float], ledger: Ledger
 ) -> dict[str, object]:
-    accuracy = [row.answer.accuracy for result in results for row in result.settings]
+    accuracy = [row.accuracy for result in results for row in result.outcomes.values()]
     checks = [check for result in results for check in result.checks]
     errors = [abs(check.blockwise_ms[-1] / check.end_to_end_ms[-1] - 1) for check in checks]
     return {
@@ -116,7 +119,7 @@ def _latency_rows(knobs: KnobModel, results: Sequence[SampleResult]) -> Iterator
     latency_ms = {
         setting: median(rows)
         for setting in knobs.space.settings
-        if (rows := [r.latency.latency_ms for one in results for r in one.settings if r.setting == setting])
+        if (rows := [one.outcomes[setting].latency_ms for one in results if setting in one.outcomes])
     }
     space = knobs.space
     top = KnobSetting(space.tiers[-1], space.insertion_positions[-1], space.top_k[-1], space.num_blocks[-1])
@@ -146,10 +149,10 @@ def tables_of(knobs: KnobModel, results: Sequence[SampleResult]) -> ReplayTables
         split_indices={split: np.flatnonzero(splits == split) for split in ("train", "val")},
         budgets_ms_M=np.array(knobs.budgets_ms, dtype=np.float32),
         accuracy_SX=np.array(
-            [[row.answer.accuracy for row in result.settings] for result in results], dtype=np.float32
+            [[row.accuracy for row in result.outcomes.values()] for result in results], dtype=np.float32
         ),
         latency_ms_SX=np.array(
-            [[row.latency.latency_ms for row in result.settings] for result in results], dtype=np.float32
+            [[row.latency_ms for row in result.outcomes.values()] for result in results], dtype=np.float32
         ),
         language_feature_SD=np.stack([result.language_feature_D for result in results]),
         token_STPMD=token_STPMD,
