@@ -10,18 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UnknownSetting
 from .files.json_fields import JsonFields
 
+if TYPE_CHECKING:  # methods import numpy themselves, so that the command line knows knob spaces without loading it
+    import numpy as np
+    from numpy.typing import NDArray
+
 KNOBS = ("tier", "insertion_position", "top_k", "num_blocks")
 DEFAULT_TIER_CROPS = {"low": (1, 3), "medium": (4, 8), "high": (9, 15)}
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+_Scalar = TypeVar("_Scalar", bound="np.generic")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class KnobSpace:
     @cached_property
     def value_index_KX(self) -> NDArray[np.int64]:
         """For each knob of `KNOBS` and each setting, the index of the setting's value, [4, X]."""
+        import numpy as np
+
         index = [{value: place for place, value in enumerate(values)} for values in self.values]
         rows = [[index[knob][getattr(s, name)] for s in self.settings] for knob, name in enumerate(KNOBS)]
         return np.array(rows, dtype=np.int64)
@@ -109,6 +112,8 @@ class KnobSpace:
     @cached_property
     def setting_TPKN(self) -> NDArray[np.int64]:
         """The setting of each combination of value indices; -1 for a combination that cannot run."""
+        import numpy as np
+
         setting_TPKN = np.full([len(values) for values in self.values], -1, dtype=np.int64)
         setting_TPKN[tuple(self.value_index_KX)] = np.arange(len(self.settings))
         return setting_TPKN
@@ -145,6 +150,8 @@ class KnobSpace:
         num_blocks_B: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Returns the setting of each combination of value indices. Raises UnknownSetting for one that cannot run."""
+        import numpy as np
+
         index_B = self.setting_TPKN[tier_B, position_B, top_k_B, num_blocks_B]
         if (index_B < 0).any():
             row = int(np.flatnonzero(index_B < 0)[0])
@@ -160,6 +167,8 @@ class KnobSpace:
 
         `fill` is the value of pairs that cannot run.
         """
+        import numpy as np
+
         value_BJA = np.take(value_BX, self.setting_JA, axis=-1)
         value_BJA[..., self.setting_JA < 0] = fill
         return value_BJA

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from .outcome import Outcome
 from .samples import Sample
+
+if TYPE_CHECKING:  # the command line reads LEAST_RUNS without loading numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 Handle = TypeVar("Handle")
 

@@ -8,12 +8,11 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..data.knobs import KnobSpace
 
-if TYPE_CHECKING:  # the command line reads RewardWeights without loading torch
+if TYPE_CHECKING:  # the command line reads RewardWeights without loading numpy and torch
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 SIGMOID_SLOPE = 10.0  # steepness of the soft penalty where latency meets the budget
@@ -48,6 +47,8 @@ def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> NDArray[np
     The mean of three shares: the tier's mean crops over those of the largest tier, top-k over the native top-k, and
     blocks run over all blocks.
     """
+    import numpy as np
+
     crops = dict(zip(space.tiers, space.mean_crops, strict=True))
     most = max(space.mean_crops)
     shares = [(crops[s.tier] / most, s.top_k / native_top_k, s.num_blocks / n_blocks) for s in space.settings]
