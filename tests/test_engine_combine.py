@@ -23,7 +23,7 @@ ALL = tuple(range(16))
 
 
 def recorded(rows: list[dict]) -> RecordedOutcomes:
-    """Results as the importer returns them; columns that the rows do not name are empty."""
+    """Returns results in the importer's format; columns missing from `rows` are empty."""
     empty = dict.fromkeys(("accuracy", "answer", "latency_ms", "vision_ms", "prefill_ms", "decode_ms", "output_tokens"))
     schema = dict.fromkeys(("accuracy", "latency_ms", "vision_ms", "prefill_ms", "decode_ms"), pl.Float32)
     table = pl.DataFrame([{**empty, **row} for row in rows], schema_overrides={**schema, "output_tokens": pl.Int32})
@@ -53,10 +53,10 @@ def without(*blocks: int) -> tuple[int, ...]:
         ((4, 13), [1, 2, 3, 4]),
         ((2, 4, 10, 13), [1, 2]),  # position 3 forces block 2
         ((10, 11, 13), [5]),  # position 5 drops these instead of blocks 4, 3 and 2, which it forces
-        ((3, 4), []),  # no plan leaves out these blocks
+        ((3, 4), []),  # no plan drops exactly these blocks
     ],
 )
-def test_an_outcome_applies_to_the_positions_that_run_its_blocks(dropped, positions):
+def test_an_outcome_applies_to_every_position_that_runs_the_same_blocks(dropped, positions):
     spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
     outcome = row("easy_vqa/1", "low", 6, without(*dropped), accuracy=1.0, answer="yes", output_tokens=2)
     known = spread_outcomes(recorded([outcome]), spread)
@@ -73,7 +73,7 @@ def test_an_outcome_applies_to_the_positions_that_run_its_blocks(dropped, positi
         assert answer.latency_ms is None
 
 
-def test_outcomes_without_accuracy_or_blocks_are_left_out():
+def test_outcomes_without_accuracy_or_blocks_are_ignored():
     spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
     rows = [row("a/1", "low", 6, ALL, accuracy=None), row("a/1", "low", 6, None, accuracy=1.0)]
     assert spread_outcomes(recorded(rows), spread) == {}
@@ -81,7 +81,7 @@ def test_outcomes_without_accuracy_or_blocks_are_left_out():
 
 @pytest.fixture
 def config(tiny_model_dir, tmp_path, monkeypatch) -> PrecomputeConfig:
-    """Results of two of three samples: all blocks in both tiers; without blocks 2 and 4 in the low one."""
+    """Results for two of three samples: with all blocks in both tiers, and without blocks 2 and 4 in the low tier."""
     save_importance(ImportanceScores((0.9, 0.8, 0.1, 0.7, 0.2, 0.6)), tmp_path / "scores.json")
     samples = easy_samples(3)
     full, short = tuple(range(6)), (0, 1, 3, 5)
@@ -116,7 +116,7 @@ def test_answers_are_imported_and_tokens_and_times_are_measured(config):
     assert set(sources[cache.present_SX]) == {"imported"}
     short = cache.accuracy_SX == 0.5
     assert short.sum() == 2
-    assert np.isnan(cache.latency_ms_SX[short]).all()  # without the length of the answer its time is unknown
+    assert np.isnan(cache.latency_ms_SX[short]).all()  # latency is unknown without the answer's length
     assert (cache.latency_ms_SX[cache.accuracy_SX == 1.0] > 0).all()
     assert cache.manifest.latency_mode == "blockwise"
     assert summary["results"]["samples_matched"] == 2
@@ -126,7 +126,7 @@ def test_answers_are_imported_and_tokens_and_times_are_measured(config):
     assert "native top-k" in summary["results"]["in_words"]
 
 
-def test_complete_runs_the_model_for_the_other_settings(config):
+def test_complete_runs_the_model_for_settings_without_results(config):
     complete = dataclasses.replace(config, complete=True)
     precompute(complete)
     cache = open_cache(complete.out)
@@ -152,8 +152,8 @@ def test_results_that_apply_to_no_setting_are_refused(config):
         precompute(dataclasses.replace(config, space=dataclasses.replace(SMALL_SPACE, top_k=(2,))))
 
 
-def test_a_run_is_not_resumed_with_other_results(config, monkeypatch):
-    """The directory has the same name and other contents."""
+def test_a_run_is_not_resumed_with_different_results(config, monkeypatch):
+    """The directory has the same name but different contents."""
     precompute(config)
     found = combine.recorded_outcomes(config.from_results)
     found.report.sources = [{"file": "results/a.json", "bytes": 3, "sha256": "ab", "rows": 1}]

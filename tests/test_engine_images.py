@@ -1,4 +1,4 @@
-"""A live run finds the images that precompute read: paths in Parquet, paths beside bytes, or in JSON Lines."""
+"""A live run finds the images that precompute read: from paths, bytes or both in Parquet, or paths in JSON Lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def write_data(folder: Path, kind: str) -> Path:
-    """Writes `folder`/data with the table and `folder`/img with the images, and returns the table's path."""
+    """Writes the table to `folder`/data and the images to `folder`/img, and returns the table's path."""
     (folder / "img").mkdir(parents=True)
     for i, path in enumerate(PATHS):
         (folder / "img" / path).write_bytes(png(i))
@@ -71,7 +71,7 @@ IMAGES = [png(i) for i in range(COUNT)]
 
 
 @pytest.mark.parametrize("kind", ["struct", "mixed", "text", "bytes", "jsonl"])
-def test_images_are_found_without_options_and_after_a_move_with_options(
+def test_images_are_found_without_options_or_after_a_move_with_options(
     tiny_model_dir, tiny_importance, tmp_path, monkeypatch, kind
 ):
     cache = precompute_in(tiny_model_dir, tiny_importance, tmp_path / "there", kind, monkeypatch)
@@ -95,7 +95,7 @@ def test_images_are_found_without_options_and_after_a_move_with_options(
     assert live_images(cache, **images, **sources) == IMAGES
 
 
-def test_one_folder_that_holds_both_files_and_images_needs_one_option(
+def test_one_option_suffices_when_data_and_images_share_a_folder(
     tiny_model_dir, tiny_importance, tmp_path, monkeypatch
 ):
     cache = precompute_in(tiny_model_dir, tiny_importance, tmp_path / "there", "mixed", monkeypatch)
@@ -106,7 +106,7 @@ def test_one_folder_that_holds_both_files_and_images_needs_one_option(
     assert live_images(cache, images=tmp_path / "new") == IMAGES
 
 
-def test_what_is_missing_is_named_with_options_of_the_live_run_only(
+def test_errors_for_missing_inputs_suggest_only_options_of_the_live_run(
     tiny_model_dir, tiny_importance, tmp_path, monkeypatch
 ):
     cache = precompute_in(tiny_model_dir, tiny_importance, tmp_path / "there", "struct", monkeypatch)

@@ -1,4 +1,4 @@
-"""Rows that only the model can reject are found before the run and by the dry run, with path and row, or skipped."""
+"""Rows that only the model can reject are reported with path and row before the run and in a dry run, or skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT = 512  # longest sequence of the tiny model
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    """A tiny model whose tokenizer drops zero-width spaces and refuses words outside its vocabulary."""
+    """A tiny model whose tokenizer drops zero-width spaces and rejects words outside its vocabulary."""
     directory = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", 6, native_top_k=4)
     path = directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -37,7 +37,7 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 def config_of(model_dir: Path, folder: Path, *bad: str, **changes: object) -> PrecomputeConfig:
-    """A run on eight usable rows, with rows of the questions `bad` after the fourth."""
+    """A run on eight usable rows, with the questions in `bad` inserted after the fourth."""
     questions = ["what is the color?"] * 4 + list(bad) + ["is there a circle?"] * 4
     (folder / "a.png").write_bytes(png(0))
     entries = [
@@ -57,15 +57,15 @@ def config_of(model_dir: Path, folder: Path, *bad: str, **changes: object) -> Pr
 
 
 @pytest.mark.parametrize("tiling", [(1, 1), (1, 3), (2, 2), (4, 1)])
-def test_the_length_of_an_image_is_the_number_of_its_tokens(model_dir, tiling):
+def test_image_length_equals_the_number_of_image_tokens(model_dir, tiling):
     loaded = load_model(str(model_dir), device="cpu")
     token_ids, _ = image_tokens(tiling, loaded.model.config, loaded.tokenizer.special)
     assert image_length(tiling, loaded.model.config) == len(token_ids)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (6, 60), (60, 6)])
-def test_the_check_refuses_exactly_the_rows_that_the_run_would_refuse(model_dir, size):
-    """The longest question that fits in every tier is accepted; with one word more it is refused."""
+def test_the_check_rejects_exactly_the_rows_that_the_run_would_reject(model_dir, size):
+    """The longest question that fits in every tier is accepted; one more word and it is rejected."""
     knobs = tiny_knobs(model_dir, space=SMALL_SPACE)
     knobs.tasks = {"own": Task("exact_match", 3, "user")}
     rgb = np.zeros((*size, 3), dtype=np.uint8)
@@ -98,7 +98,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("question", "reason"), BAD)
-def test_a_row_that_the_model_cannot_run_is_named_before_the_run(model_dir, tmp_path, question, reason):
+def test_a_row_that_the_model_cannot_run_is_reported_before_the_run(model_dir, tmp_path, question, reason):
     config = config_of(model_dir, tmp_path, question)
     for find in (load_inputs, forecast):
         with pytest.raises(DatasetError, match=rf"own\.jsonl, line 5: .*{reason}.*--skip-bad"):
@@ -106,7 +106,7 @@ def test_a_row_that_the_model_cannot_run_is_named_before_the_run(model_dir, tmp_
     assert not config.out.exists()
 
 
-def test_such_rows_are_skipped_counted_and_replaced(model_dir, tmp_path):
+def test_skip_bad_skips_counts_and_replaces_unusable_rows(model_dir, tmp_path):
     bad = [parameters.values[0] for parameters in BAD]
     good = [f"own/{row}" for row in (0, 1, 2, 3, 9, 10, 11, 12)]
     (every,) = load_inputs(config_of(model_dir, tmp_path, *bad, skip_bad=True)).sets
@@ -116,7 +116,7 @@ def test_such_rows_are_skipped_counted_and_replaced(model_dir, tmp_path):
     assert len(drawn.samples) == 7
 
 
-def test_a_token_limit_that_leaves_no_room_for_a_prompt_is_named(model_dir, tmp_path):
+def test_a_token_limit_that_leaves_no_room_for_a_prompt_is_reported(model_dir, tmp_path):
     config = config_of(model_dir, tmp_path)
     config.max_new_tokens["own"] = LIMIT
     with pytest.raises(DatasetError, match=r"the answer up to 512, and the model takes 512: .*--max-new-tokens"):

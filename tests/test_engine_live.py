@@ -1,4 +1,4 @@
-"""The live executor on a tiny model: which passes it runs, how often, and under which conditions."""
+"""The live executor on a tiny model: which passes it runs, how often, and under what conditions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cache(tiny_model_dir: Path, tiny_importance: Path, tmp_path_factory: pytest.
 
 
 class CountingModel(KnobModel):
-    """Counts the decoded images and the token passes."""
+    """Counts decoded images and token passes."""
 
     counts: Counter[str]
 
@@ -78,7 +78,7 @@ def knobs(cache: Cache, tiny_model_dir: Path) -> CountingModel:
 
 
 class EveryTier:
-    """Chooses another tier and position for each budget, and reads the latency token."""
+    """Varies the tier and position with the budget, and reads the latency token."""
 
     uses_latency_token = True
 
@@ -91,7 +91,7 @@ class EveryTier:
         choice = np.array([int(requests.budget_ms_B[0]) // 10 + self.shift])
         return choice % 2, choice // 2 % 2
 
-    def choose_compute(self, requests, tier_B, position_B, token_BD):  # noqa: ARG002  the protocol's
+    def choose_compute(self, requests, tier_B, position_B, token_BD):  # noqa: ARG002  required by the protocol
         self.conditions.add((torch.get_num_threads(), gc.isenabled()))
         return np.array([0]), np.array([int(token_BD.astype(np.float64).sum() > 0)])
 
@@ -107,18 +107,18 @@ def live_runs(executor, cache: Cache, budgets_ms: tuple[float, ...], policies=No
     ("budgets_ms", "passes"),
     [
         ((10.0, 20.0, 40.0), 1),  # the grid
-        ((11.0, 25.0, 31.0), 1),  # all off the grid: one pass has room for three budgets, as the grid has
-        ((10.0, 11.0, 20.0, 25.0), 2),  # the grid's pass and one more
+        ((11.0, 25.0, 31.0), 1),  # all off the grid: one pass holds three budgets, as many as the grid
+        ((10.0, 11.0, 20.0, 25.0), 2),  # the grid's pass and another
         ((11.0, 25.0, 31.0, 53.0), 2),
     ],
 )
-def test_each_sample_and_tier_has_one_token_pass_for_all_requests(knobs, cache, budgets_ms, passes):
+def test_all_requests_for_a_sample_and_tier_share_token_passes(knobs, cache, budgets_ms, passes):
     live_runs(LiveExecutor(knobs), cache, budgets_ms)
     assert knobs.counts == {"pixels": SAMPLES, "token_pass": SAMPLES * len(cache.space.tiers) * passes}
 
 
-def test_kept_passes_change_no_token_and_no_outcome(knobs, cache):
-    """Compared with a new executor for every request, which keeps no pass, and on the grid with the cache."""
+def test_cached_passes_do_not_change_tokens_or_outcomes(knobs, cache):
+    """Compared with a new executor per request, which reuses no pass, and, on the grid, with the cache."""
 
     class Forgetful(LiveExecutor):
         def latency_token(self, *arguments):
@@ -138,9 +138,9 @@ def test_kept_passes_change_no_token_and_no_outcome(knobs, cache):
         assert one.token_D.tobytes() == other.token_D.tobytes()
 
 
-def test_only_the_passes_of_one_sample_are_kept(knobs):
+def test_passes_are_kept_for_only_one_sample(knobs):
     live, (first, second, _) = LiveExecutor(knobs), easy_samples(SAMPLES)
-    for budget_ms in (10.0, 33.0, 34.0, 35.0, 10.0):  # for unannounced budgets one pass is kept
+    for budget_ms in (10.0, 33.0, 34.0, 35.0, 10.0):  # only one pass is kept for unannounced budgets
         live.latency_token(first, "low", 1, budget_ms)
     assert knobs.counts == {"pixels": 1, "token_pass": 4}
     live.latency_token(first, "low", 3, 35.0)
@@ -154,7 +154,7 @@ def test_only_the_passes_of_one_sample_are_kept(knobs):
     )
 
 
-def test_policies_choose_under_the_conditions_of_a_timed_request(knobs, cache):
+def test_policies_run_under_the_same_conditions_as_timed_requests(knobs, cache):
     policy = EveryTier("one", 0)
     torch.set_num_threads(2)
     try:
@@ -180,8 +180,8 @@ def test_a_live_latency_is_the_median_of_at_least_three_runs(knobs, cache):
     assert made.runs == 3
 
 
-def test_a_budget_off_the_grid_has_a_token_of_its_own(cache):
-    """Its probe is a row of the same pass; the prompt, and so every answer, is unchanged."""
+def test_a_budget_off_the_grid_gets_its_own_token(cache):
+    """Its probe is one row of the same pass; the prompt, and therefore every answer, is unchanged."""
     live, samples = live_factory(cache.path, device="cpu", runs=0)(cache.sample_ids[:1])
     (sample,) = samples.values()
     between, handle = live.latency_token(sample, "low", 1, 33.0)
@@ -195,6 +195,6 @@ def test_a_budget_off_the_grid_has_a_token_of_its_own(cache):
             assert outcome.accuracy == cache.accuracy_SX[index, cache.space.index(setting)]
 
 
-def test_a_dtype_other_than_the_cache_s_is_refused(cache):
+def test_a_dtype_that_differs_from_the_cache_is_refused(cache):
     with pytest.raises(CacheMismatch, match="made in float32, but --dtype is bfloat16"):
         live_factory(cache.path, device="cpu", dtype="bfloat16")(cache.sample_ids[:1])

@@ -1,4 +1,4 @@
-"""Probes and latency tokens are independent of the caller's threads and of which caller comes first."""
+"""Probes and latency tokens do not depend on the caller's thread count or on which caller comes first."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def nano():
     return load_model("nano", device="cpu").model
 
 
-def test_probes_are_bit_equal_on_one_thread_and_on_two(nano):
+def test_probes_are_bit_equal_with_one_thread_and_two(nano):
     encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
     with num_threads(1):
         alone_MD = make_probes(nano, encoder, BUDGETS_MS)
     with num_threads(2):
         assert torch.equal(make_probes(nano, encoder, BUDGETS_MS), alone_MD)
-        assert torch.get_num_threads() == 2  # restored
+        assert torch.get_num_threads() == 2  # the thread count is restored
 
 
-def test_probes_have_the_typical_norm_of_word_embeddings(nano):
+def test_probes_have_the_median_norm_of_word_embeddings(nano):
     encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
     norms = nano.embedding.weight.norm(dim=-1)
     probe_MD = make_probes(nano, encoder, BUDGETS_MS)
     torch.testing.assert_close(probe_MD.norm(dim=-1), norms[norms > 0].median().expand(len(BUDGETS_MS)))
 
 
-def test_a_token_beyond_float16_is_a_clear_error(nano):
+def test_a_token_outside_the_float16_range_raises_an_error(nano):
     prompt_1SD = torch.ones(1, 3, nano.config.d_model)
     probe_MD = torch.full((2, nano.config.d_model), 1e30)
     with torch.inference_mode(), pytest.raises(CheckpointError, match="prompt of 3 positions does not fit float16"):

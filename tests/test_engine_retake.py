@@ -1,4 +1,4 @@
-"""Timings taken during a slow spell of the machine are repeated after the part's samples; rows get the faster ones."""
+"""Timings taken in a slow spell of the machine are repeated at the end of the part; rows get the faster timing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from knobctl.tests.support.dataset_files import png, write_json_lines
 from knobctl.tests.support.tiny_model import SMALL_SPACE, easy_samples, run_config, tiny_knobs
 
 SAMPLES = 12
-IN_SPELL = 10  # the sample that is timed during the spell, after enough others to know the usual pace
-QUESTION = "is there a circle?"  # the same for all: prompts of equal length are of one kind
-TILINGS = 2  # of each image: its tiers are tiled differently
+IN_SPELL = 10  # the sample timed during the slow spell, after enough others to establish the normal pace
+QUESTION = "is there a circle?"  # the same for all samples: prompts of equal length share one pace
+TILINGS = 2  # per image: its tiers are tiled differently
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def knobs(tiny_model_dir):
 
 
 def fake_timing(slowness: Callable[[int], float]) -> Callable[..., Any]:
-    """A `measure_blocks` that runs no model: every duration of call n, counted from 0, is `slowness(n)` ms."""
+    """A `measure_blocks` that runs no model: every duration in call n (from 0) is `slowness(n)` ms."""
     calls = iter(range(10_000))
 
     def timed(knobs, _prepared, *, runs, end_to_end, **_options):
@@ -52,7 +52,7 @@ def fake_timing(slowness: Callable[[int], float]) -> Callable[..., Any]:
 
 
 def run(knobs, monkeypatch, slowness: Callable[[int], float]) -> tuple[SampleRunner, list[SampleResult]]:
-    """Runs the samples as one part. Every answer is known, so only latency tokens and timings are made."""
+    """Runs the samples as one part. All answers are known, so only latency tokens and timings are computed."""
     monkeypatch.setattr(sample_run, "measure_blocks", fake_timing(slowness))
     runner = SampleRunner(knobs, MeasureConfig(runs=1, checks_per_tiling=1), Ledger(), pace=Pace())
     known = {setting: Outcome("yes", 1.0, None, output_tokens=2) for setting in knobs.space.settings}
@@ -67,7 +67,7 @@ def in_spell(call: int) -> bool:
     return call // TILINGS == IN_SPELL
 
 
-def test_rows_of_a_slow_spell_get_the_later_timing(knobs, monkeypatch):
+def test_rows_timed_in_a_slow_spell_get_the_repeated_timing(knobs, monkeypatch):
     runner, results = run(knobs, monkeypatch, lambda call: 9.0 if in_spell(call) else 1.0)
     assert vision_ms(results[IN_SPELL]) == {9.0}
     before = [dict(result.outcomes) for result in results]
@@ -80,7 +80,7 @@ def test_rows_of_a_slow_spell_get_the_later_timing(knobs, monkeypatch):
     assert len(results[IN_SPELL].checks) == TILINGS
 
 
-def test_a_later_timing_that_is_slower_is_discarded(knobs, monkeypatch):
+def test_a_slower_repeated_timing_is_discarded(knobs, monkeypatch):
     runner, results = run(
         knobs, monkeypatch, lambda call: 20.0 if call >= SAMPLES * TILINGS else 9.0 if in_spell(call) else 1.0
     )
@@ -96,7 +96,7 @@ def test_no_timing_is_repeated_on_a_steady_machine(knobs, monkeypatch):
     assert {ms for result in results for ms in vision_ms(result)} == {2.0}
 
 
-def test_a_run_remembers_the_pace_of_earlier_parts_and_writes_the_later_timing(
+def test_a_run_keeps_the_pace_across_parts_and_writes_the_repeated_timing(
     tiny_model_dir, tiny_importance, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(sample_run, "measure_blocks", fake_timing(lambda call: 9.0 if in_spell(call) else 1.0))

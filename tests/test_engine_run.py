@@ -53,7 +53,7 @@ def cache(tiny_cache) -> Cache:
 
 @pytest.fixture(scope="module")
 def summary(tiny_run) -> dict[str, Any]:
-    """What the finished run's command prints."""
+    """The summary that precompute prints after a finished run."""
     return precompute(tiny_run)
 
 
@@ -70,19 +70,19 @@ def test_every_setting_and_every_token_has_a_row(cache, summary):
     assert set(cache.manifest.latency_check["stages"]) == {"vision", "prefill", "decode", "total"}
 
 
-def test_work_is_counted(cache, summary):
+def test_the_summary_counts_work_requested_and_executed(cache, summary):
     counts = summary["execution"]["counts"]
     assert counts["samples"] == 11
     assert counts["vision_runs_asked"] == 11 * 16
     assert counts["vision_runs_executed"] == 11 * 2
     assert counts["block_runs_asked"] == 11 * sum(s.num_blocks for s in cache.space.settings)
     assert 0 < counts["block_runs_executed"] < counts["block_runs_asked"] / 2
-    assert counts["answers_executed"] < counts["answers_asked"]  # settings with the same plan run once
+    assert counts["answers_executed"] < counts["answers_asked"]  # settings with the same plan share one run
     assert summary["execution"]["seconds"]["sweep"] > 0
 
 
-def test_replay_answers_as_the_live_model_does(cache, tiny_model_dir):
-    """Under all settings and budgets: equal answers and accuracies, bit-equal tokens."""
+def test_replay_matches_live_execution(cache, tiny_model_dir):
+    """Answers and accuracies are equal, and tokens bit-equal, under all settings and budgets."""
     live = LiveExecutor(tiny_knobs(tiny_model_dir, space=cache.space, importance=cache.manifest.importance))
     live.knobs.budgets_ms = tuple(float(ms) for ms in cache.budgets_ms)
     live.knobs.encoder = read_budget_encoder(cache.budget_encoder_path, cache.d_model)
@@ -106,10 +106,10 @@ def test_replay_answers_as_the_live_model_does(cache, tiny_model_dir):
 
 
 def test_an_interrupted_run_resumes_after_its_last_part(config, cache, tmp_path, monkeypatch):
-    """SIGINT finishes the current part; the same command runs the rest; rows equal those of an uninterrupted run."""
+    """On SIGINT the run stops after the current part; rerun, it completes with the rows of an uninterrupted run."""
     again = dataclasses.replace(config, out=tmp_path / "again")
     run_sample, started = SampleRunner.run, []
-    handler = signal.getsignal(signal.SIGINT)  # ignored in a shell's background jobs
+    handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore SIGINT
 
     def interrupted(runner, sample, *args, **options):
         started.append(sample.sample_id)
@@ -128,7 +128,7 @@ def test_an_interrupted_run_resumes_after_its_last_part(config, cache, tmp_path,
     assert not (again.out / "progress.jsonl").exists()
 
 
-def test_a_disk_that_fills_up_at_the_journal_is_named(config, cache, tmp_path, monkeypatch):
+def test_a_full_disk_while_writing_the_journal_is_reported(config, cache, tmp_path, monkeypatch):
     again = dataclasses.replace(config, out=tmp_path / "again")
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
@@ -148,14 +148,14 @@ def test_a_finished_run_is_not_repeated(config, cache, monkeypatch):
     ("change", "named"),
     [({"seed": 1}, "seed"), ({"runs": 3}, "runs"), ({"latency_mode": "end_to_end"}, "latency_mode")],
 )
-def test_another_run_in_the_same_directory_is_refused(config, summary, change, named):
+def test_a_different_run_in_the_same_directory_is_refused(config, summary, change, named):
     assert summary["out"] == str(config.out)
     with pytest.raises(CacheMismatch, match=named):
         precompute(dataclasses.replace(config, **change))
 
 
-def test_shards_merge_into_the_same_rows(config, cache, tmp_path):
-    """The second shard takes budgets and scores from the first one's directory and is refused without it."""
+def test_merged_shards_equal_an_unsharded_run(config, cache, tmp_path):
+    """The second shard reads budgets and scores from the first shard's directory and is refused without it."""
     first = dataclasses.replace(config, out=tmp_path / "0", shard=Shard(0, 2))
     precompute(first)
     with pytest.raises(KnobctlError, match="--like"):
@@ -165,10 +165,10 @@ def test_shards_merge_into_the_same_rows(config, cache, tmp_path):
     assert verify_cache(tmp_path / "merged") == []
     assert_same_rows(tmp_path / "merged", cache.path)
     merged, whole = open_cache(tmp_path / "merged").manifest.datasets, cache.manifest.datasets
-    assert merged == whole  # rows of each split are summed; seed and token limit are not
+    assert merged == whole  # row counts per split are summed; seed and token limit are not
 
 
-def test_shards_may_find_their_images_in_different_folders(config, tmp_path):
+def test_shards_may_read_images_from_different_folders(config, tmp_path):
     first = dataclasses.replace(config, out=tmp_path / "0", shard=Shard(0, 2))
     precompute(first)
     precompute(dataclasses.replace(first, shard=Shard(1, 2), like=first.out, out=tmp_path / "1"))
@@ -185,7 +185,7 @@ def test_settings_with_fewer_blocks_than_the_position_are_left_out(config, tmp_p
     precompute(dataclasses.replace(config, space=space, out=out, budgets=()))
     cache = open_cache(out)
     assert {setting.num_blocks for setting in cache.space.settings} == {6}
-    assert all(budget_ms == round(budget_ms) for budget_ms in cache.budgets_ms)  # none were given: the pilot's grid
+    assert all(budget_ms == round(budget_ms) for budget_ms in cache.budgets_ms)  # the pilot's grid: none was given
 
 
 def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
@@ -215,13 +215,13 @@ def test_end_to_end_mode_times_every_plan(config, cache, tmp_path):
         ({"shard": Shard(0, 12)}, KnobctlError, "11 samples cannot be divided among 12"),
     ],
 )
-def test_a_problem_that_the_user_can_fix_is_named_before_anything_is_written(config, tmp_path, change, error, says):
+def test_user_errors_are_reported_before_anything_is_written(config, tmp_path, change, error, says):
     with pytest.raises(error, match=says):
         precompute(dataclasses.replace(config, out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_gpu_is_named_with_the_option_that_avoids_it(config, tmp_path, monkeypatch):
+def test_the_missing_gpu_error_suggests_device_cpu(config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(KnobctlError, match="--device cpu"):
         precompute(dataclasses.replace(config, out=tmp_path / "out", device="cuda"))
@@ -233,7 +233,7 @@ def test_importance_of_another_model_is_refused(config, tmp_path):
         precompute(dataclasses.replace(config, out=tmp_path / "out", importance=tmp_path / "scores.json"))
 
 
-def test_measured_importance_is_kept_beside_the_model(config, summary, tiny_model_dir, tmp_path):
+def test_measured_importance_is_saved_next_to_the_model(config, summary, tiny_model_dir, tmp_path):
     kept = list(tiny_model_dir.glob("knobctl-importance-*.json"))
     assert kept
     assert summary["importance"]["runs"] == 5
@@ -244,7 +244,7 @@ def test_measured_importance_is_kept_beside_the_model(config, summary, tiny_mode
     )
 
 
-def test_kept_importance_is_used_only_with_the_same_token_limit(config):
+def test_saved_importance_is_reused_only_with_the_same_token_limit(config):
     inputs = load_inputs(config)
     longer = load_inputs(dataclasses.replace(config, max_new_tokens={"easy_vqa": 4}))
     drawn = inputs.samples[:5]
@@ -252,8 +252,8 @@ def test_kept_importance_is_used_only_with_the_same_token_limit(config):
     assert importance_key(config, longer, drawn) != importance_key(config, inputs, drawn)
 
 
-def test_importance_is_the_accuracy_lost_without_a_block(tiny_model_dir):
-    """Worked out by hand from the answers of the model with all blocks and without one."""
+def test_importance_is_the_accuracy_lost_by_skipping_a_block(tiny_model_dir):
+    """The expected values are computed from the model's answers with all blocks and with one block skipped."""
     knobs = tiny_knobs(tiny_model_dir, space=SMALL_SPACE)
     samples = list(easy_samples(4))
     answers = {}
@@ -262,13 +262,13 @@ def test_importance_is_the_accuracy_lost_without_a_block(tiny_model_dir):
         for skipped in (None, 2):
             plan = tuple(0 if block == skipped else 4 for block in range(6))
             answers[sample.sample_id, skipped] = knobs.text(knobs.answer(state, plan, knobs.task(sample)))
-    # The reference of half of the samples is the whole model's answer; of the others, the answer without block 2.
+    # For half of the samples the reference is the full model's answer; for the others, the answer without block 2.
     wanted = [
         dataclasses.replace(sample, answers=(answers[sample.sample_id, None if number % 2 else 2],))
         for number, sample in enumerate(samples)
     ]
     scores = measure_importance(knobs, wanted, runs=2)
-    # An empty answer never counts as correct, so a sample whose reference is empty loses nothing.
+    # An empty answer never counts as correct, so a sample with an empty reference loses no accuracy.
     changed = [answers[s.sample_id, None] != answers[s.sample_id, 2] and s.answers != ("",) for s in wanted]
     assert any(changed)
     gain, loss = -np.mean(changed[0::2]), np.mean(changed[1::2])
@@ -276,17 +276,17 @@ def test_importance_is_the_accuracy_lost_without_a_block(tiny_model_dir):
     assert scores.std[2] == pytest.approx(abs(gain - loss) / 2**0.5)
 
 
-def test_the_forecast_gives_hours_per_phase_disk_and_memory(config, tmp_path):
+def test_the_forecast_reports_hours_per_phase_disk_size_and_memory(config, tmp_path):
     report = forecast(dataclasses.replace(config, out=tmp_path / "out", budgets=()))
     assert not (tmp_path / "out").exists()
     assert {"token_pass", "sweep", "timing", "pilot"} <= set(report["hours"])
     assert report["total_hours"] == pytest.approx(sum(report["hours"].values()))
-    assert report["disk_bytes"] > 11 * 2 * 2 * 16 * 16 * 2  # the tokens alone
+    assert report["disk_bytes"] > 11 * 2 * 2 * 16 * 16 * 2  # size of the tokens alone
     assert report["peak_memory_bytes"]["process"] > 1 << 20
     assert report["standard_error"]["easy_vqa"]["all"] == pytest.approx(0.5 / 11**0.5)
 
 
-def test_the_number_of_samples_is_given_for_each_dataset_or_by_name(config):
+def test_the_sample_count_can_be_set_for_every_dataset_or_by_name(config):
     def drawn(samples) -> dict[str, int]:
         inputs = load_inputs(dataclasses.replace(config, datasets=("easy_vqa", "small_print"), samples=samples))
         return {one.name: len(one.samples) for one in inputs.sets}

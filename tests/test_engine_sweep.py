@@ -1,4 +1,4 @@
-"""The plan tree, the token pass, and the sweep, which must answer like every plan run on its own."""
+"""The plan tree, the token pass, and the sweep, whose answers must equal those of each plan run separately."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def state_of(model: Molmoe, input_ids: torch.Tensor, num_probes: int = 3) -> Pro
         return token_pass(model, model.embed(input_ids), probes, (1, 2, 3, 4, 5))[1]
 
 
-def test_the_published_scores_give_111_plans_and_790_block_runs(plans):
+def test_the_published_scores_yield_111_plans_and_790_block_runs(plans):
     tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
     assert len(plans) == 125
     assert sum(sum(top_k > 0 for top_k in plan) for plan in plans) == 1750
@@ -58,14 +58,14 @@ def test_the_published_scores_give_111_plans_and_790_block_runs(plans):
     assert tree.block_runs == 790
 
 
-def test_a_plans_path_through_the_tree_has_its_top_ks(plans):
+def test_a_path_through_the_tree_has_the_top_ks_of_its_plan(plans):
     tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
     for index, plan in enumerate(tree.plans):
         path = tree.path(index)
         assert tuple(level[stream].top_k for level, stream in zip(tree.levels, path, strict=True)) == plan
 
 
-def test_a_stream_is_last_if_no_later_block_runs():
+def test_a_stream_is_last_when_no_later_block_runs():
     tree = PlanTree.of([(8, 4, 0), (8, 4, 4), (8, 0, 0)], native_top_k=8, num_shared=1)
     assert [[stream.is_last for stream in level] for level in tree.levels] == [
         [False],
@@ -76,22 +76,22 @@ def test_a_stream_is_last_if_no_later_block_runs():
 
 
 @pytest.mark.parametrize(("length", "positions"), [(7, 1), (7, 30), (19, 100_000)])
-def test_the_sweep_gives_the_answers_of_each_plan_run_alone(model, plans, length, positions):
-    """`positions` limits a call to one stream, to a few, or not at all."""
+def test_the_sweep_matches_each_plan_run_separately(model, plans, length, positions):
+    """`positions` limits each call to one stream or to a few, or sets no effective limit."""
     input_ids = prompt(length, seed=length)
     state = state_of(model, input_ids)
     tree = PlanTree.of(plans, native_top_k=8, num_shared=5)
     end_id = common_token(model, state, tree)
     swept = sweep_answers(model, state, tree, BatchLimit(positions), max_new_tokens=6, end_id=end_id)
-    assert len({len(one.token_ids) for one in swept}) > 1  # some rows end before others
+    assert len({len(one.token_ids) for one in swept}) > 1  # some rows end earlier than others
     assert len({one.token_ids for one in swept}) > 4
     for plan, one in zip(tree.plans, swept, strict=True):
         if not one.is_near_tie and not one.is_router_tie:
             assert one.token_ids == answer_alone(model, state, plan, max_new_tokens=6, end_id=end_id), plan
 
 
-def test_a_plan_run_alone_gives_the_answer_of_plain_decoding(model, plans):
-    """Plain decoding has no probe and no shared state, and uses transformers' cache."""
+def test_a_plan_run_separately_matches_plain_decoding(model, plans):
+    """Plain decoding uses transformers' cache, with no probe and no shared state."""
     input_ids = prompt(11, seed=5)
     state = state_of(model, input_ids)
     for plan in plans[::17]:
@@ -107,7 +107,7 @@ def test_a_plan_run_alone_gives_the_answer_of_plain_decoding(model, plans):
 
 
 def common_token(model: Molmoe, state: PromptState, tree: PlanTree) -> int:
-    """A frequent token of the answers, which as end token ends some of them early."""
+    """Returns a frequent answer token; used as the end token, it ends some answers early."""
     swept = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=4, end_id=-5)
     tokens = [token for one in swept for token in one.token_ids[1:3]]
     return max(set(tokens), key=tokens.count)
@@ -128,7 +128,7 @@ def test_a_probe_attends_to_the_prompt_and_itself_and_nothing_attends_to_it(mode
 
 
 def test_a_token_is_the_probes_hidden_state_before_the_final_norm(model):
-    """Computed separately: the probe as one more position after the prompt, through the plain blocks."""
+    """The expected value comes from running the plain blocks with the probe appended to the prompt."""
     input_ids = prompt(6, seed=2)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [33.0])
     with torch.inference_mode():
@@ -139,7 +139,7 @@ def test_a_token_is_the_probes_hidden_state_before_the_final_norm(model):
     torch.testing.assert_close(torch.tensor(token_PMD[0, 0]).float(), hidden[0, -1], rtol=2e-3, atol=2e-3)
 
 
-def test_a_repeated_token_pass_gives_bit_equal_tokens(model):
+def test_repeated_token_passes_are_bit_equal(model):
     input_ids = prompt(13, seed=8)
     probes = make_probes(model, BudgetEncoder.from_seed(16, seed=0), [10.0, 20.0, 40.0])
     with torch.inference_mode():
@@ -163,8 +163,8 @@ def test_a_batch_that_runs_out_of_memory_is_halved():
         list(BatchLimit(1).batches([1], 10, lambda batch: run([batch] * 4)))
 
 
-def test_ties_are_reported(model, plans, monkeypatch):
-    """With thresholds above every difference, each row is a near tie and a router tie."""
+def test_near_ties_and_router_ties_are_reported(model, plans, monkeypatch):
+    """With thresholds above every difference, every row is both a near tie and a router tie."""
     state = state_of(model, prompt(7, seed=7))
     tree = PlanTree.of(plans[:20], native_top_k=8, num_shared=5)
     calm = sweep_answers(model, state, tree, BatchLimit(1000), max_new_tokens=3, end_id=-5)
@@ -178,7 +178,7 @@ def test_ties_are_reported(model, plans, monkeypatch):
     ]
 
 
-def test_a_rows_own_top_k_gives_the_result_of_a_call_with_it(model):
+def test_a_batch_with_mixed_top_ks_matches_separate_calls(model):
     hidden = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
     rotary = model.position_embeddings(torch.arange(4)[None])
     with torch.inference_mode():
