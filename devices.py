@@ -1,4 +1,4 @@
-"""Torch devices, dtypes and threads: what every package that uses torch shares."""
+"""Torch devices, dtypes and threads, shared by every package that uses torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def device_record(device: torch.device) -> dict[str, object]:
-    """Returns what the cache records of the device that latencies were measured on."""
+    """Returns a description of the device, which the cache records with its latencies."""
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device), "torch": torch.__version__}
     return {"type": "cpu", "name": _processor_name(), "threads": 1, "torch": torch.__version__}
@@ -47,7 +47,7 @@ def device_record(device: torch.device) -> dict[str, object]:
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Runs the body with `count` intra-op threads on the CPU, and restores the former number, also after an error.
+    """Runs the body with `count` intra-op threads on the CPU, and restores the previous number, even after an error.
 
     Raises KnobctlError for more threads than the machine has CPUs.
     """

@@ -1,6 +1,6 @@
 """Options generated from the fields of a config dataclass, so that each setting is described in one place.
 
-A field becomes an option when its metadata has `help`. The parameter bears the field's name, so a command can build
+A field becomes an option when its metadata has `help`. The parameter has the field's name, so a command can build
 `Config(**options)`. The annotation gives the type: bool is a flag, a tuple or a mapping an option that may be repeated.
 Further metadata:
 

@@ -19,9 +19,9 @@ from .values import PATH
 
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
-RUNS = 1  # timed runs in the cache; in the same time, more samples are worth more than more runs
+RUNS = 1  # timed runs in the cache; for the same time, more samples help more than more runs
 LIVE_SAMPLES = 20  # of the test split; each live request is timed three times, and this keeps the demo short
-MAX_WORKERS = 2  # processes side by side; more would compete for memory bandwidth while they take times
+MAX_WORKERS = 2  # parallel processes; more would compete for memory bandwidth during timings
 # Multiples of the full setting's latency on an idle machine; two processes side by side are a few percent slower.
 # Far below these (the cheapest setting takes 0.55x), every policy picks the cheapest setting; far above, the budget
 # does not constrain the choice.

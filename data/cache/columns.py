@@ -99,7 +99,7 @@ def mismatch(found: pa.DataType, wanted: pa.DataType) -> str | None:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    """Decimals count: SQL programs write a literal such as 0.5 as one."""
+    """Includes decimals: SQL programs write a literal such as 0.5 as a decimal."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 

@@ -160,7 +160,7 @@ class Manifest:
 
     @classmethod
     def read(cls, cache: Path) -> Manifest:
-        """Reads the manifest of `cache`. Raises CacheError; its message tells an incomplete cache from no cache."""
+        """Reads the manifest of `cache`. Raises CacheError, whose message distinguishes incomplete from missing."""
         path = cache / MANIFEST_NAME
         if not cache.is_dir():
             raise CacheError(
@@ -177,7 +177,7 @@ class Manifest:
 
 
 def manifest_changed(path: Path) -> bool:
-    """Whether a `cache.json` that includes its own digest differs from what was written in any byte."""
+    """Whether any byte of a `cache.json` that includes its own digest has changed."""
     record = read_json(path, CacheError)
     if not isinstance(record, dict) or CHECKSUM not in record:
         return False

@@ -26,7 +26,7 @@ _OWN_SOURCE = ("source", "images", "skipped")  # the same in a dataset's record:
 def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk = DISK) -> Manifest:
     """Merges complete shards of one run into the cache `out`. Repeating the call after a kill resumes it.
 
-    Parts keep their bytes. Each source is opened in full first, so that nothing damaged is merged.
+    Parts keep their bytes. Each source is opened in full first, so that no damaged data is merged.
 
     Raises:
         CacheMismatch: The shards are not of one run.

@@ -1,4 +1,4 @@
-"""The Parquet files of a cache, its parts: their paths, and opening them without trusting them."""
+"""The Parquet files of a cache, its parts: their paths, and how to open them as untrusted files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which share of the samples of a run a directory holds."""
+"""The share of a run's samples that a directory contains."""
 
 from __future__ import annotations
 

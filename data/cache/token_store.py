@@ -72,7 +72,7 @@ class TokenStore:
         return self._map().token_STPMD
 
     def unpack(self) -> Path:
-        """Unpacks the tokens unless they are, and returns the directory that contains them."""
+        """Unpacks the tokens unless this is done, and returns the directory that contains them."""
         return self._map().directory
 
     def _map(self) -> MappedTokens:
@@ -174,7 +174,7 @@ def _may_hold_nulls(metadata: pq.FileMetaData) -> bool:
 
 @dataclass
 class _TokenRows:
-    """What is known of the parts before their tokens are read."""
+    """Results of checking the parts before their tokens are read."""
 
     cells: list[NDArray[np.int64]] = field(default_factory=list)  # per part: its rows' places in the flat [S, T, P, M]
     nulls_possible: bool = False

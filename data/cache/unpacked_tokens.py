@@ -154,7 +154,7 @@ def _writable_root(cache: Path, derived: Path | None) -> Path:
 
 
 def _remove_leftovers(root: Path, key: str, *, everything: bool) -> None:
-    """Removes what a killed process left of this key; with `everything`, also stores of other keys (older content)."""
+    """Removes a killed process's leftovers for this key; with `everything`, also stores of other (older) keys."""
     shutil.rmtree(root / f"{TEMPORARY_PREFIX}{key}", ignore_errors=True)
     shutil.rmtree(root / key, ignore_errors=True)
     if everything:

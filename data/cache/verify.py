@@ -35,7 +35,7 @@ def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
     path = Path(path)
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
-        Manifest.read(path)  # raises CacheError, which says what is missing
+        Manifest.read(path)  # raises CacheError, which names what is missing
     try:
         manifest = Manifest.read(path)
         problems = [Problem(manifest_path, "differs from what was written")] if manifest_changed(manifest_path) else []

@@ -47,7 +47,7 @@ class CacheWriter:
     """The only writer of a directory while its context lasts: holds its lock and has checked or written `run.json`.
 
     Args:
-        out: The directory, created if necessary. One that the same run has begun is resumed.
+        out: The directory, created if necessary. If the same run started it, the run is resumed.
         run: What the rows depend on (model fingerprint, samples, knob space, ...), a JSON object.
         shard: The share of the samples written here. Parts are named by it, so shards merge without collisions.
         disk: System calls, which tests replace.
@@ -82,7 +82,7 @@ class CacheWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether `cache.json` exists, so that nothing is left to write."""
+        """Whether `cache.json` exists, which means that the cache is complete."""
         return (self.out / MANIFEST_NAME).is_file()
 
     def done_samples(self) -> set[str]:

@@ -20,7 +20,7 @@ UNKNOWN_BLOCKS = "unknown"
 
 
 def join_readings(readings: Sequence[FileReading]) -> pl.DataFrame:
-    """Returns the rows of all files, with the configuration that each file's name and block list give them.
+    """Returns the rows of all files, with the configuration determined by each file's name and block list.
 
     `num_blocks` is the number of distinct blocks that ran; `block_set` names them, comma-separated.
     """

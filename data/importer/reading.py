@@ -33,11 +33,11 @@ class FileReading:
     rows_read: int
     sha256: str
     table_ipc: bytes | None  # None: the file is left out
-    blocks: tuple[int, ...] | None = None  # distinct blocks that ran, ascending; None where the file does not say
+    blocks: tuple[int, ...] | None = None  # distinct blocks that ran, ascending; None where the file does not list them
     total_blocks: int | None = None
     tier_crops: tuple[int, int] | None = None
     runs: frozenset[int] = frozenset()
-    ranks: int = 0  # GPUs whose rows a merged file joins, as far as it can be told
+    ranks: int = 0  # GPUs whose rows a merged file joins, as far as known
 
     def table(self) -> pa.Table:
         assert self.table_ipc is not None, f"{self.file.name} was left out"
@@ -45,7 +45,7 @@ class FileReading:
 
 
 def read_result_file(file: ResultFile) -> FileReading:
-    """Reads one file. A damaged file is left out and an invalid row is left out, each with a finding."""
+    """Reads one file. A damaged file or an invalid row is left out, with a finding."""
     tally = Tally(file.name)
     rows = RowReader(tally, tier=file.tier, top_k=file.top_k, num_blocks=file.num_blocks)
     stream: ObjectStream | None = None

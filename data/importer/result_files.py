@@ -16,7 +16,7 @@ from .report import Finding
 VQA_DATASETS = ("coco_2014_vqa", "okvqa", "text_vqa")
 TIER_ORDER = ("low", "medium", "high")
 MAX_FILES = 100_000
-_HINT_DEPTH, _HINTS = 4, 3  # when no results are found: levels searched for some, and how many are named
+_HINT_DEPTH, _HINTS = 4, 3  # when no results are found: folder levels searched for some, folders named
 MAX_KNOB = 127  # the cache stores top_k and num_blocks as int8
 
 _RESULTS_NAME = re.compile(r"(.+?)_imgsizetier-([^_]+)_crops(\d+)_topk(\d+)_blocks(\d+)(?:_rank(\d+))?\.json", re.ASCII)

@@ -1,4 +1,4 @@
-"""One row of a results file: the relevant values, typed and checked. Missing is None; problems go to the tally."""
+"""One row of a results file: the relevant values, typed and checked; None if missing. The tally counts problems."""
 
 from __future__ import annotations
 

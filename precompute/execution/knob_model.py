@@ -70,7 +70,7 @@ class KnobModel:
 
     Raises:
         UnknownSetting: the model cannot run the knob space.
-        ImportanceError: the scores are not of this model.
+        ImportanceError: the scores were measured on another model.
     """
 
     loaded: LoadedModel
@@ -219,7 +219,7 @@ class KnobModel:
 
 
 class SamplePrompts:
-    """The prompts of one sample, each prepared when it is first needed; tiers with equal views share one prompt."""
+    """The prompts of one sample, each prepared on first use; tiers with equal views share one prompt."""
 
     def __init__(self, knobs: KnobModel, sample: Sample) -> None:
         self.sample = sample
@@ -243,7 +243,7 @@ def _naming(sample: Sample) -> Iterator[None]:
 
 
 def check_input(loaded: LoadedModel, space: KnobSpace, row: ModelInput) -> None:
-    """Raises DatasetError for a row that the run would refuse: the model must run it in every tier."""
+    """Raises DatasetError for a row that the model cannot run in every tier."""
     question_ids(loaded, row.question)
     prompt = prompt_ids(loaded, row.question, row.style)
     config = loaded.model.config
@@ -316,7 +316,7 @@ def check_space(space: KnobSpace, loaded: LoadedModel) -> None:
 
 
 def check_importance(importance: ImportanceScores, loaded: LoadedModel) -> None:
-    """Raises ImportanceError if the scores are of another number of blocks."""
+    """Raises ImportanceError if the scores are for another number of blocks."""
     if importance.n_blocks != loaded.model.config.num_blocks:
         source = f" of {importance.source}" if importance.source else ""
         raise ImportanceError(

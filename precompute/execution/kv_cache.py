@@ -13,10 +13,10 @@ from transformers import Cache
 
 
 class KeyValueCache(Cache):
-    """Keys and values that one pass leaves for the next.
+    """Keys and values kept from one pass to the next.
 
-    A block with memory is written in place; a block without keeps the tensors of its call, so a pass over a prompt
-    starts from an empty cache. The caller sets `length`, because a skipped block is not called and so cannot count.
+    Memory given for a block is written in place; without it, the tensors of the call are kept, so a prompt's pass
+    starts from an empty cache. The caller sets `length`, because a skipped block is not called and cannot update it.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The tree of block plans: plans with equal first blocks share that work. Independent of the model.
 
-A *stream* stands for all plans with the same prefix: after block b there is one stream for each distinct prefix of
+A *stream* represents all plans with the same prefix: after block b there is one stream for each distinct prefix of
 b + 1 entries. A level describes how the streams after its block derive from those before it.
 """
 

@@ -1,8 +1,8 @@
 """Greedy decoding of one request at a time, in memory allocated once.
 
-On the CPU a step reads the keys and values so far. On a GPU every block can be replayed as a CUDA graph: one graph for
-each (block, k), captured when it is first asked for, and a plan is the order in which they are replayed. So every
-request may have another plan, and nothing is compiled for a setting.
+On the CPU a step reads the keys and values written so far. On a GPU every block can be a CUDA graph: one for
+each (block, k), captured on first use; a plan determines the order in which graphs are replayed. So every
+request may have a different plan, and nothing is compiled per setting.
 
 Shapes: H key/value heads, W head width, C capacity in positions, S prompt positions, D d_model.
 """
@@ -26,7 +26,7 @@ STEP = "step"  # the stage of one further token: embedding, blocks, head
 
 
 def ignore_mark(name: str | int) -> None:
-    """Marks nothing."""
+    """A mark that does nothing."""
 
 
 class RequestDecoder:
@@ -39,7 +39,7 @@ class RequestDecoder:
     def __init__(self, model: Molmoe, capacity: int, *, use_graphs: bool | None = None) -> None:
         """
         Args:
-            capacity: prompt and answer positions together, and those of probes that a prefill carries.
+            capacity: number of prompt and answer positions, plus those of a prefill's probes.
             use_graphs: whether to replay CUDA graphs; None for a model on a GPU.
         """
         self.model, self.capacity = model, capacity
@@ -177,7 +177,7 @@ class RequestDecoder:
     def _capture(self, function: Callable[[], None]) -> Any:
         """Records `function` as a graph and leaves the decoder's state unchanged.
 
-        It runs beforehand, because libraries allocate on first use; what that changed is restored. Keys and values need
+        It is called once first, because libraries allocate on first use; its changes are undone. Keys and values need
         no restoring: the replay writes the same places again.
         """
         state = (self._hidden_11D, self._token_11, self._position_1)

@@ -1,7 +1,7 @@
 """A reader-writer lock on a device that several worker processes share: timings use the device exclusively.
 
 Other work holds the lock shared; a timing holds it exclusively. It is a file lock, which the system releases when its
-process ends, however it ends.
+process exits for any reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One timed request: from pixels on the device to the answer's tokens, at batch 1, with marks on the way.
 
 As in a controlled request, the prompt carries one probe row up to the insertion position, where the latency token is
-read. Every latency, in a cache or of a live run, is a time of this function.
+read. Every latency, in a cache or of a live run, is measured with this function.
 
 Shapes: S prompt positions, D d_model.
 """

@@ -41,7 +41,7 @@ def load_model(
     dtype: str = "auto",
     progress: Progress = SILENT,
 ) -> LoadedModel:
-    """Loads a model by name; `model_directory` says what a name means.
+    """Loads a model by name; `model_directory` resolves the name.
 
     Args:
         revision: branch, tag or commit on the hub.
@@ -61,7 +61,7 @@ def load_model(
 def model_directory(name: str, revision: str | None = None, *, progress: Progress = SILENT) -> Path:
     """Returns the checkpoint directory of a bundled model, a path or a hub id, tried in this order.
 
-    A bundled name always means the bundled model: a directory of that name is written `./nano`. An existing directory
+    A bundled name always means the bundled model: write `./nano` for a directory of that name. An existing directory
     takes precedence over the hub repository of the same name, and `progress` notes that.
 
     Raises:

@@ -10,7 +10,7 @@ ROUTER_TIE = 1e-7
 
 
 class TieWatch:
-    """Collects which rows met a tie in any call of one pass. Shapes: R rows, S positions."""
+    """Records which rows had a tie in any call of one pass. Shapes: R rows, S positions."""
 
     def __init__(self) -> None:
         self.tied_R: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The request for a precompute run. The command line fills it in; the run records what its rows depend on."""
+"""The configuration of a precompute run. The command line fills it in; the run records what its rows depend on."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class PrecomputeConfig:
         metadata={"help": "Directory of shard 0, from which other shards take budgets and importance scores."},
     )
     part_samples: int = PART_SAMPLES
-    # Of the answer sweep on the CPU; None: one. A second one waits by spinning, so beside other work it cost 4 to 20
-    # times the processor time (measured on two busy cores), and on idle ones it speeds up a small part of a run.
+    # Of the answer sweep on the CPU; None: one. A second thread busy-waits: on a busy machine it took 4 to 20 times the
+    # CPU time (measured on two cores), and on an idle machine it speeds up only a small part of a run.
     threads: int | None = field(
         default=None, metadata={"help": "CPU threads of the answer sweep.  [default: 1]", "type": "count"}
     )

@@ -47,7 +47,7 @@ def fixed_of(config: PrecomputeConfig, inputs: Inputs, progress: Progress = SILE
 
 
 def fixed_before(config: PrecomputeConfig) -> Fixed | None:
-    """Returns what an earlier start of this run, or the shard named by `like`, has fixed; None at a first start."""
+    """Returns what an earlier start of this run, or the shard named by `like`, has fixed; None at the first start."""
     for directory in (config.out, config.like):
         if directory is not None and (directory / RUN_NAME).is_file():
             return Fixed.read(directory)

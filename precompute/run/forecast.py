@@ -96,10 +96,10 @@ def standard_errors(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
 
 
 def _fixed(config: PrecomputeConfig, inputs: Inputs) -> tuple[Fixed, float, bool]:
-    """Returns scores and a grid, the seconds that measuring the scores will take, and whether the scores are made up.
+    """Returns scores and a grid, the seconds to measure the scores, and whether the scores are placeholders.
 
-    A random order of the blocks stands in for scores that are not measured yet: importance changes which plans share
-    blocks, and hence the cost, only a little.
+    Scores that are not measured yet are replaced by a random order of the blocks: importance affects which plans share
+    blocks, and thus the cost, only slightly.
     """
     before = fixed_before(config)
     if before is not None:

@@ -61,7 +61,7 @@ def find_importance(config: PrecomputeConfig, inputs: Inputs, progress: Progress
     """Returns the scores of the file named by `--importance`, those kept beside the model, or newly measured ones.
 
     Raises:
-        ImportanceError: a file's scores are not of this model, or there are too few training samples.
+        ImportanceError: a file's scores were measured on another model, or there are too few training samples.
     """
     scores = importance_before(config, inputs)
     if scores is not None:
@@ -79,7 +79,7 @@ def find_importance(config: PrecomputeConfig, inputs: Inputs, progress: Progress
 
 
 def importance_before(config: PrecomputeConfig, inputs: Inputs) -> ImportanceScores | None:
-    """Returns the scores of the file named by `--importance` or those kept beside the model; None without either."""
+    """Returns the scores of the file named by `--importance` or those kept beside the model; else None."""
     if config.importance is not None:
         scores = load_importance(config.importance, n_blocks=inputs.knobs.num_blocks)
         check_importance(scores, inputs.loaded)

@@ -43,8 +43,8 @@ class Inputs:
 def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs:
     """Loads the model and the samples, and checks that they and the knob space fit together.
 
-    Images are decoded and prompts checked once per run: the first shard does it for all, and another shard only reads
-    its own images. It checks them all if the draw depends on which are bad (`skip_bad`), or if they are on the hub,
+    Images are decoded and prompts checked once per run: the first shard does so for all, and other shards only read
+    their own images. They check all if the draw depends on which are bad (`skip_bad`), or if they are on the hub,
     from where the check fetches them together.
 
     Raises:

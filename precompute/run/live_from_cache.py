@@ -32,20 +32,20 @@ def live_factory(
     sources: Mapping[str, Path] | None = None,
     runs: int = LEAST_RUNS,
 ) -> Factory:
-    """Returns a function that makes the executor and the samples of a live validation, and only then loads the model.
+    """Returns a function that loads the model and makes the executor and the samples of a live validation.
 
     Args:
         model: bundled name, directory or hub id; None: the name that the cache records.
-        dtype: `auto`: the cache's; another one is refused if the cache records its own.
+        dtype: `auto`: the cache's; a different one is an error if the cache records its dtype.
         images: folder that image paths are relative to, and where Parquet files with images are searched first; by
             default the folders that the cache records.
-        sources: dataset name -> where its files are now; by default where the cache says.
+        sources: dataset name -> the current location of its files; by default the recorded one.
         runs: timed runs of each request, at least 3, whose median is the latency; 0 measures no latency.
 
     Raises (when the returned function is called):
         CacheError: the cache lacks something that a live run needs. CacheMismatch: it was made by another model or
             with another dtype.
-        DatasetError: an image is not where the cache says.
+        DatasetError: an image is missing from the recorded location.
     """
 
     def make(sample_ids: Sequence[str]) -> tuple[LiveExecutor, Mapping[str, Sample]]:

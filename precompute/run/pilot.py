@@ -92,7 +92,7 @@ def parse_budgets(texts: Sequence[str], full_mean_ms: Callable[[], float]) -> tu
     Raises:
         KnobctlError: a text is neither, or not positive.
     """
-    full_mean_ms = cache(full_mean_ms)  # a second timing would give another number, and multiples out of order
+    full_mean_ms = cache(full_mean_ms)  # timing again would give another mean and could put the multiples out of order
     budgets = []
     for text in (part.strip() for item in texts for part in item.split(",")):
         try:

@@ -34,7 +34,7 @@ Spread = dict[tuple[str, int, int, tuple[int, ...]], list[KnobSetting]]
 
 
 def find_known(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, progress: Progress = SILENT) -> Known:
-    """Returns the outcomes that `--from-results` has for this run's samples and settings; none without that option.
+    """Returns the outcomes that `--from-results` provides for this run's samples and settings, if given.
 
     Raises:
         ResultsError: the results cannot be read, or contain errors and `strict` is set.

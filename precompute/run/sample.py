@@ -83,7 +83,7 @@ KnownOutcomes = Mapping[KnobSetting, Outcome]
 
 @dataclass(frozen=True)
 class Known:
-    """Outcomes that need no run, and whether the other settings are run."""
+    """Outcomes that are already known, and whether the other settings are run."""
 
     outcomes: Mapping[str, KnownOutcomes] = field(default_factory=dict)  # by sample id
     complete: bool = True
@@ -112,7 +112,7 @@ class SampleRunner:
         """Returns the sample's rows.
 
         Args:
-            known: outcomes that need no run. A latency they lack is measured, unless the mode is `imported`.
+            known: recorded outcomes. A missing latency is measured, unless the mode is `imported`.
             complete: also run the settings that `known` lacks; otherwise they get no row.
         """
         with self._turn.shared():

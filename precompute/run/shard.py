@@ -62,10 +62,10 @@ def run_shard(
 
 
 def complete_run(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[str, Any]:
-    """Returns the summary of a complete cache, after checking that it is of this request. Runs and writes nothing.
+    """Returns the summary of a complete cache, after checking that this request made it. Runs and writes nothing.
 
     Raises:
-        CacheMismatch: the cache is of another request.
+        CacheMismatch: the cache was made by another request.
         KnobctlError: the cache was not made by `knobctl precompute` with a model.
     """
     started = time.perf_counter()

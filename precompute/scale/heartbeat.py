@@ -1,4 +1,4 @@
-"""How ranks notice each other: on storage that they share, each keeps a file that shows it is alive or why it failed.
+"""Heartbeats of ranks: each keeps a file on shared storage that shows that it is alive or why it failed.
 
 Ages are measured with the reader's own clock, from the last change that it saw, so that the clocks of the machines
 need not agree. A file left by an earlier launch counts only once it changes, or if its process is running here.
@@ -21,8 +21,8 @@ from ...data.files.atomic import write_atomically
 from ...data.files.bounded_json import dump_json, parse_json
 from ...data.files.lock import Holder
 
-BEAT_S = 10.0  # between two signs of life
-LOST_S = 60.0  # without one, a rank counts as lost
+BEAT_S = 10.0  # between two heartbeats
+LOST_S = 60.0  # without a heartbeat for this long, a rank counts as lost
 MEETING_S = 240.0  # within which all ranks must have started
 POLL_S = 1.0
 RESUME = "Start the same command again: what is committed is kept."
@@ -34,7 +34,7 @@ def heartbeat_path(home: Path, rank: int, count: int) -> Path:
 
 
 class Heartbeat:
-    """While the context lasts, keeps this rank's file fresh; an error that ends the context is written into it."""
+    """While the context lasts, updates this rank's file regularly; records an error that ends it."""
 
     def __init__(self, home: Path, rank: int, count: int, *, beat_s: float = BEAT_S) -> None:
         self.path = heartbeat_path(home, rank, count)
@@ -65,7 +65,7 @@ class Heartbeat:
         try:
             self._write(reason)
         except OSError:
-            return  # the rank's own error matters more; the others will find this process gone
+            return  # the rank's own error matters more; the others will notice that this process has ended
 
     def _write(self, error: str | None) -> None:
         write_atomically(self.path, dump_json({**asdict(Holder.this()), "error": error}))
@@ -75,7 +75,7 @@ class Heartbeat:
             try:
                 os.utime(self.path)
             except OSError:
-                continue  # removed after the merge, or storage that is briefly away
+                continue  # removed after the merge, or storage that is briefly unavailable
 
 
 def _text(error: BaseException) -> str:
@@ -94,7 +94,7 @@ class PeerFailed(KnobctlError):
 
 
 class _Content(NamedTuple):
-    """What a rank's file says."""
+    """The content of a rank's file."""
 
     changed_ns: int  # by the clock of the machine that wrote it
     holder: Holder
@@ -122,11 +122,11 @@ class _Content(NamedTuple):
 
 @dataclass
 class _Peer:
-    """Another rank, as its file shows it."""
+    """The state of another rank, read from its file."""
 
     rank: int
     path: Path
-    content: _Content | None  # at the last look; None: no file
+    content: _Content | None  # when last read; None: no file
     changed_at: float
     is_here: bool = False  # started in this launch
 
@@ -205,7 +205,7 @@ class Peers:
             time.sleep(self._poll_s)
 
     def problem(self) -> str | None:
-        """Returns why a rank failed, or else which rank is lost; None if all is well, as of the last look."""
+        """Returns why a rank failed, or else which rank is lost; None if there is neither, as last read."""
         here = [peer for peer in self._peers if peer.is_here]
         for peer in here:
             if peer.error is not None:

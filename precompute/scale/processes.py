@@ -1,4 +1,4 @@
-"""Runs tasks in processes of their own: passes SIGINT on to them, shows their progress, and reports why one failed.
+"""Runs tasks in separate processes: passes SIGINT on to them, shows their progress, and reports why one failed.
 
 Independent of models, so that a task needs only its own imports.
 """
@@ -16,7 +16,7 @@ from ...data.errors import KnobctlError
 from ...data.progress import SILENT, Progress
 from ..run.interrupt import Interrupted, stop_on_interrupt
 
-# A fork of this process would inherit torch's threads and the locks that they hold; the server has only imported.
+# A fork of this process would inherit torch's threads and the locks that they hold; the fork server has no threads.
 FORKS = multiprocessing.get_context("forkserver")
 
 # A worker's task; it reports its progress, and the parent shows it.
@@ -26,7 +26,7 @@ Work = Callable[[Progress], object]
 def run_processes(
     works: Sequence[Work], progress: Progress = SILENT, advance: Callable[[], None] = lambda: None
 ) -> None:
-    """Runs each task in a process of its own and waits for all. Tasks are pickled, so they are module-level functions.
+    """Runs each task in a separate process and waits for all. Tasks are pickled, so they are module-level functions.
 
     Args:
         progress: shows the workers' notes, each text once.
@@ -55,7 +55,7 @@ def run_processes(
 
 
 class _Worker:
-    """One process, as the parent sees it."""
+    """The parent's view of one process."""
 
     def __init__(self, index: int, work: Work) -> None:
         self.messages, send = FORKS.Pipe(duplex=False)
@@ -98,7 +98,7 @@ class _Worker:
 
 
 def _cause_of_death(exitcode: int | None) -> str:
-    """Describes how a process ended that sent no message."""
+    """Describes how a process that sent no message ended."""
     if exitcode is not None and exitcode < 0:
         number = -exitcode
         name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"

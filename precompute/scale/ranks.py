@@ -30,7 +30,7 @@ _ADVICE = "start with torchrun, which sets them, or unset RANK and WORLD_SIZE."
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of a launcher."""
+    """This process's rank among the processes of a launcher."""
 
     rank: int
     count: int
@@ -54,7 +54,7 @@ class Launch:
         return None if count == 1 else cls(rank, count, local_rank)
 
     def config(self, config: PrecomputeConfig) -> PrecomputeConfig:
-        """Returns the config with this rank's own device. Raises KnobctlError for another way to divide the samples."""
+        """Returns the config with this rank's own device. Raises KnobctlError if it also has shards or workers."""
         if config.shard.count > 1:
             raise KnobctlError("--shard and torchrun both divide the samples: use one of them.")
         if config.workers > 1:

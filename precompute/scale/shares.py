@@ -1,7 +1,7 @@
 """The shares of a run that several processes divide: where each is written, and how they become one cache.
 
-A share is a `--shard` whose directory is beside the cache (`<out>.ranks/1-of-4`), so a run that is started again needs
-only what was missing. How the samples are divided changes no row.
+A share is a `--shard` whose directory is beside the cache (`<out>.ranks/1-of-4`), so a restarted run computes
+only what is missing. The division of the samples does not affect the rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Worker processes on one machine (`--workers`): each runs a share of the samples; the shares are then merged.
 
 On the CPU each worker is pinned to its own cores, so latencies are those of a machine whose other cores are busy too.
-Workers on one accelerator share it, but each latency run has it alone.
+Workers on one accelerator share it, but each latency run uses it exclusively.
 
-The parent loads the model and the samples, fixes importance scores and budgets, and lets the model go. A worker
+The parent loads the model and the samples, fixes importance scores and budgets, and releases the model. A worker
 receives the samples, which read their images when needed, and loads the model.
 """
 

@@ -211,7 +211,7 @@ def describe(name: str) -> str:
 
 
 def _pairs(names: Sequence[str], subjects: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns every policy with each bar, and the subjects with each other, a guarded policy with its plain one."""
+    """Returns the pairs to compare: every policy with each baseline that is a bar, and the subjects with each other."""
     bars = [name for name, baseline in BASELINES.items() if baseline.is_bar and name in names]
     pairs = [(name, bar) for name in names for bar in bars if name != bar]
     pairs += [(one, other) for place, one in enumerate(subjects) for other in subjects[:place]]

@@ -2,7 +2,7 @@
 
 An outcome depends only on sample and setting, so each setting is run once per sample, however many budgets and
 policies choose it. The latency token also depends on the budget, and is computed for every request. Samples are the
-outermost loop, so that an executor has to keep the work of one sample only.
+outermost loop, so that an executor keeps the work of only one sample.
 """
 
 from __future__ import annotations

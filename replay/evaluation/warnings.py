@@ -88,7 +88,7 @@ def percentile_warnings(requests: RequestSet) -> list[str]:
 
 
 def few_warnings(clusters: Mapping[str, int], cluster_by: str) -> list[str]:
-    """Names the groups, {name: number of images}, that have too few for reliable intervals; only "overall" if it has.
+    """Names the groups, {name: number of images}, with too few for reliable intervals; only "overall" if it is one.
 
     `cluster_by` is "image_id" or "sample_id".
     """

@@ -1,4 +1,4 @@
-"""Policies that ignore the request: one ranking of settings for all, or chance.
+"""Policies that ignore the request: one ranking of settings for all, or a random choice.
 
 A request for which the first setting is not available gets the next one.
 """

@@ -20,7 +20,7 @@ from .neighbours import LanguageNeighbours
 from .regression import LanguageRegression, TokenRegression, require_sklearn
 from .token_neighbours import TokenNeighbours, no_token_at
 
-# A requirement returns what the cache lacks, None if it is met. It raises for what another cache would not change.
+# A requirement returns what the cache lacks, None if it is met. It raises for a problem of any cache.
 Requirement = Callable[[ReplayTables], str | None]
 
 
@@ -172,7 +172,7 @@ def build_baselines(
     """Returns fitted baselines in the order of `BASELINES`.
 
     Raises KnobctlError for an unknown name, and for a baseline that the cache does not support. With a list for
-    `skipped`, the latter is left out instead, and the reason appended there.
+    `skipped`, the latter is left out, and the reason is appended to the list.
     """
     unknown = sorted(set(names) - set(BASELINES))
     if unknown:

@@ -11,7 +11,7 @@ from ...data.errors import CacheError
 from ...data.knobs import KnobSpace
 from ...data.protocols import Requests
 
-# Replaces NaN: a setting of which nothing is known is chosen only if no other is available.
+# Replaces NaN: a setting without a score is chosen only if no other is available.
 _UNKNOWN = -1e30
 
 

@@ -1,6 +1,6 @@
 """A MolmoE checkpoint's `config.json`, checked field by field.
 
-All geometry of the model and of its image preprocessing comes from here. A field that changes the result is refused by
+All geometry of the model and of its image preprocessing comes from here. A field that affects the result is rejected by
 name when its value is not implemented; so is an unknown field.
 """
 
@@ -320,7 +320,7 @@ def _vision_config(reader: JsonFields) -> VisionConfig:
 
 
 def _check_geometry(config: MolmoeConfig, reader: JsonFields) -> None:
-    """Refuses sizes that do not fit together, naming the field."""
+    """Raises CheckpointError for inconsistent sizes, naming the field."""
 
     def refuse(name: str, problem: str) -> None:
         raise reader.fail(name, problem)

@@ -19,7 +19,7 @@ from ..router_ties import TieWatch
 
 EXPERTS_IMPLEMENTATIONS = ("auto", "eager", "grouped_mm", "dense", "gathered", "segmented")
 
-# An expert's matrix with up to this many entries (256 KiB in float32) costs less to copy than its products to launch.
+# Copying an expert's matrix of up to this many entries (256 KiB in float32) is cheaper than launching its products.
 _SMALL_EXPERT = 1 << 16
 
 
@@ -56,7 +56,7 @@ def gathered_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor,
 def segmented_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
     """Sorts the (token, expert) pairs by expert and runs each chosen expert on its own rows.
 
-    As `grouped_mm` does, but without gradients and with fewer and cheaper operations on the CPU, where the counts are
+    Like `grouped_mm`, but without gradients and with fewer and cheaper operations on the CPU, where the counts are
     read without synchronisation: rows are copied whole, and routing weights multiply the narrow side of the experts.
     """
     width = experts.down_proj.shape[2]
@@ -84,7 +84,7 @@ def _multiply_segments(rows: Tensor, weights: Tensor, counts: list[int], out: Te
 
 
 def automatic_experts(experts: OlmoeExperts, hidden_ND: Tensor, index_Nk: Tensor, weight_Nk: Tensor) -> Tensor:
-    """The fastest one whose cost rises with k: grouped products on a GPU or for gradients, otherwise by size."""
+    """The fastest function whose cost rises with k: grouped products on a GPU or for gradients, otherwise by size."""
     if hidden_ND.is_cuda or torch.is_grad_enabled():
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_ND, index_Nk, weight_Nk)
     if hidden_ND.shape[0] == 1 and experts.down_proj[0].numel() <= _SMALL_EXPERT:
@@ -126,7 +126,7 @@ class MixtureOfExperts(nn.Module):
         if not isinstance(top_k, int):
             top_k = top_k.to(hidden_RSD.device)
         if watch is not None:
-            # When every expert is taken, the last one has no rival to tie with.
+            # When every expert is used, no other expert can tie with the last one.
             watch.see(weight_RSk if taken > largest else functional.pad(weight_RSk, (0, 1), value=-1.0), top_k)
             weight_RSk, index_RSk = weight_RSk[..., :largest], index_RSk[..., :largest]
         if not isinstance(top_k, int):

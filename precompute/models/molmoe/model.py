@@ -1,9 +1,9 @@
 """MolmoE: embeddings, decoder blocks one by one, head. The caller decides which blocks run, and with how many experts.
 
 The model keeps no state between calls: k, positions, mask and cache are arguments of each call, so every request may
-have its own plan, and an error leaves nothing behind.
+have its own plan, and an error leaves no state behind.
 
-Shapes: B batch, T text positions, S positions of this call, N crops, P patches a crop, Q features a crop, D d_model,
+Shapes: B batch, T text positions, S positions of the call, N crops, P patches per crop, Q features per crop, D d_model,
 V rows of the head, KV cached and new positions.
 """
 

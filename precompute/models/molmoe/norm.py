@@ -12,7 +12,7 @@ def normalise(x: Tensor, eps: float) -> Tensor:
     """Returns x / sqrt(mean(x^2) + eps) over the last axis, computed in float32, in the dtype of x."""
     if x.dtype != torch.float32 or x.is_cuda or torch.is_grad_enabled():
         return functional.rms_norm(x, x.shape[-1:], None, eps)
-    # On the CPU PyTorch composes rms_norm of operations that take 12 us for one token; these take half of that. Such
+    # On the CPU, the operations of PyTorch's rms_norm take 12 us for one token; these take half as long. Such
     # overhead dominates the decoding of a small model.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()

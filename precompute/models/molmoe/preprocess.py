@@ -3,7 +3,7 @@
 Bit-compatible with the released processor, including its off-by-one in the masks, because the weights were trained with
 it. Sizes come from the config.
 
-Shapes: N = 1 + rows * columns crops (the global one first), P patches a crop, X = 3 * patch * patch, Q features a crop.
+Shapes: N = 1 + rows * columns crops (global first), P patches per crop, X = 3 * patch * patch, Q features per crop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Maps image crops to the features that are added to the text: CLIP's encoder, attention pooling, a projector.
 
-Shapes: B batch, N crops, P patches a crop, C width of the vision tower, Q pooled features a crop, D d_model.
+Shapes: B batch, N crops, P patches per crop, C width of the vision tower, Q pooled features per crop, D d_model.
 """
 
 from __future__ import annotations
