@@ -108,6 +108,8 @@ def soak(
         else:
             report.finished += 1
             report.problems += _finished(code, out, check, content, reference)
+            # On a machine that has become faster, every run might otherwise end before its moment.
+            seen_s, whole_s = 0.9 * seen_s, 0.9 * whole_s
     if not report.problems:
         begun = out.exists() and any(out.iterdir())
         code = _run((again or command) if begun else command, out, None)
