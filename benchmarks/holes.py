@@ -23,6 +23,7 @@ from knobctl.replay.policies import fixed
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.registry import build_baselines
 from knobctl.replay.tables import FilledRewards, ReplayTables
+from knobctl.tests.support.replay_inputs import tables_of
 
 Array = NDArray[np.floating]
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
@@ -67,20 +68,13 @@ def build(name: str, table: ReplayTables, expected: Callable[[Array], Array] | N
 WAYS: dict[str, Callable[[Array], Array] | None] = {"additive": additive, "plain mean": np.zeros_like, "knobctl": None}
 
 
-def tables_of(made: GeneratedCache, hole_SX: NDArray[np.bool_]) -> ReplayTables:
+def tables_with_holes(made: GeneratedCache, hole_SX: NDArray[np.bool_]) -> ReplayTables:
     hole_SX = hole_SX & (made.split_S == "train")[:, None]
-    return ReplayTables(
-        space=made.config.space,
-        n_blocks=16,
-        native_top_k=8,
-        sample_ids=made.sample_ids,
-        cluster_S=np.arange(len(made.sample_ids)),
+    return tables_of(
+        made,
         datasets=tuple(made.dataset_S.tolist()),
-        split_indices={split: np.flatnonzero(made.split_S == split) for split in ("train", "val", "test")},
-        budgets_ms_M=made.budgets_ms_M,
         accuracy_SX=np.where(hole_SX, np.float32("nan"), made.accuracy_SX),
         latency_ms_SX=np.where(hole_SX, np.float32("nan"), made.latency_ms_SX),
-        language_feature_SD=made.language_feature_SD,
         token_STPMD=None,
         token_present_STPM=None,
     )
@@ -137,7 +131,7 @@ def main(train: int, test: int, draws: int, structures: tuple[str, ...], baselin
         }
         for missing, (sample_S, setting_X) in kinds_of_holes(made).items():
             cases[missing] = [sample_S[:, None] & setting_X & (np.random.default_rng(0).random(shape) < 0.95)]
-        complete = tables_of(made, np.zeros(shape, dtype=bool))
+        complete = tables_with_holes(made, np.zeros(shape, dtype=bool))
         for name in baselines:
             best = test_reward(build(name, complete, None), complete)
             for missing, holes in cases.items():
@@ -147,7 +141,7 @@ def main(train: int, test: int, draws: int, structures: tuple[str, ...], baselin
 
 def rewards_with(name: str, made: GeneratedCache, holes: Sequence[NDArray[np.bool_]]) -> list[float]:
     """Returns a baseline's test reward, averaged over draws, for each way of filling, and the last two's difference."""
-    tables = [tables_of(made, hole_SX) for hole_SX in holes]
+    tables = [tables_with_holes(made, hole_SX) for hole_SX in holes]
     reward = [
         float(np.mean([test_reward(build(name, table, how), table) for table in tables])) for how in WAYS.values()
     ]

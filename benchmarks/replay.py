@@ -15,16 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.generated.population import GeneratedConfig, generate
 from knobctl.replay.evaluation.build_report import table_and_oracle
 from knobctl.replay.recipes import TUNED, TrainConfig
-from knobctl.replay.tables import ReplayTables
 from knobctl.replay.training.data import TrainingData, prepare_training
 from knobctl.replay.training.trainer import Trainer
+from knobctl.tests.support.replay_inputs import tables_of
 
 SMALL = replace(TUNED, epochs=100, min_steps=0, batch_size=8, lr=5e-4, ema_decay=0.999)
 LARGE = replace(TUNED, epochs=150, min_steps=0, batch_size=2048, lr=1e-2)
@@ -37,21 +36,7 @@ def bundle_of(samples: int, d_model: int, budgets: int, tokens: Path) -> Trainin
     generated = generate(GeneratedConfig(samples, 1000, 0, d_model, budgets, seed=1), tokens)
     gigabytes = f"{generated.token_STPMD.nbytes / 1e9:.1f} GB of latency tokens, memory-mapped"
     report("cache generated", time.perf_counter() - start, gigabytes)
-    tables = ReplayTables(
-        space=generated.config.space,
-        n_blocks=16,
-        native_top_k=8,
-        sample_ids=generated.sample_ids,
-        cluster_S=np.arange(len(generated.sample_ids)),
-        datasets=("generated",) * len(generated.sample_ids),
-        split_indices={split: np.flatnonzero(generated.split_S == split) for split in ("train", "val")},
-        budgets_ms_M=generated.budgets_ms_M,
-        accuracy_SX=generated.accuracy_SX,
-        latency_ms_SX=generated.latency_ms_SX,
-        language_feature_SD=generated.language_feature_SD,
-        token_STPMD=generated.token_STPMD,
-        token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
-    )
+    tables = tables_of(generated)
     start, cpu_start = time.perf_counter(), time.process_time()
     bundle = prepare_training(tables, BudgetEncoder.from_seed(d_model, 0), TUNED)
     cpu_s = time.process_time() - cpu_start

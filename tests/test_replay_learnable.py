@@ -18,17 +18,9 @@ from knobctl.replay.recipes import RECIPES, recipe
 from knobctl.replay.reward import RewardWeights
 from knobctl.replay.training.train import train_tables
 from knobctl.tests.support.recorded_progress import RecordedProgress
-from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import QUICK, SMALL_SPACE, encoder_for, small_generated, tables_of
 
-QUICK = {
-    "epochs": 2,
-    "min_steps": 0,
-    "batch_size": 32,
-    "evaluations": 1,
-    "log_interval": 2,
-    "basis_rows": 1,
-    "warm_start_steps": 20,
-}
+SHORT = {**QUICK, "epochs": 2, "evaluations": 1}
 NONE = RewardWeights(0, 0, 0, 0, 0)
 
 
@@ -40,7 +32,7 @@ def tables():
 def run(tables, out, **changes):
     options = {name: changes.pop(name) for name in ("resume",) if name in changes}
     progress = RecordedProgress()
-    config = recipe("tuned", **{**QUICK, **changes})
+    config = recipe("tuned", **{**SHORT, **changes})
     report = train_tables(tables, encoder_for(tables), out, config, where="tables", progress=progress, **options)
     return report, progress.notes
 

@@ -21,18 +21,9 @@ from knobctl.replay.training.log import MetricsWriter
 from knobctl.replay.training.state import STATE_NAME
 from knobctl.replay.training.train import REPORT_NAME, train_tables
 from knobctl.tests.support.recorded_progress import RecordedProgress
-from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
+from knobctl.tests.support.replay_inputs import QUICK, SMALL_SPACE, encoder_for, small_generated, tables_of
 
 NO_VALUES = ("seed", "step", "epoch")
-QUICK = {
-    "epochs": 4,
-    "min_steps": 0,
-    "batch_size": 32,
-    "evaluations": 4,
-    "log_interval": 2,
-    "basis_rows": 1,
-    "warm_start_steps": 20,
-}
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,7 @@ from knobctl.replay.training.inputs import settings_seen
 from knobctl.replay.training.train import train_controllers, train_tables
 from knobctl.tests.support.caches import make_cache
 from knobctl.tests.support.recorded_progress import RecordedProgress
-from knobctl.tests.support.replay_inputs import SMALL_SPACE, encoder_for, small_generated, tables_of
-
-QUICK = {
-    "epochs": 4,
-    "min_steps": 0,
-    "batch_size": 32,
-    "evaluations": 4,
-    "log_interval": 2,
-    "basis_rows": 1,
-    "warm_start_steps": 20,
-}
+from knobctl.tests.support.replay_inputs import QUICK, SMALL_SPACE, encoder_for, small_generated, tables_of
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from knobctl.replay.recipes import TUNED, TrainConfig
 from knobctl.replay.tables import ReplayTables
 from knobctl.replay.training.data import TrainingData, prepare_training
 from knobctl.replay.training.trainer import Trainer
+from knobctl.tests.support.replay_inputs import tables_of
 from knobctl.tools.nano.small_print import SMALL_PRINT_SEED, small_print_rows
 from precompute import PUBLISHED_ORDER
 
@@ -88,7 +89,7 @@ def precompute_and_train(work: Work) -> Iterator[Row]:
     yield "precompute", _precompute_row(knobs, results, seconds, ledger)
     yield from _latency_rows(knobs, results)
     config = replace(TUNED, device=str(work.device), **({"min_steps": 60} if work.is_small else {}))
-    bundle = prepare_training(tables_of(knobs, results), knobs.encoder, config)
+    bundle = prepare_training(measured_tables(knobs, results), knobs.encoder, config)
     yield "train", _train_row(f"{len(results)} samples of nano", bundle, config)
     count, d_model = (100, 32) if work.is_small else (4000, 256)
     large = prepare_training(generated_tables(count, d_model), BudgetEncoder.from_seed(d_model, 0), TUNED)
@@ -134,7 +135,7 @@ def _latency_rows(knobs: KnobModel, results: Sequence[SampleResult]) -> Iterator
         yield rises(f"{knob}: nano's request", [latency_ms[replace(others, **{knob: value})] for value in values])
 
 
-def tables_of(knobs: KnobModel, results: Sequence[SampleResult]) -> ReplayTables:
+def measured_tables(knobs: KnobModel, results: Sequence[SampleResult]) -> ReplayTables:
     """Returns the tables that a cache of these samples would give."""
     space = knobs.space
     token_STPMD = np.stack([np.stack([result.token_PMD[tier] for tier in space.tiers]) for result in results])
@@ -161,22 +162,7 @@ def tables_of(knobs: KnobModel, results: Sequence[SampleResult]) -> ReplayTables
 
 
 def generated_tables(samples: int, d_model: int) -> ReplayTables:
-    generated = generate(GeneratedConfig(samples, samples // 8, 0, d_model, seed=1))
-    return ReplayTables(
-        space=generated.config.space,
-        n_blocks=16,
-        native_top_k=8,
-        sample_ids=generated.sample_ids,
-        cluster_S=np.arange(len(generated.sample_ids)),
-        datasets=("generated",) * len(generated.sample_ids),
-        split_indices={split: np.flatnonzero(generated.split_S == split) for split in ("train", "val")},
-        budgets_ms_M=generated.budgets_ms_M,
-        accuracy_SX=generated.accuracy_SX,
-        latency_ms_SX=generated.latency_ms_SX,
-        language_feature_SD=generated.language_feature_SD,
-        token_STPMD=generated.token_STPMD,
-        token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
-    )
+    return tables_of(generate(GeneratedConfig(samples, samples // 8, 0, d_model, seed=1)))
 
 
 def _train_row(what: str, bundle: TrainingData, config: TrainConfig) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Small inputs and tables for tests of training, made of seeded noise."""
+"""Small inputs and tables for tests of training, made of seeded noise; benchmarks use `tables_of` too."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ from knobctl.replay.training.inputs import ReplayInputs
 from knobctl.replay.training.stacked_mlp import StackedMlp
 
 SMALL_SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4))
+# Options of a training run on `small_generated` that takes a second.
+QUICK = {
+    "epochs": 4,
+    "min_steps": 0,
+    "batch_size": 32,
+    "evaluations": 4,
+    "log_interval": 2,
+    "basis_rows": 1,
+    "warm_start_steps": 20,
+}
 
 
 def small_inputs(samples: int = 6, budgets: int = 2, seed: int = 0, holes: bool = False) -> ReplayInputs:
