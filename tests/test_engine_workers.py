@@ -28,6 +28,7 @@ from knobctl.tests.support.worker_tasks import (
     die_of_a_signal,
     fail_with_a_bug,
     fail_with_an_error,
+    stop_as_asked,
     take_steps,
 )
 
@@ -97,6 +98,12 @@ def test_a_failing_worker_fails_the_run_which_can_be_resumed(tiny_run, tmp_path)
 def test_the_message_names_the_cause_of_a_failure(work, cause):
     with pytest.raises(KnobctlError, match=rf"^worker 1 failed: {cause}"):
         run_processes([partial(take_steps, 1), work])
+
+
+def test_a_failure_is_reported_before_an_interruption():
+    """Otherwise a user who resumes learns of the failure only when the rest of the samples have run."""
+    with pytest.raises(KnobctlError, match=r"^worker 1 failed: an image is missing"):
+        run_processes([stop_as_asked, fail_with_an_error])
 
 
 def test_the_parent_shows_the_progress_of_all_workers():

@@ -7,6 +7,7 @@ import signal
 
 from knobctl.data.errors import KnobctlError
 from knobctl.data.progress import Progress
+from knobctl.precompute.run.interrupt import Interrupted
 
 
 def fail_with_a_bug(_progress: Progress) -> None:
@@ -17,6 +18,11 @@ def fail_with_a_bug(_progress: Progress) -> None:
 def fail_with_an_error(_progress: Progress) -> None:
     """A worker's task that the user's input makes fail."""
     raise KnobctlError("an image is missing.")
+
+
+def stop_as_asked(_progress: Progress) -> None:
+    """A worker's task that ends as after SIGINT."""
+    raise Interrupted("stopped as asked.")
 
 
 def die_of_a_signal(_progress: Progress) -> None:
