@@ -22,12 +22,14 @@ from ..data.files.json_fields import JsonFields
 from ..data.knobs import KnobSpace
 from ..data.paths import existing_directory
 from .budget_encoder import BudgetEncoder, encoder_digest
+from .conditions import Conditions, ModelIdentity
+from .expected_latency import ExpectedLatency
 from .stage1 import Stage1
 from .stage2 import Stage2
 from .weights import load_weights
 
 FORMAT_NAME = "knobctl-controllers"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_NAME = "controllers.json"
 WEIGHTS_NAME = "controllers.safetensors"
 MAX_D_MODEL = 1 << 16
@@ -37,20 +39,9 @@ MAX_WEIGHT_BYTES = 1 << 32
 MAX_BUILT_BYTES = 1 << 30  # of both stages in memory; at d_model 2048 they take 10 MB
 
 
-@dataclass(frozen=True)
-class ModelIdentity:
-    """The model that controllers were trained for. `fingerprint` is None where a cache does not record one."""
-
-    name: str
-    d_model: int
-    n_blocks: int
-    native_top_k: int
-    fingerprint: str | None = None
-
-
 @dataclass
 class Controllers:
-    """Stage1, Stage2 and the budget encoders they were trained with.
+    """Stage1, Stage2, the budget encoders they were trained with, and all else that answering a question needs.
 
     `budget_encoder` made the latency tokens' probes. `stage1_budget_encoder` is Stage1's own copy if it was trained,
     otherwise the same object.
@@ -63,6 +54,9 @@ class Controllers:
     space: KnobSpace
     model: ModelIdentity
     budgets_ms: tuple[float, ...]
+    conditions: Conditions = field(default_factory=Conditions)
+    expected_latency: ExpectedLatency | None = None
+    slo: dict[str, Any] = field(default_factory=dict)  # calibrations by the share of requests that keep their budget
     cache_fingerprint: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # how they were trained
     created_by: str | None = None
@@ -77,7 +71,8 @@ class Controllers:
 
     def parameter_counts(self) -> dict[str, int]:
         """Returns the parameters of each part, and the size of the frozen buffers, which do not count as parameters."""
-        counts = {name: _count(module.parameters()) for name, module in self._modules().items()}
+        parts = [name for name in self._modules() if name != "expected_latency"]
+        counts = {name: _count(self._modules()[name].parameters()) for name in parts}
         counts["frozen_buffers"] = sum(_count(stage.buffers()) for stage in (self.stage1, self.stage2))
         return counts
 
@@ -93,6 +88,9 @@ class Controllers:
             "model": vars(self.model),
             "knobs": self.space.to_dict(),
             "budgets_ms": list(self.budgets_ms),
+            "conditions": self.conditions.to_dict(),
+            "expected_latency": None if self.expected_latency is None else self.expected_latency.to_dict(),
+            "slo": self.slo,
             "cache_fingerprint": self.cache_fingerprint,
             "budget_encoder_sha256": encoder_digest(self.budget_encoder),
             "trained_budget_encoder": self.stage1_budget_encoder is not self.budget_encoder,
@@ -114,15 +112,34 @@ class Controllers:
         config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
         record = read_json(config_path, error=CheckpointError)
         where = str(config_path)
-        space, model, budgets_ms = _checked_config(record, where)
+        fields = _of_this_version(record, where)
+        space, model, budgets_ms = _checked_config(fields, where)
         made = cls.untrained(space, model, budgets_ms, BudgetEncoder.from_seed(model.d_model, 0))
+        made.conditions = Conditions.from_fields(fields.fields("conditions"), model.n_blocks)
+        made.expected_latency = fields.optional(
+            "expected_latency", lambda inner, name: ExpectedLatency.from_fields(inner.fields(name), space)
+        )
+        made.slo = fields.optional("slo", JsonFields.record) or {}
         if record.get("trained_budget_encoder") is True:
             made.stage1_budget_encoder = BudgetEncoder.from_seed(model.d_model, 0)
         load_weights(made._modules(), weights_path, max_bytes=MAX_WEIGHT_BYTES, digest=record.get("weights_sha256"))
-        made.cache_fingerprint = record.get("cache_fingerprint")
-        made.settings = dict(record.get("settings") or {})
-        made.created_by = record.get("created_by")
+        if made.expected_latency is not None:
+            made.expected_latency.check(str(weights_path), CheckpointError)
+        made.cache_fingerprint = fields.optional("cache_fingerprint", JsonFields.text)
+        made.settings = fields.optional("settings", JsonFields.record) or {}
+        made.created_by = fields.optional("created_by", JsonFields.text)
         return made
+
+    def require_answerable(self, where: str) -> None:
+        """Raises CheckpointError, naming `where` and what is missing, unless a question can be answered with these."""
+        lacks = self.conditions.missing()
+        lacks += ["expected latencies"] if self.expected_latency is None else []
+        lacks += ["insertion positions"] if None in self.space.insertion_positions else []
+        if lacks:
+            raise CheckpointError(
+                f"{where} cannot answer questions, because the cache it was trained on did not record "
+                f"{', '.join(lacks)}: train on a cache that `knobctl precompute --model` wrote"
+            )
 
     def check_fits(
         self,
@@ -176,6 +193,8 @@ class Controllers:
         }
         if self.stage1_budget_encoder is not self.budget_encoder:
             modules["stage1_budget_encoder"] = self.stage1_budget_encoder
+        if self.expected_latency is not None:
+            modules["expected_latency"] = self.expected_latency
         return modules
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -211,15 +230,20 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
     return Path(found)
 
 
-def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, tuple[float, ...]]:
-    """Returns what determines the controllers' sizes, after checking that it is within bounds."""
+def _of_this_version(record: Any, where: str) -> JsonFields:
+    """Returns the fields of `controllers.json`. Raises CheckpointError for another format or version."""
     fields = JsonFields(record, where, CheckpointError)
     if fields.value("format", None) != FORMAT_NAME:
         raise CheckpointError(f"{where} does not have format {FORMAT_NAME!r}: it is not a controllers' checkpoint")
-    if fields.value("version", None) != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where} has version {record.get('version')!r}, and this program reads version {FORMAT_VERSION}"
-        )
+    version = fields.integer("version")
+    if version != FORMAT_VERSION:
+        remedy = "train it again with `knobctl train CACHE --out DIRECTORY`" if version == 1 else "upgrade knobctl"
+        raise CheckpointError(f"{where} has version {version}, but this knobctl reads {FORMAT_VERSION}: {remedy}")
+    return fields
+
+
+def _checked_config(fields: JsonFields, where: str) -> tuple[KnobSpace, ModelIdentity, tuple[float, ...]]:
+    """Returns what determines the controllers' sizes, after checking that it is within bounds."""
     model = fields.fields("model")
     identity = ModelIdentity(
         model.text("name"),
@@ -227,8 +251,9 @@ def _checked_config(record: Any, where: str) -> tuple[KnobSpace, ModelIdentity, 
         n_blocks=model.integer("n_blocks", 1, MAX_BLOCKS),
         native_top_k=model.integer("native_top_k", 1, MAX_BLOCKS),
         fingerprint=model.optional("fingerprint", JsonFields.text),
+        dtype=model.optional("dtype", JsonFields.text),
+        family=model.optional("family", JsonFields.text),
     )
-    fields.optional("settings", JsonFields.record)
     budgets_ms = tuple(fields.each("budgets_ms", JsonFields.positive))
     space = KnobSpace.from_fields(fields.fields("knobs"))
     sizes = [len(axis) for axis in (space.tiers, space.insertion_positions, space.top_k, space.num_blocks)]

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..controllers.budget_encoder import BudgetEncoder, read_budget_encoder
+from ..controllers.conditions import Conditions, ModelIdentity
 from ..data.errors import KnobctlError
 from ..data.knobs import KnobSpace
 from ..data.protocols import Requests
 from .expected_outcomes import completed, expected_accuracy, expected_latency_ms, mean_over_samples
 from .reward import RewardWeights, complexity, reward, reward_terms
+from .token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from ..data.cache.reader import Cache
@@ -55,8 +57,9 @@ class ReplayTables:
     token_present_STPM: NDArray[np.bool_] | None
     weights: RewardWeights = field(default_factory=RewardWeights)
     fingerprint: str | None = None
-    model_name: str | None = None
-    model_fingerprint: str | None = None
+    model: ModelIdentity | None = None
+    conditions: Conditions = field(default_factory=Conditions)
+    recorded_counts: TokenCounts | None = None
 
     @classmethod
     def from_cache(cls, cache: Cache, weights: RewardWeights | None = None) -> ReplayTables:
@@ -81,8 +84,9 @@ class ReplayTables:
             token_present_STPM=None if tokens is None else np.asarray(tokens.present_STPM),
             weights=weights or RewardWeights(),
             fingerprint=cache.fingerprint,
-            model_name=cache.manifest.model_name,
-            model_fingerprint=cache.manifest.fingerprint,
+            model=ModelIdentity.of(cache.manifest),
+            conditions=Conditions.of(cache.manifest, frame["dataset"].unique().to_list()),
+            recorded_counts=TokenCounts.from_cache(cache),
         )
 
     def with_splits(self, split_indices: Mapping[str, NDArray[np.int64]]) -> ReplayTables:
@@ -92,6 +96,11 @@ class ReplayTables:
     @property
     def d_model(self) -> int:
         return int(self.language_feature_SD.shape[1])
+
+    @cached_property
+    def counts(self) -> TokenCounts:
+        """The token counts of each sample; NaN where none are recorded."""
+        return self.recorded_counts or TokenCounts.unknown(len(self.sample_ids), len(self.space.tiers))
 
     @cached_property
     def dataset_S(self) -> NDArray[np.int64]:

@@ -4,18 +4,34 @@ import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save, save_file
 
 from knobctl.controllers import budget_encoder
 from knobctl.controllers.budget_encoder import BudgetEncoder, read_budget_encoder
-from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
-from knobctl.data.errors import CacheError, CacheMismatch, CheckpointError
+from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers
+from knobctl.controllers.conditions import Conditions, ModelIdentity
+from knobctl.controllers.expected_latency import ExpectedLatency, LatencyError
+from knobctl.data.errors import CacheError, CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSpace
+from knobctl.data.plans import ImportanceScores
+from knobctl.data.tasks import Task
 
+CONDITIONS = Conditions(
+    importance=ImportanceScores((None, 0.3, 0.1, None), std=(None, 0.1, 0.1, None), runs=3, source="measured"),
+    prompt_template=" User: {style: }{question} Assistant:",
+    tasks={"toy": Task("exact_match", 4, "vqa2", "Answer in one word.")},
+    device={"type": "cpu", "name": "Xeon", "threads": 1},
+    latency_mode="blockwise",
+    latency_statistic="median",
+    runs=5,
+)
 SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4))
-MODEL = ModelIdentity("toy", d_model=8, n_blocks=4, native_top_k=4, fingerprint="f" * 64)
+MODEL = ModelIdentity(
+    "toy", d_model=8, n_blocks=4, native_top_k=4, fingerprint="f" * 64, dtype="float32", family="molmoe"
+)
 
 
 @pytest.fixture
@@ -25,6 +41,18 @@ def controllers():
     for module in (made.stage1, made.stage2):
         module.head.reset(generator, head_gain=1.0)
     made.settings, made.cache_fingerprint = {"lr": 0.5}, "c" * 64
+    made.conditions, made.expected_latency = CONDITIONS, expected_latency()
+    made.slo = {"0.95": {"lambda": 0.9}}
+    return made
+
+
+def expected_latency():
+    """1 ms per 10 visual tokens, 10 ms more in each next setting; the last setting is unknown."""
+    made = ExpectedLatency(SPACE, ["toy"], ["vision_tokens"], LatencyError(5, 80, 0.02, 0.1))
+    made.offset_ms_GX[0] = 10.0 * torch.arange(1, 17)
+    made.vision_ms_X.fill_(0.1)
+    made.least_ms_X.fill_(5.0)
+    made.known_X[:-1] = True
     return made
 
 
@@ -46,7 +74,33 @@ def test_loading_returns_what_was_saved(controllers, tmp_path):
         assert torch.equal(tensor, loaded._tensors()[name]), name
     assert (loaded.space, loaded.model, loaded.budgets_ms) == (SPACE, MODEL, (10.0, 20.0))
     assert (loaded.settings, loaded.cache_fingerprint) == ({"lr": 0.5}, "c" * 64)
+    assert (loaded.conditions, loaded.slo) == (CONDITIONS, {"0.95": {"lambda": 0.9}})
+    assert (loaded.expected_latency.inputs, loaded.expected_latency.held_out) == (
+        ("vision_tokens",),
+        LatencyError(5, 80, 0.02, 0.1),
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+def test_expected_latencies_follow_tokens_and_stay_missing_where_nothing_was_measured(controllers, tmp_path):
+    controllers.save_pretrained(tmp_path)
+    loaded = Controllers.from_pretrained(tmp_path).expected_latency
+    expected_BX = loaded.expected_ms(["toy", "toy"], np.array([[100, 400], [-900, 400]]), np.array([np.nan, 7]))
+    np.testing.assert_allclose(expected_BX[0, :8], 10.0 * np.arange(1, 9) + 10)  # 100 visual tokens in the low tier
+    np.testing.assert_allclose(expected_BX[0, 8:15], 10.0 * np.arange(9, 16) + 40)
+    assert np.isnan(expected_BX[:, 15]).all()
+    assert expected_BX[1, 0] == 5.0  # never below the lowest latency in training
+    assert np.isnan(loaded.expected_ms(["toy"], np.array([[np.nan, 400]]), np.array([7]))[0, :8]).all()
+    with pytest.raises(KnobctlError, match=r"dataset 'other'.* trained on toy"):
+        loaded.expected_ms(["other"], np.array([[100, 400]]), np.array([7]))
+
+
+def test_controllers_of_a_cache_without_what_answering_needs_say_what_is_missing(controllers):
+    controllers.require_answerable("c")
+    controllers.conditions = Conditions(tasks={"toy": None})
+    controllers.expected_latency = None
+    with pytest.raises(CheckpointError, match=r"c cannot answer .*importance scores, .*limit of toy, expected laten"):
+        controllers.require_answerable("c")
 
 
 def test_a_trained_budget_encoder_is_saved_beside_the_cached_one(controllers, tmp_path):
@@ -108,7 +162,22 @@ def replace_weights(directory, tensors):
     ("change", "message"),
     [
         (lambda r: r.update(format="pickle"), "not a controllers' checkpoint"),
-        (lambda r: r.update(version=2), "version 2"),
+        (lambda r: r.update(version=1), "version 1, .* reads 2: .*`knobctl train CACHE --out"),
+        (lambda r: r.update(version=3), "version 3, .* reads 2: upgrade"),
+        (lambda r: r.update(version=True), "version"),
+        (lambda r: r.pop("conditions"), "conditions"),
+        (lambda r: r["conditions"].update(importance={"scores": [1.0]}), "importance.*scores 1 blocks.*4"),
+        (lambda r: r["conditions"].update(importance={"scores": [None, None, 1, 1]}), "importance"),
+        (lambda r: r["conditions"].update(tasks=["toy"]), "tasks"),
+        (lambda r: r["conditions"]["tasks"]["toy"].update(max_new_tokens=0), "tasks.toy.max_new_tokens"),
+        (lambda r: r["conditions"]["tasks"]["toy"].update(style=3), "tasks.toy.style"),
+        (lambda r: r["conditions"].update(device="cpu"), "device"),
+        (lambda r: r["expected_latency"].update(datasets=[]), "expected_latency.datasets"),
+        (lambda r: r["expected_latency"].update(datasets=["a", "b"]), "shape"),
+        (lambda r: r["expected_latency"].update(datasets=[str(n) for n in range(2000)]), "datasets"),
+        (lambda r: r["expected_latency"].update(inputs=["answer"]), "inputs"),
+        (lambda r: r.update(expected_latency=None), "expected_latency.* unknown"),
+        (lambda r: r.update(slo=[0.9]), "slo"),
         (lambda r: r["model"].update(d_model=10**9), "d_model"),
         (lambda r: r["model"].update(d_model=True), "d_model"),
         (lambda r: r["model"].update(d_model=16), "shape"),
@@ -137,6 +206,8 @@ def test_untrusted_weights_are_refused(controllers, tmp_path):
         ({**good, name: torch.zeros(3, 3)}, "shape"),
         ({**good, name: torch.full_like(good[name], torch.nan)}, "not finite"),
         ({**good, name: good[name].long()}, "int64"),
+        ({**good, "expected_latency.least_ms_X": torch.zeros(16)}, "least_ms_X"),
+        ({**good, "expected_latency.vision_ms_X": torch.full((16,), -1.0)}, "vision_ms_X"),
     ):
         replace_weights(tmp_path, tensors)
         with pytest.raises(CheckpointError, match=message):

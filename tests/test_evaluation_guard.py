@@ -11,7 +11,7 @@ from knobctl.data.cache.reader import open_cache
 from knobctl.replay.evaluation.request_stats import STATS, RequestSet, request_stats
 from knobctl.replay.policies.decide import decide
 from knobctl.replay.policies.guard import GuardedPolicy
-from knobctl.replay.policies.latency_estimate import LatencyEstimate, TokenCounts
+from knobctl.replay.policies.latency_estimate import LatencyEstimate
 from knobctl.replay.policies.registry import build_baselines
 from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.caches import write_array_cache
@@ -20,7 +20,7 @@ COUNT = 300
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> tuple[ReplayTables, TokenCounts]:
+def table(tmp_path: Path) -> ReplayTables:
     """Latency: 10 ms + 0.1 ms per vision token + 1 ms per text token, doubled with 16 blocks, with 3 % noise."""
     rng = np.random.default_rng(0)
     vision_ST = np.stack([rng.integers(50, 150, COUNT), rng.integers(400, 900, COUNT)], axis=1)
@@ -36,9 +36,7 @@ def table(tmp_path: Path) -> tuple[ReplayTables, TokenCounts]:
         vision_tokens_SX=vision_SX,
         text_tokens_S=text_S,
     )
-    cache = open_cache(path)
-    table = ReplayTables.from_cache(cache)
-    return table, TokenCounts.from_cache(cache, table.space.value_index_KX[0])
+    return ReplayTables.from_cache(open_cache(path))
 
 
 def missed(table: ReplayTables, policy: object) -> float:
@@ -48,12 +46,13 @@ def missed(table: ReplayTables, policy: object) -> float:
     return float(stats[STATS.index("violation_of_feasible")] / stats[STATS.index("feasible")])
 
 
-def test_the_estimate_recovers_a_linear_latency_law(table: tuple[ReplayTables, TokenCounts]):
-    table, counts = table
-    estimate = LatencyEstimate(table, counts)
+def test_the_estimate_recovers_a_linear_latency_law(table: ReplayTables):
+    estimate = LatencyEstimate(table)
     rows = table.measured("test")
-    text_N = counts.text_tokens_S[rows].astype(float)
-    expected_NX = (10 + 0.1 * counts.vision_tokens_ST[rows][:, [0, 0, 1, 1]] + text_N[:, None]) * np.array([1, 2, 1, 2])
+    text_N = table.counts.text_tokens_S[rows].astype(float)
+    expected_NX = (10 + 0.1 * table.counts.vision_tokens_ST[rows][:, [0, 0, 1, 1]] + text_N[:, None]) * np.array(
+        [1, 2, 1, 2]
+    )
     np.testing.assert_allclose(estimate.estimate_ms_NX(rows), expected_NX, rtol=0.04)
     assert estimate.inputs_used == ["vision_tokens", "text_tokens"]
     assert ((estimate.factor_T > 1.03) & (estimate.factor_T < 1.10)).all()
@@ -61,29 +60,26 @@ def test_the_estimate_recovers_a_linear_latency_law(table: tuple[ReplayTables, T
     assert 0.90 <= under.mean() <= 0.99
 
 
-def test_the_estimate_never_reads_the_request_s_own_outcome(table: tuple[ReplayTables, TokenCounts]):
-    table, counts = table
+def test_the_estimate_never_reads_the_request_s_own_outcome(table: ReplayTables):
     rows = table.measured("test")
-    before = LatencyEstimate(table, counts).upper_ms_NX(rows)
+    before = LatencyEstimate(table).upper_ms_NX(rows)
     table.latency_ms_SX[rows] *= 7.0
     table.accuracy_SX[rows] = 0.0
-    np.testing.assert_array_equal(LatencyEstimate(table, counts).upper_ms_NX(rows), before)
+    np.testing.assert_array_equal(LatencyEstimate(table).upper_ms_NX(rows), before)
 
 
 @pytest.mark.parametrize("name", ["full", "random", "table"])
-def test_fewer_than_five_percent_of_feasible_budgets_are_missed(table: tuple[ReplayTables, TokenCounts], name: str):
-    table, counts = table
+def test_fewer_than_five_percent_of_feasible_budgets_are_missed(table: ReplayTables, name: str):
     lookup, policy = build_baselines(["table"], table)[0], build_baselines([name], table)[0]
-    guarded = GuardedPolicy(policy, LatencyEstimate(table, counts), lookup)
+    guarded = GuardedPolicy(policy, LatencyEstimate(table), lookup)
     plain, kept = missed(table, policy), missed(table, guarded)
     assert kept < 0.05
     assert kept <= plain
 
 
-def test_a_choice_expected_to_fit_is_kept_and_any_other_is_replaced(table: tuple[ReplayTables, TokenCounts]):
-    table, counts = table
+def test_a_choice_expected_to_fit_is_kept_and_any_other_is_replaced(table: ReplayTables):
     lookup, full = build_baselines(["full", "table"], table)[::-1]
-    estimate = LatencyEstimate(table, counts)
+    estimate = LatencyEstimate(table)
     guarded = GuardedPolicy(full, estimate, lookup)
     rows = table.measured("test")
     chosen_NM = decide(guarded, table, rows, (1, 3))
@@ -100,10 +96,9 @@ def test_a_choice_expected_to_fit_is_kept_and_any_other_is_replaced(table: tuple
     assert guarded.to_dict()["stage1"] > 0
 
 
-def test_if_nothing_is_expected_to_fit_the_fastest_setting_is_chosen(table: tuple[ReplayTables, TokenCounts]):
-    table, counts = table
+def test_if_nothing_is_expected_to_fit_the_fastest_setting_is_chosen(table: ReplayTables):
     lookup, full = build_baselines(["full", "table"], table)[::-1]
-    estimate = LatencyEstimate(table, counts)
+    estimate = LatencyEstimate(table)
     rows = table.measured("test")
     upper_NX = estimate.upper_ms_NX(rows)
     nothing_N = (upper_NX > 40.0).all(axis=1)
@@ -118,7 +113,7 @@ def test_the_guard_works_without_token_counts(tmp_path: Path):
     splits = ["train"] * 30 + ["test"] * 30
     cache = open_cache(write_array_cache(tmp_path / "c", rng.integers(0, 2, (60, 4)), latency, splits=splits))
     table = ReplayTables.from_cache(cache)
-    estimate = LatencyEstimate(table, TokenCounts.from_cache(cache, table.space.value_index_KX[0]))
+    estimate = LatencyEstimate(table)
     assert estimate.inputs_used == []
     (full,), (lookup,) = build_baselines(["full"], table), build_baselines(["table"], table)
     chosen_NM = decide(GuardedPolicy(full, estimate, lookup), table, table.measured("test"), (0,))

@@ -60,6 +60,7 @@ class Manifest:
     n_experts: int | None = None
     fingerprint: str | None = None  # of the model
     dtype: str | None = None
+    family: str | None = None
     device: dict[str, Any] | None = None
     importance: ImportanceScores | None = None
     runs: int | None = None
@@ -89,6 +90,7 @@ class Manifest:
             "fingerprint": self.fingerprint,
             "n_experts": self.n_experts,
             "dtype": self.dtype,
+            "family": self.family,
         }
         record: dict[str, Any] = {
             "format": FORMAT_NAME,
@@ -139,6 +141,7 @@ class Manifest:
             n_experts=model.optional("n_experts", JsonFields.integer),
             fingerprint=model.optional("fingerprint", JsonFields.text),
             dtype=model.optional("dtype", JsonFields.text),
+            family=model.optional("family", JsonFields.text),
             device=fields.optional("device", JsonFields.record),
             importance=fields.optional("importance", lambda f, name: _importance(f.fields(name), n_blocks)),
             runs=fields.optional("runs", JsonFields.integer),
@@ -230,7 +233,7 @@ def _datasets(fields: JsonFields, name: str) -> dict[str, Any]:
         entries = datasets.fields(dataset)
         for split in SPLITS:
             entries.optional(split, JsonFields.integer)
-        for text in ("metric", "style", "source", "images"):
+        for text in ("metric", "style", "instruction", "source", "images"):
             entries.optional(text, JsonFields.text)
     return records
 

@@ -21,6 +21,7 @@ from ...data.errors import DatasetError, ImportanceError, UnknownSetting
 from ...data.knobs import KnobSetting, KnobSpace
 from ...data.plans import BlockPlan, ImportanceScores, block_plan
 from ...data.samples import ModelInput, Sample
+from ...data.tasks import Task
 from ...devices import single_thread
 from ..models.loading import LoadedModel
 from ..models.molmoe.config import MolmoeConfig
@@ -29,15 +30,6 @@ from ..models.molmoe.preprocess import image_length, preprocess_image
 from ..models.molmoe.tiling import Tiling, choose_tiling
 from .answer_sweep import answer_alone
 from .token_pass import PromptState, make_probes, token_pass
-
-
-@dataclass(frozen=True)
-class Task:
-    """The settings that all samples of a dataset share."""
-
-    metric: str
-    max_new_tokens: int
-    style: str | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from ...data.datasets.sample_set import SampleSet, load_samples
 from ...data.errors import DatasetError, KnobctlError
 from ...data.progress import SILENT, Progress
 from ...data.samples import Sample
-from ..execution.knob_model import KnobModel, Task, check_input
+from ...data.tasks import Task
+from ..execution.knob_model import KnobModel, check_input
 from ..models.loading import LoadedModel, load_model
 from .config import PrecomputeConfig
 

@@ -10,11 +10,11 @@ from ...controllers.budget_encoder import read_budget_encoder
 from ...data.budgets import normalise_budgets
 from ...data.cache.reader import Cache, open_cache
 from ...data.datasets.image_refs import ImageRoots, image_from_ref
-from ...data.datasets.registry import DATASETS
 from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
 from ...data.protocols import LEAST_RUNS
 from ...data.samples import Sample
-from ..execution.knob_model import KnobModel, Task
+from ...data.tasks import Task, recorded_task
+from ..execution.knob_model import KnobModel
 from ..models.loading import LoadedModel, load_model
 from .live import LiveExecutor
 
@@ -88,21 +88,16 @@ def knob_model_of(cache: Cache, loaded: LoadedModel) -> KnobModel:
 
 
 def tasks_of(cache: Cache) -> dict[str, Task]:
-    """Returns metric, token limit and prompt style of each dataset: the cache's if recorded, else the dataset's own."""
+    """Returns the task of each dataset that the cache describes. Raises CacheError for one without metric or limit."""
     tasks = {}
-    for name, record in (cache.manifest.datasets or {}).items():
-        limits = cache.manifest.max_new_tokens
-        limit = limits.get(name) if isinstance(limits, dict) else limits
-        spec = DATASETS.get(name)
-        metric = record.get("metric") or (spec.metric if spec else None)
-        limit = limit or (spec.max_new_tokens if spec else None)
-        if not isinstance(metric, str) or not isinstance(limit, int):
+    for name in cache.manifest.datasets or {}:
+        task = recorded_task(cache.manifest, name)
+        if task is None:
             raise CacheError(
                 f"{cache.path / 'cache.json'} names no metric or no token limit for dataset `{name}`: add "
                 f"`datasets.{name}.metric` and `max_new_tokens`, or recompute the cache."
             )
-        style = record.get("style", spec.style if spec else None)
-        tasks[name] = Task(metric, limit, style)
+        tasks[name] = task
     return tasks
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...controllers.budget_encoder import read_budget_encoder
-from ...controllers.checkpoint import Controllers, ModelIdentity
+from ...controllers.checkpoint import Controllers
+from ...controllers.conditions import ModelIdentity
 from ...controllers.two_stage import TwoStagePolicy
 from ...data.cache.reader import Cache
 from ...data.errors import CheckpointError
@@ -63,13 +64,11 @@ class LoadedControllers:
 def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedControllers:
     """Raises CheckpointError for files that cannot be read, CacheMismatch if the controllers do not fit the cache."""
     controllers = Controllers.from_pretrained(path)
-    manifest, encoder_path = cache.manifest, cache.budget_encoder_path
+    encoder_path = cache.budget_encoder_path
     controllers.check_fits(
         f"cache {cache.path}",
         space=cache.space,
-        model=ModelIdentity(
-            manifest.model_name, cache.d_model, manifest.n_blocks, manifest.native_top_k, manifest.fingerprint
-        ),
+        model=ModelIdentity.of(cache.manifest),
         encoder=None if encoder_path is None else read_budget_encoder(encoder_path, cache.d_model),
     )
     found = str(Path(path).absolute()) if Path(path).is_dir() else str(path)  # otherwise a hub id

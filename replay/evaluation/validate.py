@@ -17,7 +17,7 @@ from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model
 from ..policies.guard import GuardedPolicy
-from ..policies.latency_estimate import LatencyEstimate, TokenCounts
+from ..policies.latency_estimate import LatencyEstimate
 from ..policies.lookup import AnyBudgetTable, BudgetTable
 from ..policies.registry import DEFAULT_BASELINES, build_baselines
 from ..reward import RewardWeights
@@ -76,7 +76,7 @@ def validate_controllers(
     split_samples(tables, split)  # check the request before anything is fitted
     tables.grid_indices(budgets_ms)
     warnings: list[str] = []
-    policies, guarded = _policies(loaded.policy, cache, tables, guard, with_ablations)
+    policies, guarded = _policies(loaded.policy, tables, guard, with_ablations)
     policies += baseline_policies(baselines, tables, seed, warnings)
     subjects = [SUBJECT] + ([guarded.name] if guarded else [])
     report = build_report(
@@ -171,13 +171,12 @@ def baseline_policies(
 
 
 def _policies(
-    policy: Policy, cache: Cache, tables: ReplayTables, guard: bool, with_ablations: bool
+    policy: Policy, tables: ReplayTables, guard: bool, with_ablations: bool
 ) -> tuple[list[Policy], GuardedPolicy | None]:
     policies: list[Policy] = [policy]
     guarded = None
     if guard:
-        counts = TokenCounts.from_cache(cache, tables.space.value_index_KX[0])
-        guarded = GuardedPolicy(policy, LatencyEstimate(tables, counts), AnyBudgetTable(tables))
+        guarded = GuardedPolicy(policy, LatencyEstimate(tables), AnyBudgetTable(tables))
         policies.append(guarded)
     if with_ablations:
         policies += ablations(policy, BudgetTable(tables))

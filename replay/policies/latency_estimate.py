@@ -12,51 +12,23 @@ Shapes: N samples, X settings, T tiers, F inputs, C principal components, D = d_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ..latency_fit import ridge_solution
 from ..tables import ReplayTables
-
-if TYPE_CHECKING:
-    from ...data.cache.reader import Cache
 
 MISS_RATE = 0.05  # share of requests whose latency may exceed the upper estimate
 LANGUAGE_COMPONENTS = 16
 MIN_SAMPLES_PER_INPUT = 10  # inputs are left out until the fit has at least this many samples for each
-RIDGE = 1e-3
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """Token counts of each sample, known before the model runs; NaN where the cache records none."""
-
-    text_tokens_S: NDArray[np.float32]
-    vision_tokens_ST: NDArray[np.float32]
-
-    @classmethod
-    def from_cache(cls, cache: Cache, tier_X: NDArray[np.int64]) -> TokenCounts:
-        """Reads the counts. Vision tokens depend on image and tier only, so any row of a tier gives them."""
-        text = cache.samples["text_tokens"].cast(float).to_numpy() if "text_tokens" in cache.samples.columns else None
-        text_S = np.full(len(cache.sample_ids), np.nan) if text is None else np.asarray(text, dtype=np.float64)
-        recorded_SX = cache.outcome_column("vision_tokens")
-        tiers = int(tier_X.max()) + 1
-        vision_ST = np.full((len(text_S), tiers), np.nan, dtype=np.float32)
-        if recorded_SX is not None:
-            for tier in range(tiers):
-                known = np.where(np.isfinite(recorded_SX), recorded_SX, -np.inf)[:, tier_X == tier].max(axis=1)
-                vision_ST[:, tier] = np.where(np.isfinite(known), known, np.nan)
-        return cls(text_S.astype(np.float32), vision_ST)
 
 
 class LatencyEstimate:
     """A latency model fitted on the training split. The guard compares `upper_ms_NX` with the budget."""
 
-    def __init__(self, tables: ReplayTables, counts: TokenCounts, *, miss_rate: float = MISS_RATE) -> None:
+    def __init__(self, tables: ReplayTables, *, miss_rate: float = MISS_RATE) -> None:
         self.tables = tables
-        self.counts = counts
+        self.counts = tables.counts
         self.miss_rate = miss_rate
         fit_N, held_out_N = tables.fit_and_tune_samples
         self.tier_X = tables.space.value_index_KX[0]
@@ -120,14 +92,7 @@ class LatencyEstimate:
             return np.full(design_NF.shape[1], np.nan)
         design = design_NF[known_N]
         latency_ms = self.tables.latency_ms_SX[fit_N[known_N], setting].astype(np.float64)
-        penalty = RIDGE * len(design) * np.eye(design.shape[1])
-        penalty[0, 0] = 0.0  # the intercept is not penalised
-        mean_ms = latency_ms.mean()
-        coefficient = np.linalg.solve(
-            design.T @ design + penalty + 1e-9 * np.eye(len(penalty)), design.T @ (latency_ms - mean_ms)
-        )
-        coefficient[0] += mean_ms
-        return coefficient
+        return ridge_solution(design, latency_ms)
 
     def _factors(self, held_out_N: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns the factor for each tier's estimates, [T]."""

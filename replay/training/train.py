@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ...controllers.budget_encoder import BudgetEncoder, encoder_digest
-from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers, ModelIdentity
+from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers
+from ...controllers.conditions import ModelIdentity
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import open_cache
 from ...data.errors import CheckpointError
@@ -23,6 +24,7 @@ from ...data.progress import SILENT, Progress
 from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
 from ..evaluation.figures import gap_closed
+from ..latency_fit import fit_expected_latency
 from ..recipes import TUNED, TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
 from .data import prepare_training, require_trainable
@@ -73,6 +75,7 @@ class TrainReport:
     val_oracle_reward: float
     parameters: dict[str, int]
     explained_variance: dict[str, list[float]]  # share of each basis target's variance, on held-out folds
+    expected_latency: dict[str, Any]  # what it reads, and its relative errors on `val`
     seconds: dict[str, float]  # reading the cache, preparing (bases and projection), training
     notes: tuple[str, ...]
 
@@ -245,10 +248,12 @@ def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], no
     """Writes the checkpoint of every seed and returns the report."""
     data, config = trainer.data, trainer.config
     table, oracle = table_and_oracle(data.tables, "val")
+    expected_latency = fit_expected_latency(data.tables)
     reports, counts = [], {}
     for index, seed in enumerate(config.seeds):
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
         controllers = controllers_of(trainer, index)
+        controllers.expected_latency = expected_latency
         controllers.save_pretrained(path)
         counts = controllers.parameter_counts()
         reward = float(trainer.best_reward_N[index])
@@ -266,6 +271,7 @@ def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], no
         val_oracle_reward=oracle,
         parameters=counts,
         explained_variance=dict(data.explained),
+        expected_latency=expected_latency.to_dict(),
         seconds=seconds,
         notes=(*data.notes, *notes),
     )
@@ -277,9 +283,7 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
 
     data, config = trainer.data, trainer.config
     tables = data.tables
-    model = ModelIdentity(
-        tables.model_name or "unknown", tables.d_model, tables.n_blocks, tables.native_top_k, tables.model_fingerprint
-    )
+    model = tables.model or ModelIdentity("unknown", tables.d_model, tables.n_blocks, tables.native_top_k)
     made = Controllers.untrained(tables.space, model, tuple(tables.budgets_ms_M.tolist()), data.encoder)
     made.stage1.language_basis.load_state_dict(data.language_basis.state_dict())
     made.stage1.budget_basis.load_state_dict(data.budget_basis.state_dict())
@@ -293,6 +297,7 @@ def controllers_of(trainer: Trainer, seed_index: int) -> Controllers:
     made.stage1.allowed_J.copy_(allowed_J)
     # Rows of choices that Stage1 never makes are left unmasked, because the softmax of a fully masked row is undefined.
     made.stage2.allowed_JA.copy_(allowed_JA | ~allowed_J[:, None])
+    made.conditions = tables.conditions
     made.cache_fingerprint = tables.fingerprint
     made.settings = {
         **config.to_dict(),

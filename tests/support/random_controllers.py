@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.controllers.checkpoint import Controllers, ModelIdentity
+from knobctl.controllers.checkpoint import Controllers
+from knobctl.controllers.conditions import ModelIdentity
 from knobctl.data.cache.reader import Cache
 
 
@@ -15,7 +16,7 @@ def random_controllers(cache: Cache, path: Path, *, seed: int = 0, settings: dic
     """Saves controllers that fit the cache and choose differently for every request; returns their path."""
     encoder = BudgetEncoder.from_seed(cache.d_model, 0)
     manifest = cache.manifest
-    identity = ModelIdentity(manifest.model_name, cache.d_model, manifest.n_blocks, manifest.native_top_k)
+    identity = ModelIdentity.of(manifest)
     made = Controllers.untrained(cache.space, identity, tuple(manifest.budgets_ms), encoder)
     generator = torch.Generator().manual_seed(seed)
     for stage in (made.stage1, made.stage2):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
+from knobctl.controllers.conditions import ModelIdentity
 from knobctl.controllers.mlp import Mlp
 from knobctl.controllers.stage2 import place_codes
 from knobctl.data.generated.population import GeneratedCache, GeneratedConfig, generate
@@ -97,7 +98,7 @@ def tables_of(generated: GeneratedCache, **changes: object) -> ReplayTables:
         token_STPMD=generated.token_STPMD,
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
         fingerprint="generated",
-        model_name="generated",
+        model=ModelIdentity("generated", generated.config.d_model, 16, 8),
     )
     return replace(tables, **changes)
 
