@@ -25,6 +25,7 @@ from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
     is_flag=True,
     help="Also report the controllers with choices that are expected to miss the budget replaced.",
 )
+@click.option("--card", is_flag=True, help="Write the figures to the controllers' card, README.md.")
 @click.option("--choices", "choices_out", type=PATH, help="Write every decision to this Parquet file.")
 @click.option("--live", is_flag=True, help="Also run the model, and compare it with replay.")
 @click.option(

@@ -19,10 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..cards import write_card
 from ..errors import CacheError
 from ..files.atomic import DISK, Disk, remove_temporaries, sync_directory, write_atomically, write_temporary
 from ..files.lock import DirectoryLock
 from ..schema import latency_tokens_schema, outcomes_schema, samples_schema
+from .card import cache_card
 from .manifest import MANIFEST_NAME, RUN_NAME, FileRecord, Manifest
 from .parts import (
     COMPANION_KEY,
@@ -109,10 +111,10 @@ class CacheWriter:
         for name, table in ((TOKENS, tokens), (OUTCOMES, outcomes)):
             if table is not None:
                 columns = latency_tokens_schema(d_model) if name == TOKENS else outcomes_schema()
-                blobs[name] = _parquet(_conform(table, columns, name), name)
+                blobs[name] = parquet_bytes(conform(table, columns, name), name)
         digests = {COMPANION_KEY + name.encode(): hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
-        conformed = _conform(samples, samples_schema(d_model), SAMPLES)
-        blobs[SAMPLES] = _parquet(conformed.replace_schema_metadata(digests), SAMPLES)
+        conformed = conform(samples, samples_schema(d_model), SAMPLES)
+        blobs[SAMPLES] = parquet_bytes(conformed.replace_schema_metadata(digests), SAMPLES)
         part = self._next_part()
         with self.disk_errors():
             self._commit(part, blobs)
@@ -137,7 +139,9 @@ class CacheWriter:
                 sync_directory(target.parent, self._disk)
 
     def finish(self, manifest: Manifest, budget_encoder: bytes | None = None) -> Manifest:
-        """Writes the encoder and then `cache.json`, with the digest of every file; returns the manifest as written.
+        """Writes the encoder, the card and then `cache.json`, with the digest of every file but the card's.
+
+        Returns the manifest as written.
 
         Args:
             manifest: Without `files`, which are filled in.
@@ -158,6 +162,7 @@ class CacheWriter:
                     records.append(self._record(f"{name}/{path.name}", rows))
             self._check_companions({record.path: record.sha256 for record in records})
             manifest = replace(manifest, files=tuple(records))
+            write_card(self.out, cache_card(self.out, manifest), self._disk)
             write_atomically(self.out / MANIFEST_NAME, manifest.to_bytes(), self._disk)
         return manifest
 
@@ -243,7 +248,7 @@ def _d_model(samples: pa.Schema) -> int:
     return int(samples.field("language_feature").type.list_size)
 
 
-def _conform(table: pa.Table, schemas: tuple[pa.Schema, pa.Schema], name: str) -> pa.Table:
+def conform(table: pa.Table, schemas: tuple[pa.Schema, pa.Schema], name: str) -> pa.Table:
     """Returns `table` with exactly the format's columns, types and order."""
     required, optional = schemas
     fields = [*required, *(field for field in optional if field.name in table.column_names)]
@@ -254,7 +259,7 @@ def _conform(table: pa.Table, schemas: tuple[pa.Schema, pa.Schema], name: str) -
     return table.select([field.name for field in fields]).cast(pa.schema(fields))
 
 
-def _parquet(table: pa.Table, name: str) -> memoryview:
+def parquet_bytes(table: pa.Table, name: str) -> memoryview:
     """Returns the bytes of a Parquet file with page checksums."""
     sink = io.BytesIO()
     # Vectors never repeat, so a dictionary of them would only cost time and space.

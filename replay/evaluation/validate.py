@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ...controllers.card import write_controllers_card
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import Cache, open_cache
+from ...data.cards import CARD_NAME
 from ...data.errors import KnobctlError
 from ...data.progress import SILENT, Progress
 from ...data.protocols import Policy
@@ -25,9 +27,10 @@ from ..tables import ReplayTables
 from .agreement import agreement
 from .bootstrap import DEFAULT_RESAMPLES
 from .build_report import build_report, split_samples
+from .card_results import report_results
 from .choices import write_choices
 from .live import ExecutorFactory, controller_overhead, live_figures, run_live, timings
-from .load_controllers import load_controllers
+from .load_controllers import LoadedControllers, load_controllers
 from .report import EvaluationReport
 from .warnings import origin_warnings
 
@@ -41,6 +44,7 @@ def validate_controllers(
     split: str = "test",
     budgets_ms: Sequence[float] | None = None,
     guard: bool = False,
+    card: bool = False,
     choices_out: Path | None = None,
     seed: int = 0,
     baselines: Sequence[str] | None = None,
@@ -57,6 +61,7 @@ def validate_controllers(
     Args:
         budgets_ms: budgets of the cache's grid (default: all).
         guard: also evaluate the controllers with the guard, in addition to the plain ones.
+        card: write the report's figures to the card (`README.md`) of the controllers, which must be a directory.
         choices_out: write every choice of the controllers (the guarded ones, if evaluated) to this Parquet file.
         baselines: names from `policies.registry.BASELINES`; by default, those of `DEFAULT_BASELINES` that the cache
             supports.
@@ -92,6 +97,8 @@ def validate_controllers(
     report.warnings[:0] = [*cache.warnings, *accuracy_warnings(cache), *origin_warnings([loaded], cache), *warnings]
     report.controllers = loaded.describe()
     report.guard = guarded.to_dict() if guarded else None
+    if card:
+        _write_card(controllers_path, loaded, report)
     if choices_out is not None:
         found = report.decisions
         write_choices(choices_out, tables, found.sample_N, found.budget_M, found.chosen[subjects[-1]])
@@ -168,6 +175,16 @@ def baseline_policies(
     if names is None:
         return build_baselines(DEFAULT_BASELINES, tables, seed=seed, skipped=warnings)
     return build_baselines(names, tables, seed=seed)
+
+
+def _write_card(path: str | Path, loaded: LoadedControllers, report: EvaluationReport) -> None:
+    directory = Path(path)
+    if not directory.is_dir():
+        raise KnobctlError(f"{path} is not a directory here, so its card cannot be written: leave --card out")
+    if not write_controllers_card(directory, loaded.controllers, report_results(report, SUBJECT)):
+        raise KnobctlError(
+            f"{directory / CARD_NAME} has been changed and has no section of results: remove it to have it written anew"
+        )
 
 
 def _policies(

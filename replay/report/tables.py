@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation.report import BETTER, NOT_SHOWN, OVERALL, EvaluationReport
-from ..policies.registry import BASELINES
+from ..evaluation.report import BETTER, EvaluationReport
+from ..evaluation.verdicts import verdict_sentences
 from .columns import Record, figure, figure_table
 from .live_tables import render_live
 
@@ -121,23 +121,8 @@ def _per_dataset(record: Record) -> Table:
 
 def _verdicts(record: Record) -> list[Text]:
     """Returns one sentence for each comparison of a subject over all samples."""
-    lines = []
-    for comparison in record["comparisons"]:
-        if comparison["group"] != OVERALL or comparison["policy"] not in record["subjects"]:
-            continue
-        reward, policy = comparison["differences"]["reward"], comparison["policy"]
-        other = comparison["versus"]
-        other = BASELINES[other].label if other in BASELINES else other
-        if reward["low"] is None:
-            lines.append(Text(f"{policy} vs {other}: reward {reward['value']:+.4f}, no interval can be given"))
-            continue
-        numbers = f"reward {reward['value']:+.4f} [{reward['low']:+.4f}, {reward['high']:+.4f}]"
-        if comparison["verdict"] == NOT_SHOWN:
-            line = f"{policy} is NOT shown to differ from {other}: {numbers}, which includes 0"
-        else:
-            line = f"{policy} is {comparison['verdict']} than {other}: {numbers}"
-        lines.append(Text(line, style="green" if comparison["verdict"] == BETTER else "yellow"))
-    return lines
+    styles = {BETTER: "green", None: ""}
+    return [Text(line, style=styles.get(verdict, "yellow")) for verdict, line in verdict_sentences(record)]
 
 
 def _choices(record: Record) -> list[RenderableType]:

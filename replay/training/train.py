@@ -13,16 +13,19 @@ from typing import Any
 import torch
 
 from ...controllers.budget_encoder import BudgetEncoder, encoder_digest
+from ...controllers.card import write_controllers_card
 from ...controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers
 from ...controllers.conditions import ModelIdentity
 from ...data.cache.accuracy import accuracy_warnings
 from ...data.cache.reader import open_cache
+from ...data.cards import CARD_NAME, remove_generated_card
 from ...data.errors import CheckpointError
 from ...data.files.atomic import write_atomically
 from ...data.files.lock import DirectoryLock
 from ...data.progress import SILENT, Progress
 from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
+from ..evaluation.card_results import training_results
 from ..evaluation.figures import gap_closed
 from ..latency_fit import fit_expected_latency
 from ..recipes import TUNED, TrainConfig
@@ -41,6 +44,7 @@ OWN_NAMES = {
     WEIGHTS_NAME,
     REPORT_NAME,
     STATE_NAME,
+    CARD_NAME,
     "log.csv",
     "log.jsonl",
     TENSORBOARD_NAME,
@@ -126,7 +130,7 @@ def train_controllers(
         encoder,
         Path(out),
         config,
-        where=str(cache_path),
+        where=cache.source,
         resume=resume,
         tensorboard=tensorboard,
         wandb_project=wandb_project,
@@ -254,10 +258,12 @@ def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], no
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
         controllers = controllers_of(trainer, index)
         controllers.expected_latency = expected_latency
-        controllers.save_pretrained(path)
         counts = controllers.parameter_counts()
         reward = float(trainer.best_reward_N[index])
         gap = gap_closed(reward - table, oracle - table)
+        path.mkdir(parents=True, exist_ok=True)
+        write_controllers_card(path, controllers, training_results(data.tables, reward, table, oracle))
+        controllers.save_pretrained(path)
         reports.append(SeedReport(seed, str(path), int(trainer.best_epoch_N[index]), reward, gap))
     return TrainReport(
         cache=where,
@@ -342,6 +348,8 @@ def _check_out(out: Path) -> None:
 def _remove_earlier_run(out: Path) -> None:
     for name in (CONFIG_NAME, WEIGHTS_NAME, REPORT_NAME, STATE_NAME):
         (out / name).unlink(missing_ok=True)
+    remove_generated_card(out)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         for path in out.glob(f"seed-*/{name}"):  # otherwise the seeds of another run would look like part of this one
             path.unlink()
+            remove_generated_card(path.parent)
