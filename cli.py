@@ -23,6 +23,7 @@ COMMANDS = {
     "cross-validate": "training",
     "validate": "reports",
     "compare": "reports",
+    "push": "sharing",
     "demo": "demo",
 }
 

@@ -79,6 +79,22 @@ def render_cache(record: Record) -> Group:
     return Group(*parts)
 
 
+def render_push(record: Record) -> Group:
+    """Returns the files of a push, what was left out, and where they are."""
+    dry_run = record["dry_run"]
+    state = {True: "sent", False: "listed" if dry_run else "already there"}
+    files = [(path, file["bytes"], state[file["sent"]]) for path, file in record["files"].items()]
+    total = sum(file["bytes"] for file in record["files"].values())
+    title = f"{record['kind']} {record['repo_id']}{': nothing is sent (--dry-run)' if dry_run else ''}"
+    parts: list[RenderableType] = [table(title, ("file", "bytes", ""), files), Text(f"{total:,} bytes in all")]
+    parts += [Text(f"removed from the repository: {path}") for path in record["removed"]]
+    for name, columns in record["left_out"].items():
+        parts.append(Text(f"left out of {name}: {', '.join(columns)}"))
+    if record["commit"]:
+        parts.append(Text(f"{record['url']} at commit {record['commit']}"))
+    return Group(*parts)
+
+
 def render_importance(record: Record) -> Group:
     """Returns the scores in the order of the blocks, and the blocks from the least important."""
     std = record.get("std") or [None] * len(record["scores"])

@@ -19,6 +19,7 @@ from ..data.errors import CacheMismatch, CheckpointError
 from ..data.files.atomic import write_atomically
 from ..data.files.bounded_json import dump_json, read_json
 from ..data.files.json_fields import JsonFields
+from ..data.hub.fetch import fetch_controllers
 from ..data.knobs import KnobSpace
 from ..data.paths import existing_directory
 from .budget_encoder import BudgetEncoder, encoder_digest
@@ -60,6 +61,7 @@ class Controllers:
     cache_fingerprint: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # how they were trained
     created_by: str | None = None
+    source: str | None = None  # where they were read from: a path, or `owner/name@commit` on the hub
 
     @classmethod
     def untrained(
@@ -105,10 +107,14 @@ class Controllers:
     def from_pretrained(cls, path_or_hub_id: Path | str, *, revision: str | None = None) -> Controllers:
         """Reads a checkpoint from a directory or the Hugging Face hub.
 
+        Args:
+            path_or_hub_id: a directory, or `owner/name` where no directory `owner` exists.
+            revision: branch, tag or commit on the hub; a commit always gives the same controllers.
+
         Raises:
             CheckpointError: it is absent, damaged or of another version; the message names the file and the field.
         """
-        directory = _locate(path_or_hub_id, revision)
+        directory, source = _locate(path_or_hub_id, revision)
         config_path, weights_path = directory / CONFIG_NAME, directory / WEIGHTS_NAME
         record = read_json(config_path, error=CheckpointError)
         where = str(config_path)
@@ -128,6 +134,7 @@ class Controllers:
         made.cache_fingerprint = fields.optional("cache_fingerprint", JsonFields.text)
         made.settings = fields.optional("settings", JsonFields.record) or {}
         made.created_by = fields.optional("created_by", JsonFields.text)
+        made.source = source
         return made
 
     def require_answerable(self, where: str) -> None:
@@ -209,7 +216,8 @@ def _count(tensors: Any) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
+def _locate(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, str]:
+    """Returns the directory of a checkpoint, fetched if it is on the hub, and where it comes from."""
     name = str(path_or_hub_id)
     path = existing_directory(name, "a controllers' checkpoint", error=CheckpointError)
     if path is not None:
@@ -217,17 +225,12 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> Path:
             raise CheckpointError(
                 f"{path} holds no {CONFIG_NAME}: it is not a controllers' checkpoint, or half-written"
             )
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(name, revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as cause:
-        raise CheckpointError(f"{name} is not a directory here, and cannot be fetched from the hub: {cause}") from cause
-    if not (Path(found) / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{name} on the hub holds no {CONFIG_NAME}: it is not a controllers' checkpoint")
-    return Path(found)
+        return path, str(path)
+    files = (CONFIG_NAME, WEIGHTS_NAME)
+    found, source = fetch_controllers(name, revision, files, max_bytes=MAX_WEIGHT_BYTES, error=CheckpointError)
+    if not (found / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{source} on the hub holds no {CONFIG_NAME}: it is not a controllers' checkpoint")
+    return found, source
 
 
 def _of_this_version(record: Any, where: str) -> JsonFields:

@@ -10,7 +10,8 @@ from .errors import KnobctlError
 
 BUNDLED_ROOT = Path(__file__).resolve().parent / "bundled"  # the model and the datasets in the package
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
+_HUB_ID = re.compile(HUB_ID)
 
 
 def expand_home(path: str) -> str:
@@ -24,6 +25,11 @@ def expand_home(path: str) -> str:
             f"{path}: there is no such home directory; for a file whose name begins with ~, write ./{path}."
         )
     return expanded
+
+
+def user_cache_directory() -> Path:
+    """Returns the directory for what can be fetched or computed again; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knobctl"
 
 
 def is_hub_id(name: str) -> bool:

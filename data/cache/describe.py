@@ -32,7 +32,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
     cache = open_cache(Path(path))
     manifest = cache.manifest
     return {
-        "path": str(cache.path),
+        "path": cache.source,
         "fingerprint": cache.fingerprint,
         "shape": {
             "samples": len(cache.sample_ids),

@@ -24,6 +24,7 @@ from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
 from .file_list import Listing, check_files
+from .location import located
 from .manifest import Manifest
 from .outcomes import OutcomeRows, locate, read_outcomes
 from .parts import (
@@ -55,6 +56,7 @@ class Cache:
     latency_ms_SX: NDArray[np.float32]
     tokens: TokenStore | None
     budget_encoder_path: Path | None
+    source: str  # where it is: its path, or its address on the hub with the commit
     warnings: list[str]
     _outcomes: OutcomeRows = field(repr=False)
 
@@ -140,19 +142,19 @@ class Cache:
         return digest.hexdigest()
 
 
-def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) -> Cache:
+def open_cache(path: Path | str, *, tokens: bool = True, derived: Path | None = None) -> Cache:
     """Opens the cache at `path` for reading.
 
     Args:
-        path: The cache's directory.
+        path: The cache's directory, or `hf://datasets/owner/name[@revision]`, which is fetched once.
         tokens: Whether to offer latency tokens; their numbers are read on first use.
         derived: Where to keep the unpacked tokens; by default inside the cache, or in the user's cache directory when
             the cache cannot be written.
 
     Raises:
-        CacheError: The cache does not conform to format 1; names file, row and column.
+        CacheError: The cache cannot be fetched, or does not conform to format 1; names file, row and column.
     """
-    path = Path(path)
+    path, source = located(path)
     manifest = Manifest.read(path)
     warnings: list[str] = []
     parts = {name: part_paths(path, name) for name in (SAMPLES, OUTCOMES, TOKENS)}
@@ -186,6 +188,7 @@ def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) 
         latency_ms_SX=outcomes.latency_ms_SX,
         tokens=store,
         budget_encoder_path=encoder if encoder.exists() else None,
+        source=source,
         warnings=warnings,
         _outcomes=outcomes,
     )

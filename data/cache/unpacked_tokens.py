@@ -22,6 +22,7 @@ from ..errors import CacheError
 from ..files.atomic import TEMPORARY_PREFIX, sync_directory, write_atomically
 from ..files.bounded_json import dump_json, read_json
 from ..files.lock import FileLock
+from ..paths import user_cache_directory
 from .file_list import CHANGED
 from .parts import REMEDY, sha256_file
 
@@ -48,8 +49,7 @@ def roots(cache: Path, derived: Path | None) -> list[Path]:
     chosen = derived or (Path(os.environ[DERIVED_VARIABLE]) if os.environ.get(DERIVED_VARIABLE) else None)
     if chosen is not None:
         return [chosen]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [cache / DERIVED_NAME, user / "knobctl" / "tokens"]
+    return [cache / DERIVED_NAME, user_cache_directory() / "tokens"]
 
 
 def find_store(

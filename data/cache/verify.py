@@ -7,10 +7,13 @@ from pathlib import Path
 
 from ..errors import CacheError
 from .file_list import CHANGED
+from .location import located
 from .manifest import MANIFEST_NAME, Manifest, manifest_changed
 from .parts import SAMPLES, TABLES, companion_digests, part_paths, sha256_file
 from .reader import open_cache
 from .unpacked_tokens import verify_stores
+
+UNLISTED = "lists no files, so changed bytes cannot be detected"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Problem:
         return f"{self.path}: {self.message}"
 
 
-def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
+def verify_cache(path: Path | str, *, derived: Path | None = None) -> list[Problem]:
     """Returns everything that is wrong with the cache at `path`; an empty list when it is intact.
 
     Compares the digests of all files first; if they agree, or there are none, reads every row and every token.
@@ -32,7 +35,7 @@ def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
     Raises:
         CacheError: There is no cache to check.
     """
-    path = Path(path)
+    path, _ = located(path)
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
         Manifest.read(path)  # raises CacheError, which names what is missing
@@ -42,7 +45,7 @@ def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
     except CacheError as cause:
         return [Problem(manifest_path, str(cause).removeprefix(f"{manifest_path}: "))]
     if manifest.files is None:
-        problems.append(Problem(manifest_path, "lists no files, so changed bytes cannot be detected"))
+        problems.append(Problem(manifest_path, UNLISTED))
     problems += _digest_problems(path, manifest)
     problems += [Problem(file, what) for file, what in verify_stores(path, derived)]
     if problems and manifest.files is not None:

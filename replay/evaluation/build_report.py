@@ -162,7 +162,7 @@ def cache_record(cache: Cache) -> dict[str, Any]:
     """Returns the report's description of the cache."""
     manifest = cache.manifest
     return {
-        "path": str(cache.path),
+        "path": cache.source,
         "fingerprint": cache.fingerprint,
         "model": manifest.model_name,
         "latency_mode": manifest.latency_mode,

@@ -71,5 +71,5 @@ def load_controllers(path: str | Path, cache: Cache, *, name: str) -> LoadedCont
         model=ModelIdentity.of(cache.manifest),
         encoder=None if encoder_path is None else read_budget_encoder(encoder_path, cache.d_model),
     )
-    found = str(Path(path).absolute()) if Path(path).is_dir() else str(path)  # otherwise a hub id
+    found = str(Path(path).absolute()) if Path(path).is_dir() else str(controllers.source)  # on the hub
     return LoadedControllers(TwoStagePolicy(controllers, name), found, controllers)
