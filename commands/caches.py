@@ -13,14 +13,25 @@ from .values import PATH
 
 
 @click.command()
-@click.argument("cache", type=PATH)
+@click.argument("cache", metavar="DIRECTORY", type=PATH)
 @click.option("--verify", is_flag=True, help="Read every byte and compare it with the recorded digests.")
 @json_option
 def inspect(cache: Path, verify: bool, as_json: bool) -> None:
-    """Show what CACHE holds: shape, provenance, knobs, accuracy and latency by knob, completeness.
+    """Check a cache or controllers in DIRECTORY, and show what they hold.
 
+    \b
     knobctl inspect runs/cache --verify
+    knobctl inspect runs/controllers
+
+    For a cache: shape, provenance, knobs, accuracy and latency by knob, completeness. For controllers, whose digests
+    are always checked: model, knobs, expected latencies, and what answering would lack.
     """
+    if (cache / "controllers.json").is_file():
+        from ..controllers.describe import describe_controllers
+        from .render import render_sections
+
+        emit(describe_controllers(cache), as_json, lambda record: render_sections("controllers", record))
+        return
     from ..data.cache.describe import describe_cache
     from ..data.cache.verify import verify_cache
     from .render import render_cache

@@ -15,7 +15,9 @@ Record = Mapping[str, Any]
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Returns a table. Numbers are right-aligned; None is shown as a dash."""
     body = [list(row) for row in rows]
-    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    shown = Table(
+        title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     for place, name in enumerate(columns):
         is_number = all(row[place] is None or isinstance(row[place], int | float) for row in body)
         shown.add_column(name, justify="right" if is_number and body else "left", overflow="fold")
@@ -86,7 +88,8 @@ def render_push(record: Record) -> Group:
     files = [(path, file["bytes"], state[file["sent"]]) for path, file in record["files"].items()]
     total = sum(file["bytes"] for file in record["files"].values())
     title = f"{record['kind']} {record['repo_id']}{': nothing is sent (--dry-run)' if dry_run else ''}"
-    parts: list[RenderableType] = [table(title, ("file", "bytes", ""), files), Text(f"{total:,} bytes in all")]
+    parts: list[RenderableType] = [Text(title, style="bold"), table("", ("file", "bytes", ""), files)]
+    parts.append(Text(f"{total:,} bytes in all"))
     parts += [Text(f"removed from the repository: {path}") for path in record["removed"]]
     for name, columns in record["left_out"].items():
         parts.append(Text(f"left out of {name}: {', '.join(columns)}"))

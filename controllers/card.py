@@ -37,7 +37,7 @@ class Results:
     columns: tuple[str, ...]  # the first names the policy
     rows: tuple[tuple[object, ...], ...]
     sentences: tuple[str, ...]  # verdicts and caveats
-    metrics: dict[str, float]  # of the controllers, by name
+    metrics: dict[str, float]  # of the controllers, by the names that reports use
 
 
 def write_controllers_card(directory: Path, controllers: Controllers, results: Results) -> bool:
@@ -152,8 +152,7 @@ def _eval_results(results: Results) -> list[EvalResult]:
             dataset_type="knobctl-cache",
             dataset_name=", ".join(escaped(name) for name in results.datasets),
             dataset_split=results.split,
-            metric_type=name.replace(" ", "_"),
-            metric_name=name,
+            metric_type=name,
             metric_value=round(value, 6),
         )
         for name, value in results.metrics.items()

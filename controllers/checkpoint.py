@@ -108,7 +108,7 @@ class Controllers:
         """Reads a checkpoint from a directory or the Hugging Face hub.
 
         Args:
-            path_or_hub_id: a directory, or `owner/name` where no directory `owner` exists.
+            path_or_hub_id: a directory, or `owner/name` or `owner/name@revision` where no directory `owner` exists.
             revision: branch, tag or commit on the hub; a commit always gives the same controllers.
 
         Raises:
@@ -219,6 +219,9 @@ def _count(tensors: Any) -> int:
 def _locate(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, str]:
     """Returns the directory of a checkpoint, fetched if it is on the hub, and where it comes from."""
     name = str(path_or_hub_id)
+    if revision is None and not Path(name).exists():
+        name, _, pinned = name.partition("@")
+        revision = pinned or None
     path = existing_directory(name, "a controllers' checkpoint", error=CheckpointError)
     if path is not None:
         if not (path / CONFIG_NAME).is_file():

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load, save, save_file
 
+from knobctl.cli import main
 from knobctl.controllers import budget_encoder
 from knobctl.controllers.budget_encoder import BudgetEncoder, read_budget_encoder
 from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers
@@ -272,3 +274,15 @@ def test_weights_of_other_number_types_are_refused(tmp_path, tensor, message):
     save_file({**weights, "layers.1.weight": tensor}, tmp_path / "encoder.safetensors")
     with pytest.raises(CheckpointError, match=message):
         read_budget_encoder(tmp_path / "encoder.safetensors", 8)
+
+
+def test_inspect_checks_and_shows_a_checkpoint(controllers, tmp_path):
+    controllers.save_pretrained(tmp_path)
+    record = json.loads(CliRunner().invoke(main, ["inspect", str(tmp_path), "--json"]).stdout)
+    assert record["model"]["fingerprint"] == "f" * 64
+    assert record["expected_latency"]["held_out"]["median"] == 0.02
+    assert (record["cannot_answer"], record["tasks"]["toy"]["max_new_tokens"]) == (None, 4)
+    assert "toy" in CliRunner().invoke(main, ["inspect", str(tmp_path)]).stdout
+    rewrite(tmp_path, lambda r: r["conditions"]["tasks"]["toy"].update(metric=1))
+    refused = CliRunner().invoke(main, ["inspect", str(tmp_path)])
+    assert (refused.exit_code, "conditions.tasks.toy.metric" in refused.stderr) == (1, True)

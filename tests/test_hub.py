@@ -166,11 +166,21 @@ def test_published_controllers_load_at_a_pinned_commit_and_the_cards_snippet_run
     commit = report["commit"]
     mine = Controllers.from_pretrained(controllers)
     assert hub.run(LOAD, repo, "") == [f"{repo}@{commit}", mine.cache_fingerprint]
-    assert hub.run(LOAD, repo, commit)[0] == f"{repo}@{commit}"
+    assert hub.run(LOAD, repo, commit)[0] == hub.run(LOAD, f"{repo}@{commit}", "")[0] == f"{repo}@{commit}"
     assert "no such revision" in hub.failure(LOAD, repo, "f" * 40)
     card = hub.files(f"models/{repo}")[CARD_NAME].decode()
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     assert hub.run(snippet + "\nprint(len(controllers.space.settings))") == len(mine.space.settings)
+
+
+def test_the_guides_snippet_runs(hub: HubStub, controllers: Path, tmp_path: Path):
+    hub.run(PUSH, str(controllers), "OWNER/NAME", "{}")
+    hub.run(PUSH, str(make_cache(tmp_path / "cache")), "OWNER/NAME", "{}")
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "share.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1]
+    found = hub.run(snippet + "\nimport json; print(json.dumps([controllers.source, cache.source]))")
+    commits = [hub.repositories[f"{kind}/OWNER/NAME"].states[-1][0] for kind in ("models", "datasets")]
+    assert found == [f"OWNER/NAME@{commits[0]}", f"hf://datasets/OWNER/NAME@{commits[1]}"]
 
 
 def test_the_command_lists_what_it_publishes(hub: HubStub, repo: str, controllers: Path):

@@ -39,10 +39,10 @@ def training_results(tables: ReplayTables, reward: float, table: float, oracle: 
 def report_results(report: EvaluationReport, subject: str) -> Results:
     """Returns a report's figures over all budgets, and its verdicts on `subject`."""
     rows = tuple(
-        (BASELINES[name].label if name in BASELINES else name, *map(_value, _estimates(report, name)))
+        (BASELINES[name].label if name in BASELINES else name, *(e.value for e in _estimates(report, name)))
         for name in report.policies
     )
-    own = dict(zip(_METRICS, _estimates(report, subject), strict=True))
+    own = dict(zip(_METRICS.values(), _estimates(report, subject), strict=True))
     return Results(
         split=report.split,
         samples=report.n_samples,
@@ -58,7 +58,3 @@ def report_results(report: EvaluationReport, subject: str) -> Results:
 
 def _estimates(report: EvaluationReport, name: str) -> list[Estimate]:
     return [report.policies[name].overall.metrics[metric] for metric in _METRICS.values()]
-
-
-def _value(estimate: Estimate) -> float | None:
-    return estimate.value
