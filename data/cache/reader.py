@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
 from .file_list import Listing, check_files
+from .location import cache_directory
 from .manifest import Manifest
 from .outcomes import OutcomeRows, locate, read_outcomes
 from .parts import (
@@ -140,19 +142,19 @@ class Cache:
         return digest.hexdigest()
 
 
-def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) -> Cache:
-    """Opens the cache at `path` for reading.
+def open_cache(path: str | os.PathLike[str], *, tokens: bool = True, derived: Path | None = None) -> Cache:
+    """Opens a cache for reading.
 
     Args:
-        path: The cache's directory.
+        path: The cache's directory, or the name of a bundled cache: `bundled:nano`.
         tokens: Whether to offer latency tokens; their numbers are read on first use.
         derived: Where to keep the unpacked tokens; by default inside the cache, or in the user's cache directory when
-            the cache cannot be written.
+            the cache cannot be written or is a bundled one.
 
     Raises:
         CacheError: The cache does not conform to format 1; names file, row and column.
     """
-    path = Path(path)
+    path = cache_directory(path)
     manifest = Manifest.read(path)
     warnings: list[str] = []
     parts = {name: part_paths(path, name) for name in (SAMPLES, OUTCOMES, TOKENS)}
