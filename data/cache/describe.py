@@ -29,7 +29,7 @@ def describe_cache(path: Path) -> dict[str, Any]:
     Means and percentiles are over the cells that have a value; None where no cell has one. Raises CacheError as
     `open_cache` does.
     """
-    cache = open_cache(Path(path))
+    cache = open_cache(path)
     manifest = cache.manifest
     return {
         "path": cache.source,

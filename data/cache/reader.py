@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,14 +143,15 @@ class Cache:
         return digest.hexdigest()
 
 
-def open_cache(path: Path | str, *, tokens: bool = True, derived: Path | None = None) -> Cache:
-    """Opens the cache at `path` for reading.
+def open_cache(path: str | os.PathLike[str], *, tokens: bool = True, derived: Path | None = None) -> Cache:
+    """Opens a cache for reading.
 
     Args:
-        path: The cache's directory, or `hf://datasets/owner/name[@revision]`, which is fetched once.
+        path: The cache's directory, the name of a bundled cache, `bundled:nano`, or
+            `hf://datasets/owner/name[@revision]`, which is fetched once.
         tokens: Whether to offer latency tokens; their numbers are read on first use.
         derived: Where to keep the unpacked tokens; by default inside the cache, or in the user's cache directory when
-            the cache cannot be written.
+            the cache cannot be written or is a bundled one.
 
     Raises:
         CacheError: The cache cannot be fetched, or does not conform to format 1; names file, row and column.

@@ -24,6 +24,7 @@ from ..files.bounded_json import dump_json, read_json
 from ..files.lock import FileLock
 from ..paths import user_cache_directory
 from .file_list import CHANGED
+from .location import is_bundled
 from .parts import REMEDY, sha256_file
 
 DERIVED_NAME = "derived"
@@ -49,7 +50,8 @@ def roots(cache: Path, derived: Path | None) -> list[Path]:
     chosen = derived or (Path(os.environ[DERIVED_VARIABLE]) if os.environ.get(DERIVED_VARIABLE) else None)
     if chosen is not None:
         return [chosen]
-    return [cache / DERIVED_NAME, user_cache_directory() / "tokens"]
+    user = user_cache_directory() / "tokens"
+    return [user] if is_bundled(cache) else [cache / DERIVED_NAME, user]
 
 
 def find_store(

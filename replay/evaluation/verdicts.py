@@ -21,7 +21,8 @@ def verdict_sentences(record: Mapping[str, Any]) -> Iterator[tuple[str | None, s
             yield None, f"{policy} vs {other}: reward {reward['value']:+.4f}, no interval can be given"
             continue
         numbers = f"reward {reward['value']:+.4f} [{reward['low']:+.4f}, {reward['high']:+.4f}]"
+        numbers += f", adjusted p = {comparison['adjusted_p_value']:.3f}"
         if comparison["verdict"] == NOT_SHOWN:
-            yield NOT_SHOWN, f"{policy} is NOT shown to differ from {other}: {numbers}, which includes 0"
+            yield NOT_SHOWN, f"{policy} is NOT shown to differ from {other}: {numbers}"
         else:
             yield comparison["verdict"], f"{policy} is {comparison['verdict']} than {other}: {numbers}"
