@@ -16,9 +16,7 @@ from ...data.protocols import Policy
 from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model
-from ..policies.guard import GuardedPolicy
-from ..policies.latency_estimate import LatencyEstimate
-from ..policies.lookup import AnyBudgetTable, BudgetTable
+from ..policies.lookup import BudgetTable
 from ..policies.registry import DEFAULT_BASELINES, build_baselines
 from ..reward import RewardWeights
 from ..tables import ReplayTables
@@ -40,7 +38,7 @@ def validate_controllers(
     *,
     split: str = "test",
     budgets_ms: Sequence[float] | None = None,
-    guard: bool = False,
+    within: float | None = None,
     choices_out: Path | None = None,
     seed: int = 0,
     baselines: Sequence[str] | None = None,
@@ -56,8 +54,8 @@ def validate_controllers(
 
     Args:
         budgets_ms: budgets of the cache's grid (default: all).
-        guard: also evaluate the controllers with the guard, in addition to the plain ones.
-        choices_out: write every choice of the controllers (the guarded ones, if evaluated) to this Parquet file.
+        within: also evaluate the controllers under this service level (`controllers/service_levels.py`).
+        choices_out: write every choice of the controllers (under the service level, if given) to this Parquet file.
         baselines: names from `policies.registry.BASELINES`; by default, those of `DEFAULT_BASELINES` that the cache
             supports.
         with_ablations: also evaluate Stage1 alone, Stage2 alone, and each knob alone.
@@ -76,9 +74,12 @@ def validate_controllers(
     split_samples(tables, split)  # check the request before anything is fitted
     tables.grid_indices(budgets_ms)
     warnings: list[str] = []
-    policies, guarded = _policies(loaded.policy, tables, guard, with_ablations)
+    policies = [loaded.policy] if within is None else [loaded.policy, loaded.within(within)]
+    subjects = [policy.name for policy in policies]
+    controlled = policies[-1]
+    if with_ablations:
+        policies += ablations(loaded.policy, BudgetTable(tables))
     policies += baseline_policies(baselines, tables, seed, warnings)
-    subjects = [SUBJECT] + ([guarded.name] if guarded else [])
     report = build_report(
         cache,
         policies,
@@ -91,7 +92,6 @@ def validate_controllers(
     )
     report.warnings[:0] = [*cache.warnings, *accuracy_warnings(cache), *origin_warnings([loaded], cache), *warnings]
     report.controllers = loaded.describe()
-    report.guard = guarded.to_dict() if guarded else None
     if choices_out is not None:
         found = report.decisions
         write_choices(choices_out, tables, found.sample_N, found.budget_M, found.chosen[subjects[-1]])
@@ -103,7 +103,7 @@ def validate_controllers(
         report.live = validate_live(
             report,
             cache,
-            [guarded or loaded.policy, *references],
+            [controlled, *references],
             executor_factory,
             live_samples=live_samples,
             live_budgets_ms=live_budgets_ms,
@@ -168,16 +168,3 @@ def baseline_policies(
     if names is None:
         return build_baselines(DEFAULT_BASELINES, tables, seed=seed, skipped=warnings)
     return build_baselines(names, tables, seed=seed)
-
-
-def _policies(
-    policy: Policy, tables: ReplayTables, guard: bool, with_ablations: bool
-) -> tuple[list[Policy], GuardedPolicy | None]:
-    policies: list[Policy] = [policy]
-    guarded = None
-    if guard:
-        guarded = GuardedPolicy(policy, LatencyEstimate(tables), AnyBudgetTable(tables))
-        policies.append(guarded)
-    if with_ablations:
-        policies += ablations(policy, BudgetTable(tables))
-    return policies, guarded
