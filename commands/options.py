@@ -28,6 +28,16 @@ def split_option(command: Decorated) -> Decorated:
     )(command)
 
 
+def within_option(command: Decorated) -> Decorated:
+    """Adds the service level of controllers."""
+    return click.option(
+        "--within",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        metavar="SHARE",
+        help="Keep the budget of at least this share of the requests that can meet it: 0.9, 0.95 or 0.99.",
+    )(command)
+
+
 def report_options(command: Decorated) -> Decorated:
     """Adds the options of every command that reports on policies."""
     for option in (

@@ -11,7 +11,7 @@ from ..console import ConsoleProgress, emit
 from ..data.protocols import LEAST_RUNS
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options
-from .options import json_option, report_options, split_option
+from .options import json_option, report_options, split_option, within_option
 from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
 
 
@@ -20,11 +20,7 @@ from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
 @click.option("--cache", type=PATH, required=True, help="The cache to report on.")
 @split_option
 @report_options
-@click.option(
-    "--guard",
-    is_flag=True,
-    help="Also report the controllers with choices that are expected to miss the budget replaced.",
-)
+@within_option
 @click.option("--card", is_flag=True, help="Write the figures to the controllers' card, README.md.")
 @click.option("--choices", "choices_out", type=PATH, help="Write every decision to this Parquet file.")
 @click.option("--live", is_flag=True, help="Also run the model, and compare it with replay.")

@@ -25,6 +25,7 @@ from ..data.paths import existing_directory
 from .budget_encoder import BudgetEncoder, encoder_digest
 from .conditions import Conditions, ModelIdentity
 from .expected_latency import ExpectedLatency
+from .service_levels import LEVELS, Calibration, least_images
 from .stage1 import Stage1
 from .stage2 import Stage2
 from .weights import load_weights
@@ -57,7 +58,7 @@ class Controllers:
     budgets_ms: tuple[float, ...]
     conditions: Conditions = field(default_factory=Conditions)
     expected_latency: ExpectedLatency | None = None
-    slo: dict[str, Any] = field(default_factory=dict)  # calibrations by the share of requests that keep their budget
+    calibration: Calibration | None = None  # None: too few images to promise any service level
     cache_fingerprint: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # how they were trained
     created_by: str | None = None
@@ -92,7 +93,7 @@ class Controllers:
             "budgets_ms": list(self.budgets_ms),
             "conditions": self.conditions.to_dict(),
             "expected_latency": None if self.expected_latency is None else self.expected_latency.to_dict(),
-            "slo": self.slo,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "cache_fingerprint": self.cache_fingerprint,
             "budget_encoder_sha256": encoder_digest(self.budget_encoder),
             "trained_budget_encoder": self.stage1_budget_encoder is not self.budget_encoder,
@@ -125,7 +126,9 @@ class Controllers:
         made.expected_latency = fields.optional(
             "expected_latency", lambda inner, name: ExpectedLatency.from_fields(inner.fields(name), space)
         )
-        made.slo = fields.optional("slo", JsonFields.record) or {}
+        made.calibration = fields.optional(
+            "calibration", lambda inner, name: Calibration.from_fields(inner.fields(name))
+        )
         if record.get("trained_budget_encoder") is True:
             made.stage1_budget_encoder = BudgetEncoder.from_seed(model.d_model, 0)
         load_weights(made._modules(), weights_path, max_bytes=MAX_WEIGHT_BYTES, digest=record.get("weights_sha256"))
@@ -136,6 +139,16 @@ class Controllers:
         made.created_by = fields.optional("created_by", JsonFields.text)
         made.source = source
         return made
+
+    def budget_factor(self, within: float) -> float:
+        """Returns the budget factor of a service level. Raises CheckpointError, with the reason, without one."""
+        if self.calibration is None:
+            raise CheckpointError(
+                f"these controllers can promise no service level (--within {within:g}): the split `val` of their cache "
+                f"had too few images, and level {min(LEVELS):g} needs {2 * least_images(min(LEVELS))}. Train them on a "
+                "cache with more samples"
+            )
+        return self.calibration.budget_factor(within)
 
     def require_answerable(self, where: str) -> None:
         """Raises CheckpointError, naming `where` and what is missing, unless a question can be answered with these."""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.errors import UnknownSetting
+from ..data.errors import KnobctlError, UnknownSetting
 from ..data.protocols import Requests
 from .checkpoint import Controllers
 
@@ -22,15 +22,23 @@ ROWS_AT_ONCE = 4096
 class TwoStagePolicy:
     """Picks the most likely allowed pair at each stage (`data.protocols.Policy`).
 
+    Args:
+        budget_factor: allows only settings whose expected latency is at most this multiple of the budget; a request
+            without such a setting gets the one with the lowest expected latency. None: all settings.
+
     Computes in float64, so that a request gets the same choice alone (live) as among thousands (replay): float32
     products round differently in different batch shapes, which could decide a near tie either way.
     """
 
     uses_latency_token = True
 
-    def __init__(self, controllers: Controllers, name: str = "controllers") -> None:
+    def __init__(
+        self, controllers: Controllers, name: str = "controllers", *, budget_factor: float | None = None
+    ) -> None:
         self.name = name
         self.space = controllers.space
+        self._budget_factor = budget_factor
+        self._expected_latency = controllers.expected_latency
         self._stage1 = copy.deepcopy(controllers.stage1).double().eval()
         self._stage2 = copy.deepcopy(controllers.stage2).double().eval()
         self._encoder = copy.deepcopy(controllers.stage1_budget_encoder).double().eval()
@@ -84,11 +92,43 @@ class TwoStagePolicy:
         return self._encoded[budget_ms]
 
     def _available(self, requests: Requests) -> Tensor | None:
-        """Returns which choices are left to each request, [B, J, A]: its sample has them, and so had training."""
-        if requests.available_BX is None:
+        """Returns which choices are left to each request, [B, J, A]; None: all of them.
+
+        A choice is left if its sample has it, training had it, and it is expected to meet the budget.
+        """
+        available_BX = requests.available_BX
+        if self._budget_factor is not None:
+            available_BX = self._fitting(requests, self._budget_factor)
+        if available_BX is None:
             return None
         trained_JA = self._stage2.allowed_JA & self._stage1.allowed_J[:, None]
-        return torch.from_numpy(self.space.by_choice(np.asarray(requests.available_BX), False)) & trained_JA
+        return torch.from_numpy(self.space.by_choice(np.asarray(available_BX), False)) & trained_JA
+
+    def _fitting(self, requests: Requests, budget_factor: float) -> NDArray[np.bool_]:
+        """Returns the available settings that are expected to meet the budget, or else the fastest one, [B, X]."""
+        expected_BX = self.expected_ms(requests)
+        expected_BX = np.where(np.isnan(expected_BX), np.inf, expected_BX)
+        if requests.available_BX is not None:
+            expected_BX = np.where(requests.available_BX, expected_BX, np.inf)
+        fits_BX = expected_BX <= budget_factor * requests.budget_ms_B[:, None].astype(np.float64)
+        fastest_BX = (expected_BX == expected_BX.min(axis=1, keepdims=True)) & np.isfinite(expected_BX)
+        return np.where(fits_BX.any(axis=1, keepdims=True), fits_BX, fastest_BX)
+
+    def expected_ms(self, requests: Requests) -> NDArray[np.float64]:
+        """Returns the expected latency of every setting, [B, X]; NaN for a setting that no training sample has.
+
+        Raises KnobctlError for controllers without expected latencies, and for requests without token counts.
+        """
+        if self._expected_latency is None or requests.vision_tokens_BT is None or requests.text_tokens_B is None:
+            raise KnobctlError(
+                f"{self.name}: the latency of a request cannot be expected, because "
+                + (
+                    "the request does not say how many tokens it has"
+                    if self._expected_latency is not None
+                    else "the checkpoint has no expected latencies: train on a cache with latencies"
+                )
+            )
+        return self._expected_latency.expected_ms(requests.datasets, requests.vision_tokens_BT, requests.text_tokens_B)
 
 
 def _slices(total: int) -> list[slice]:

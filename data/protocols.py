@@ -51,6 +51,10 @@ class Requests:
     available_BX: NDArray[np.bool_] | None = None
     """Settings that may be chosen, in the order of `KnobSpace.settings`. In replay these are the settings with a
     recorded outcome, so that a hole in the cache is never chosen; None (as when the model runs) allows all of them."""
+    vision_tokens_BT: NDArray[np.float32] | None = None
+    """Visual tokens of each request's image in each tier. None, like `text_tokens_B`, where they are not known: then
+    the latency of a setting cannot be expected."""
+    text_tokens_B: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -134,7 +134,7 @@ class ReplayTables:
         sample_N = self.measured("train")
         if not len(sample_N):
             raise KnobctlError(
-                "the cache has no sample with outcomes in split `train`, so tables, neighbours and the guard cannot be "
+                "the cache has no sample with outcomes in split `train`, so tables and neighbours cannot be "
                 "fitted: add a training split, or leave out the policies that are fitted"
             )
         return sample_N
@@ -168,6 +168,8 @@ class ReplayTables:
             language_feature_BD=self.language_feature_SD[sample_N],
             budget_ms_B=np.full(len(sample_N), self.budgets_ms_M[budget], dtype=np.float32),
             available_BX=available_NX,
+            vision_tokens_BT=self.counts.vision_tokens_ST[sample_N],
+            text_tokens_B=self.counts.text_tokens_S[sample_N],
         )
 
     def sample_rows(self, requests: Requests) -> NDArray[np.int64]:

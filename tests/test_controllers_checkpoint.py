@@ -16,6 +16,7 @@ from knobctl.controllers.budget_encoder import BudgetEncoder, read_budget_encode
 from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers
 from knobctl.controllers.conditions import Conditions, ModelIdentity
 from knobctl.controllers.expected_latency import ExpectedLatency, LatencyError
+from knobctl.controllers.service_levels import Calibration, ServiceLevel
 from knobctl.data.errors import CacheError, CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
@@ -34,6 +35,7 @@ SPACE = KnobSpace(("low", "high"), (1, 2), (2, 4), (3, 4))
 MODEL = ModelIdentity(
     "toy", d_model=8, n_blocks=4, native_top_k=4, fingerprint="f" * 64, dtype="float32", family="molmoe"
 )
+CALIBRATION = Calibration(0.25, (ServiceLevel(0.9, 1.1, 400, 390), ServiceLevel(0.99, None, 400, 380)))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def controllers():
         module.head.reset(generator, head_gain=1.0)
     made.settings, made.cache_fingerprint = {"lr": 0.5}, "c" * 64
     made.conditions, made.expected_latency = CONDITIONS, expected_latency()
-    made.slo = {"0.95": {"lambda": 0.9}}
+    made.calibration = CALIBRATION
     return made
 
 
@@ -76,7 +78,7 @@ def test_loading_returns_what_was_saved(controllers, tmp_path):
         assert torch.equal(tensor, loaded._tensors()[name]), name
     assert (loaded.space, loaded.model, loaded.budgets_ms) == (SPACE, MODEL, (10.0, 20.0))
     assert (loaded.settings, loaded.cache_fingerprint) == ({"lr": 0.5}, "c" * 64)
-    assert (loaded.conditions, loaded.slo) == (CONDITIONS, {"0.95": {"lambda": 0.9}})
+    assert (loaded.conditions, loaded.calibration) == (CONDITIONS, CALIBRATION)
     assert (loaded.expected_latency.inputs, loaded.expected_latency.held_out) == (
         ("vision_tokens",),
         LatencyError(5, 80, 0.02, 0.1),
@@ -179,7 +181,10 @@ def replace_weights(directory, tensors):
         (lambda r: r["expected_latency"].update(datasets=[str(n) for n in range(2000)]), "datasets"),
         (lambda r: r["expected_latency"].update(inputs=["answer"]), "inputs"),
         (lambda r: r.update(expected_latency=None), "expected_latency.* unknown"),
-        (lambda r: r.update(slo=[0.9]), "slo"),
+        (lambda r: r.update(calibration=[0.9]), "calibration"),
+        (lambda r: r["calibration"].update(controllers_ms=-1.0), "calibration.controllers_ms"),
+        (lambda r: r["calibration"]["levels"][0].update(level=0.8), "must be one of 0.9, 0.95, 0.99"),
+        (lambda r: r["calibration"]["levels"][0].update(budget_factor="1"), "budget_factor"),
         (lambda r: r["model"].update(d_model=10**9), "d_model"),
         (lambda r: r["model"].update(d_model=True), "d_model"),
         (lambda r: r["model"].update(d_model=16), "shape"),

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from knobctl.controllers.checkpoint import Controllers
+from knobctl.controllers.service_levels import Calibration, ServiceLevel
 from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSetting
@@ -21,9 +22,11 @@ from knobctl.replay.evaluation.choices import CHOICES_SCHEMA
 from knobctl.replay.evaluation.compare import compare, short_names
 from knobctl.replay.evaluation.validate import validate_controllers
 from knobctl.replay.evaluation.warnings import few_warnings
+from knobctl.replay.latency_fit import fit_expected_latency
 from knobctl.replay.policies.ablations import ABLATIONS
 from knobctl.replay.policies.registry import DEFAULT_BASELINES
 from knobctl.replay.report.tables import render_report
+from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.caches import BUDGETS_MS, FOUR, make_cache, write_array_cache
 from knobctl.tests.support.random_controllers import random_controllers
 
@@ -68,21 +71,28 @@ def test_written_choices_reproduce_the_figures_of_the_report(cache: Cache, tmp_p
     assert [path.name for path in out.parent.iterdir()] == ["choices.parquet"]
 
 
-def test_the_guarded_policy_is_reported_in_addition_to_the_plain_one(cache: Cache, tmp_path: Path):
-    out = tmp_path / "choices.parquet"
-    report = validate_controllers(cache.path.parent / "a", cache.path, resamples=50, guard=True, choices_out=out)
-    assert report.subjects == ("controllers", "controllers+guard")
-    plain, guarded = (report.policies[name].overall.metrics for name in report.subjects)
+def test_the_controllers_under_a_service_level_are_reported_in_addition_to_the_plain_ones(cache: Cache, tmp_path: Path):
+    path, out = tmp_path / "calibrated", tmp_path / "choices.parquet"
+    made = Controllers.from_pretrained(random_controllers(cache, path))
+    made.expected_latency = fit_expected_latency(ReplayTables.from_cache(cache))
+    made.calibration = Calibration(0.1, (ServiceLevel(0.9, 0.7, 40, 40), ServiceLevel(0.95, None, 40, 40)))
+    made.save_pretrained(path)
+    report = validate_controllers(path, cache.path, resamples=50, within=0.9, choices_out=out)
+    assert report.subjects == ("controllers", "controllers within 0.9")
+    plain, restricted = (report.policies[name].overall.metrics for name in report.subjects)
     missed = "violation_rate_of_feasible"
-    assert guarded[missed].value < plain[missed].value
-    assert report.compared("controllers+guard", "controllers") is not None
-    assert report.guard["stage2"] > 0
-    assert any("nothing was expected to fit" in line for line in text_of(report).splitlines())
+    assert restricted[missed].value < plain[missed].value
+    assert report.compared("controllers within 0.9", "controllers") is not None
     chosen = report.decisions.chosen
-    settings = [str(cache.space.settings[index]) for index in chosen["controllers+guard"].ravel()]
-    written = [f"{t}/p{p}/k{k}/n{n}" for _, _, t, p, k, n in pl.read_parquet(out).rows()]
-    assert written == settings
-    assert (chosen["controllers+guard"] != chosen["controllers"]).any()
+    settings = [str(cache.space.settings[index]) for index in chosen["controllers within 0.9"].ravel()]
+    assert [f"{t}/p{p}/k{k}/n{n}" for _, _, t, p, k, n in pl.read_parquet(out).rows()] == settings
+    assert (chosen["controllers within 0.9"] != chosen["controllers"]).any()
+    with pytest.raises(CheckpointError, match=r"keeping 0\.95 of the budgets needs at least 59 calibration images"):
+        validate_controllers(path, cache.path, within=0.95)
+    with pytest.raises(CheckpointError, match=r"--within 0\.5: choose from 0\.9, 0\.95"):
+        validate_controllers(path, cache.path, within=0.5)
+    with pytest.raises(CheckpointError, match=r"can promise no service level .* had too few images"):
+        validate_controllers(cache.path.parent / "a", cache.path, within=0.9)
 
 
 def test_budgets_and_splits_can_be_chosen_and_unknown_ones_are_named_in_the_error(cache: Cache):

@@ -210,8 +210,9 @@ def describe(name: str) -> str:
     if policy and part in ABLATIONS:
         knobs = ", ".join(knob.replace("_", " ") for knob in ABLATIONS[part])
         return f"{policy} sets {knobs}; the budget-only table sets the rest"
-    if name.endswith("+guard"):
-        return f"{name.removesuffix('+guard')}, with choices that are expected to miss the budget replaced"
+    policy, _, level = name.rpartition(" within ")
+    if policy:
+        return f"{policy}, restricted so that at least {float(level):.0%} of the budgets that can be met are kept"
     return "trained controllers"
 
 

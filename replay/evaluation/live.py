@@ -93,6 +93,8 @@ def request_of(tables: ReplayTables, index: int, feature_D: NDArray[np.float32],
         datasets=(tables.datasets[index],),
         language_feature_BD=feature_D[None],
         budget_ms_B=np.array([budget_ms], dtype=np.float32),
+        vision_tokens_BT=tables.counts.vision_tokens_ST[index][None],
+        text_tokens_B=tables.counts.text_tokens_S[index][None],
     )
 
 

@@ -25,6 +25,11 @@ class LoadedControllers:
     path: str
     controllers: Controllers
 
+    def within(self, level: float) -> Policy:
+        """Returns the controllers under a service level. Raises CheckpointError if it cannot be promised."""
+        name = f"{self.policy.name} within {level:g}"
+        return TwoStagePolicy(self.controllers, name, budget_factor=self.controllers.budget_factor(level))
+
     @property
     def weights(self) -> RewardWeights | None:
         """The reward weights of their training; None if the checkpoint does not record them.
@@ -58,6 +63,7 @@ class LoadedControllers:
             "trained_on_cache": self.trained_on,
             "parameters": self.controllers.parameter_counts(),
             "settings": self.controllers.settings,
+            "calibration": calibration.to_dict() if (calibration := self.controllers.calibration) else None,
         }
 
 

@@ -123,7 +123,6 @@ class EvaluationReport:
     warnings: list[str] = field(default_factory=list)
     cache: dict[str, Any] = field(default_factory=dict)
     controllers: dict[str, Any] = field(default_factory=dict)
-    guard: dict[str, Any] | None = None
     live: dict[str, Any] | None = None
     choices_path: str | None = None
     folds: int | None = None  # of a cross-validation; None if a single split was held out
@@ -146,7 +145,6 @@ class EvaluationReport:
             "subjects": list(self.subjects),
             "policies": {name: self._policy(policy) for name, policy in self.policies.items()},
             "comparisons": [comparison.to_dict(self.budgets_ms) for comparison in self.comparisons],
-            "guard": self.guard,
             "live": self.live,
             "choices": self.choices_path,
             "warnings": self.warnings,

@@ -18,9 +18,7 @@ from ...data.protocols import Policy
 from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model
-from ..policies.guard import GuardedPolicy
-from ..policies.latency_estimate import LatencyEstimate
-from ..policies.lookup import AnyBudgetTable, BudgetTable
+from ..policies.lookup import BudgetTable
 from ..policies.registry import DEFAULT_BASELINES, build_baselines
 from ..reward import RewardWeights
 from ..tables import ReplayTables
@@ -43,7 +41,7 @@ def validate_controllers(
     *,
     split: str = "test",
     budgets_ms: Sequence[float] | None = None,
-    guard: bool = False,
+    within: float | None = None,
     card: bool = False,
     choices_out: Path | None = None,
     seed: int = 0,
@@ -60,9 +58,9 @@ def validate_controllers(
 
     Args:
         budgets_ms: budgets of the cache's grid (default: all).
-        guard: also evaluate the controllers with the guard, in addition to the plain ones.
+        within: also evaluate the controllers under this service level (`controllers/service_levels.py`).
         card: write the report's figures to the card (`README.md`) of the controllers, which must be a directory.
-        choices_out: write every choice of the controllers (the guarded ones, if evaluated) to this Parquet file.
+        choices_out: write every choice of the controllers (under the service level, if given) to this Parquet file.
         baselines: names from `policies.registry.BASELINES`; by default, those of `DEFAULT_BASELINES` that the cache
             supports.
         with_ablations: also evaluate Stage1 alone, Stage2 alone, and each knob alone.
@@ -81,9 +79,12 @@ def validate_controllers(
     split_samples(tables, split)  # check the request before anything is fitted
     tables.grid_indices(budgets_ms)
     warnings: list[str] = []
-    policies, guarded = _policies(loaded.policy, tables, guard, with_ablations)
+    policies = [loaded.policy] if within is None else [loaded.policy, loaded.within(within)]
+    subjects = [policy.name for policy in policies]
+    controlled = policies[-1]
+    if with_ablations:
+        policies += ablations(loaded.policy, BudgetTable(tables))
     policies += baseline_policies(baselines, tables, seed, warnings)
-    subjects = [SUBJECT] + ([guarded.name] if guarded else [])
     report = build_report(
         cache,
         policies,
@@ -96,7 +97,6 @@ def validate_controllers(
     )
     report.warnings[:0] = [*cache.warnings, *accuracy_warnings(cache), *origin_warnings([loaded], cache), *warnings]
     report.controllers = loaded.describe()
-    report.guard = guarded.to_dict() if guarded else None
     if card:
         _write_card(controllers_path, loaded, report)
     if choices_out is not None:
@@ -110,7 +110,7 @@ def validate_controllers(
         report.live = validate_live(
             report,
             cache,
-            [guarded or loaded.policy, *references],
+            [controlled, *references],
             executor_factory,
             live_samples=live_samples,
             live_budgets_ms=live_budgets_ms,
@@ -185,16 +185,3 @@ def _write_card(path: str | Path, loaded: LoadedControllers, report: EvaluationR
         raise KnobctlError(
             f"{directory / CARD_NAME} has been changed and has no section of results: remove it to have it written anew"
         )
-
-
-def _policies(
-    policy: Policy, tables: ReplayTables, guard: bool, with_ablations: bool
-) -> tuple[list[Policy], GuardedPolicy | None]:
-    policies: list[Policy] = [policy]
-    guarded = None
-    if guard:
-        guarded = GuardedPolicy(policy, LatencyEstimate(tables), AnyBudgetTable(tables))
-        policies.append(guarded)
-    if with_ablations:
-        policies += ablations(policy, BudgetTable(tables))
-    return policies, guarded

@@ -1,4 +1,4 @@
-"""Policies that controllers are compared with, and policies that wrap another: the guard and ablations.
+"""Policies that controllers are compared with, and policies that wrap another: ablations.
 
 Baselines are fitted on the training split, tuned on `val` and reported on `test`. All implement the protocol `Policy`
 of `data/protocols.py`.

@@ -29,8 +29,6 @@ def render_report(
     if verdicts:
         parts += [Text(""), *verdicts]
     parts += _choices(record)
-    if record["guard"]:
-        parts.append(_guard(record["guard"]))
     if record["live"]:
         parts.append(render_live(record["live"]))
     if record["choices"]:
@@ -136,15 +134,6 @@ def _choices(record: Record) -> list[RenderableType]:
         most = ", ".join(f"{setting} {share:.0%}" for setting, share in list(policy["settings"].items())[:5])
         lines.append(Text(f"{name} chose {len(policy['settings'])} settings: {knobs}\n  most often {most}"))
     return lines
-
-
-def _guard(guard: Record) -> Text:
-    requests = max(guard["requests"], 1)
-    return Text(
-        f"guard: estimated from {', '.join(guard['inputs'])}; replaced Stage1's pair in "
-        f"{guard['stage1'] / requests:.1%} and Stage2's in {guard['stage2'] / requests:.1%} of requests; "
-        f"in {guard['nothing_should_fit'] / requests:.1%} nothing was expected to fit"
-    )
 
 
 def _name(name: str, record: Record) -> Text:

@@ -20,6 +20,7 @@ from ..bases.language import fit_language_basis
 from ..bases.token import fit_token_basis
 from ..recipes import TrainConfig
 from ..tables import ReplayTables
+from .calibration import with_calibration_split
 from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
 from .log import TIE
 
@@ -72,11 +73,11 @@ def require_trainable(tables: ReplayTables, where: str, *, allow_constant_accura
 def split_for_selection(tables: ReplayTables) -> tuple[ReplayTables, list[str]]:
     """Returns tables with a `val` split, and notes for the user.
 
-    If the cache has none, a tenth of `train`, divided by image, becomes `val`; if `train` is too small for that, it
-    also serves as `val`.
+    If `val` is large enough, half of it becomes the split CALIBRATION. If the cache has none, a tenth of `train`,
+    divided by image, becomes `val`; if `train` is too small for that, it also serves as `val`.
     """
     if len(tables.indices("val")):
-        return tables, []
+        return with_calibration_split(tables), []
     train_S = tables.indices("train")
     if len(train_S) < SELECTION_MIN:
         note = (

@@ -30,6 +30,7 @@ from ..evaluation.figures import gap_closed
 from ..latency_fit import fit_expected_latency
 from ..recipes import TUNED, TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
+from .calibration import calibrated
 from .data import prepare_training, require_trainable
 from .inputs import settings_seen
 from .log import MetricsWriter, StepLog
@@ -258,6 +259,7 @@ def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], no
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
         controllers = controllers_of(trainer, index)
         controllers.expected_latency = expected_latency
+        controllers.calibration = calibrated(controllers, data.tables)
         counts = controllers.parameter_counts()
         reward = float(trainer.best_reward_N[index])
         gap = gap_closed(reward - table, oracle - table)

@@ -11,9 +11,10 @@ from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.conditions import ModelIdentity
 from knobctl.controllers.mlp import Mlp
 from knobctl.controllers.stage2 import place_codes
-from knobctl.data.generated.population import GeneratedCache, GeneratedConfig, generate
+from knobctl.data.generated.population import TOKENS_PER_CROP, GeneratedCache, GeneratedConfig, generate
 from knobctl.data.knobs import KnobSpace
 from knobctl.replay.tables import ReplayTables
+from knobctl.replay.token_counts import TokenCounts
 from knobctl.replay.training.inputs import ReplayInputs
 from knobctl.replay.training.stacked_mlp import StackedMlp
 
@@ -98,6 +99,9 @@ def tables_of(generated: GeneratedCache, **changes: object) -> ReplayTables:
         token_STPMD=generated.token_STPMD,
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
         fingerprint="generated",
+        recorded_counts=TokenCounts(
+            generated.text_tokens_S.astype(np.float32), (TOKENS_PER_CROP * generated.crops_ST).astype(np.float32)
+        ),
         model=ModelIdentity("generated", generated.config.d_model, 16, 8),
     )
     return replace(tables, **changes)

@@ -1,0 +1,147 @@
+"""Checks the guarantee of service levels on generated populations whose true share is known, and what a level costs.
+
+Controllers are trained once on each population. Then calibration images are drawn many times from a large pool, every
+level is calibrated on each draw, and the share of requests kept in the whole pool is compared with the level.
+
+    python benchmarks/service_levels.py > benchmarks/results/service-levels.md
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from tables import markdown
+
+from knobctl.controllers.checkpoint import Controllers
+from knobctl.controllers.service_levels import FACTORS, LEVELS
+from knobctl.controllers.two_stage import TwoStagePolicy
+from knobctl.data.generated.population import STRUCTURES, GeneratedConfig, generate
+from knobctl.replay.latency_fit import fit_expected_latency
+from knobctl.replay.policies.decide import decide
+from knobctl.replay.recipes import recipe
+from knobctl.replay.tables import ReplayTables
+from knobctl.replay.training.calibration import (
+    calibrated_levels,
+    can_be_met,
+    decision_ms,
+    drawn_requests,
+    kept_share,
+)
+from knobctl.replay.training.data import prepare_training
+from knobctl.replay.training.train import controllers_of
+from knobctl.replay.training.trainer import Trainer
+from knobctl.tests.support.replay_inputs import encoder_for, tables_of
+
+
+class Pool(NamedTuple):
+    """What the controllers do for every request of the pool under every factor: F factors, N samples, M budgets."""
+
+    tables: ReplayTables
+    sample_N: NDArray[np.int64]
+    controllers_ms: float
+    kept_FNM: NDArray[np.bool_]
+    reward_F: NDArray[np.float64]  # mean over the pool
+    plain_reward: float
+    plain_share: float
+
+
+@click.command(help=__doc__)
+@click.option("--structure", "structures", multiple=True, default=("linear", "near_folded"), show_default=True)
+@click.option("--train", default=1500, show_default=True, help="Training images.")
+@click.option("--pool", default=6000, show_default=True, help="Images of the pool: the population.")
+@click.option("--images", default=400, show_default=True, help="Images of a calibration.")
+@click.option("--draws", default=100, show_default=True, help="Calibrations of each population.")
+def main(structures: tuple[str, ...], train: int, pool: int, images: int, draws: int) -> None:
+    start = time.perf_counter()
+    rows = []
+    for structure in structures:
+        if structure not in STRUCTURES:
+            raise click.BadParameter(f"unknown structure {structure}: {', '.join(STRUCTURES)}")
+        rows += _rows(structure, _pool(structure, train, pool), images, draws)
+    click.echo(
+        f"{draws} calibrations of {images} images each, drawn from {pool:,} images with 4 budgets; controllers trained "
+        f"once on {train:,} images (d_model 64). Share: requests that keep their budget among those that some setting "
+        "can meet, in the whole pool. A level may be missed in at most 5 % of calibrations, with the chance of "
+        f"{draws} draws.\n"
+    )
+    header = [
+        "population",
+        "level",
+        "calibrations that found a factor",
+        "with a true share below the level",
+        "true share: lowest, median",
+        "median factor",
+        "mean reward",
+        "without a level: share, reward",
+    ]
+    click.echo(markdown(header, rows))
+    click.echo(f"\n{time.perf_counter() - start:.0f} s")
+
+
+def _pool(structure: str, train: int, pool: int) -> Pool:
+    generated = generate(GeneratedConfig(train=train, val=400, test=pool, d_model=64, structure=structure))
+    tables = tables_of(generated)
+    controllers = _trained(tables)
+    sample_N = tables.indices("test")
+    controllers_ms = decision_ms(TwoStagePolicy(controllers), tables)
+    kept, reward = [], []
+    for factor in (None, *FACTORS):
+        setting_NM = decide(
+            TwoStagePolicy(controllers, budget_factor=factor), tables, sample_N, range(len(tables.budgets_ms_M))
+        )
+        latency_ms_NM = tables.latency_ms_SX[sample_N[:, None], setting_NM]
+        kept.append(latency_ms_NM + controllers_ms <= tables.budgets_ms_M)
+        reward.append(sum(tables.mean_terms(sample_N, setting_NM).values()))
+    shares = kept_share(tables, sample_N, kept[0], controllers_ms)
+    return Pool(tables, sample_N, controllers_ms, np.stack(kept[1:]), np.array(reward[1:]), reward[0], shares)
+
+
+def _trained(tables: ReplayTables) -> Controllers:
+    config = recipe("tuned", seeds=(0,))
+    data = prepare_training(tables, encoder_for(tables), config)
+    trainer = Trainer(data, config)
+    while not trainer.done:
+        trainer.run_epoch(lambda _log: None)
+        if trainer.evaluation_due:
+            trainer.evaluate()
+    controllers = controllers_of(trainer, 0)
+    controllers.expected_latency = fit_expected_latency(data.tables)
+    return controllers
+
+
+def _rows(structure: str, pool: Pool, images: int, draws: int) -> list[list[str]]:
+    rng = np.random.default_rng(0)
+    true_share_F = [kept_share(pool.tables, pool.sample_N, kept_NM, pool.controllers_ms) for kept_NM in pool.kept_FNM]
+    feasible = np.flatnonzero(can_be_met(pool.tables, pool.sample_N, pool.controllers_ms).any(axis=1))
+    factors: dict[float, list[float]] = {level: [] for level in LEVELS}
+    for _ in range(draws):
+        some_N = np.sort(rng.choice(feasible, images, replace=False))
+        row_C, budget_C = drawn_requests(pool.tables, pool.sample_N[some_N], pool.controllers_ms, rng)
+        for found in calibrated_levels(pool.kept_FNM[:, some_N[row_C], budget_C]):
+            if found.budget_factor is not None:
+                factors[found.level].append(found.budget_factor)
+    rows = []
+    for level, found in factors.items():
+        places = [FACTORS.index(factor) for factor in found]
+        shares = [true_share_F[place] for place in places]
+        rows.append(
+            [
+                structure,
+                f"{level:.2f}",
+                f"{len(found)} of {draws}",
+                f"{sum(share < level for share in shares)} of {len(found)}",
+                f"{min(shares):.4f}, {np.median(shares):.4f}" if found else "-",
+                f"{np.median(found):.2f}" if found else "-",
+                f"{np.mean([pool.reward_F[place] for place in places]):.4f}" if found else "-",
+                f"{pool.plain_share:.4f}, {pool.plain_reward:.4f}",
+            ]
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
