@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ..console import ConsoleProgress, emit
-from ..replay.recipes import TrainConfig, recipe
+from ..replay.recipes import RECIPE_ONLY, TrainConfig, recipe
 from ..replay.reward import RewardWeights
 from .config_options import config_options
 from .options import json_option, report_options
@@ -19,9 +19,7 @@ from .values import PATH, WholeNumbers
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 SEEDS_NOTE = "A seed trained beside others may differ in the last digits from the same seed trained alone."
-# Settings that come from the recipe alone; the seeds, the recipe and the reward have options of their own.
-RECIPE_ONLY = {"min_steps", "warm_start_steps", "warmup_share", "decoupled_weight_decay", "basis_rows"}
-RECIPE_ONLY |= {"recipe", "seeds", "reward_weights"}
+OWN_OPTIONS = {"recipe", "seeds", "reward_weights"}  # not generated from their fields
 
 
 def training_options(without: frozenset[str] = frozenset()) -> Callable[[Decorated], Decorated]:
@@ -36,7 +34,7 @@ def training_options(without: frozenset[str] = frozenset()) -> Callable[[Decorat
             show_default=True,
             help="CPU threads. More help only if other cores are idle.",
         )(command)
-        command = config_options(TrainConfig, without=RECIPE_ONLY | without, defaults=False)(command)
+        command = config_options(TrainConfig, without=RECIPE_ONLY | OWN_OPTIONS | without, defaults=False)(command)
         return click.option(
             "--recipe",
             default="tuned",

@@ -46,7 +46,7 @@ def read_training_log(name: str, path: Path, settings: Mapping[str, Any]) -> Tra
         return None
     if run != path and path.name != f"seed-{seed}":
         return None
-    evaluations = []
+    evaluations: list[Evaluation] = []
     for number, line in enumerate(read_log(run / LOG_NAME), start=1):
         if line.get("seed") != seed or "val_reward" not in line:
             continue

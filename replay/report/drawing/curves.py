@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...evaluation.bootstrap import Estimate
 from ..figures.budgets import Frontier, LatencyByBudget, Point, RewardByBudget
+from ..figures.cells import percentages
 from ..figures.training import TrainingCurves
-from .style import CLOUD, COLOURS, INK, MUTED, SUBJECT_STROKES, figure, legend_label, plain, shortened, stroke
+from .style import CLOUD, COLOURS, INK, MUTED, SUBJECT_STROKES, Dashes, figure, legend_label, plain, shortened, stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RASTER_FROM = 3000  # points; more would make the file large
-BAR = {"elinewidth": 0.9, "capsize": 0, "alpha": 0.6}
 
 
 def draw_frontier(record: Frontier) -> Figure:
-    subjects = _subjects(record.curves)
+    subjects = record.subjects
     made = figure(4.3)
     axes = made.subplots()
     if record.settings:
@@ -47,37 +48,20 @@ def draw_frontier(record: Frontier) -> Figure:
 
 def _accuracy_curve(axes: Axes, name: str, points: Sequence[Point], subjects: tuple[str, ...]) -> None:
     look = stroke(name, subjects)
-    x, y = [point.latency_ms.value for point in points], [_percent(point.accuracy.value) for point in points]
-    axes.errorbar(
-        x,
-        y,
-        xerr=_spread([point.latency_ms for point in points]),
-        yerr=_spread([point.accuracy for point in points], 100),
-        fmt="none",
-        ecolor=look.colour,
-        zorder=2,
-        **BAR,
-    )
+    latency = [point.latency_ms for point in points]
+    accuracy = [percentages(point.accuracy) for point in points]
+    x, y = _values(latency), _values(accuracy)
+    axes.errorbar(x, y, _spread(accuracy), _spread(latency), "none", ecolor=look.colour, elinewidth=0.9, alpha=0.6)
     _line(axes, x, y, name, subjects, line=look.line if len(points) > 1 else "none")
 
 
 def draw_reward(record: RewardByBudget) -> Figure:
-    subjects = _subjects(record.curves)
+    subjects = record.subjects
     made = figure(4.0)
     axes = made.subplots()
     shown = {name: curve for name, curve in record.curves.items() if name != "random"}
     for name, curve in shown.items():
-        value = [estimate.value for estimate in curve]
-        axes.errorbar(
-            record.budgets_ms,
-            value,
-            yerr=_spread(curve),
-            fmt="none",
-            ecolor=stroke(name, subjects).colour,
-            zorder=2,
-            **BAR,
-        )
-        _line(axes, record.budgets_ms, value, name, subjects)
+        _curve(axes, record.budgets_ms, curve, name, subjects)
     _focus(axes, [curve for name, curve in shown.items() if name not in ("full", "cheapest", "best_fixed")])
     axes.set_xlabel("budget (ms)")
     axes.set_ylabel("mean reward")
@@ -94,22 +78,18 @@ def draw_latency(record: LatencyByBudget) -> Figure:
         if name in ("random", "full", "cheapest", "best_fixed"):
             continue
         look = stroke(name, record.subjects)
-        _line(top, grid, [one.value for one in policy.mean_ms], name, record.subjects)
+        _line(top, grid, _values(policy.mean_ms), name, record.subjects)
         if name in record.subjects[:1]:
             top.fill_between(
                 grid,
-                [float(one.value or "nan") for one in policy.mean_ms],
-                [float(one.value or "nan") for one in policy.p95_ms],
+                _values(policy.mean_ms),
+                _values(policy.p95_ms),
                 color=look.colour,
                 alpha=0.15,
                 linewidth=0,
                 label=f"{legend_label(name)}: mean to 95th percentile",
             )
-        share = [_percent(one.value) for one in policy.over_budget]
-        bottom.errorbar(
-            grid, share, yerr=_spread(policy.over_budget, 100), fmt="none", ecolor=look.colour, zorder=2, **BAR
-        )
-        _line(bottom, grid, share, name, record.subjects)
+        _curve(bottom, grid, [percentages(one) for one in policy.over_budget], name, record.subjects)
     top.set_ylabel("achieved latency (ms)")
     bottom.set_ylabel("over budget (%)")
     bottom.set_xlabel("budget (ms)")
@@ -125,7 +105,7 @@ def draw_training(record: TrainingCurves) -> Figure:
         axes.axhline(record.table_reward, color=COLOURS["amber"].light, linestyle="-.", label="budget-only table")
     for place, run in enumerate(record.runs):
         look = SUBJECT_STROKES[place % len(SUBJECT_STROKES)]
-        _training_curve(axes, run, look.colour, ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), ":")[place % 4], look.marker)
+        _training_curve(axes, run, look.colour, look.line, look.marker)
     for run in record.references:
         _training_curve(axes, run, INK, (0, (1, 1)), "x")
     axes.set_xlabel("epoch (passes over the training samples)")
@@ -143,13 +123,25 @@ def _training_curve(axes: Axes, run: Any, colour: str, line: Any, marker: str) -
     axes.plot(*zip(*best, strict=True), marker, color=colour, markersize=6) if best else None
 
 
+def _curve(axes: Axes, x: Sequence[float], curve: Sequence[Estimate], name: str, subjects: tuple[str, ...]) -> None:
+    """Draws a policy over the budgets, with intervals."""
+    y = _values(curve)
+    axes.errorbar(x, y, _spread(curve), None, "none", ecolor=stroke(name, subjects).colour, elinewidth=0.9, alpha=0.6)
+    _line(axes, x, y, name, subjects)
+
+
 def _line(
-    axes: Axes, x: Sequence[Any], y: Sequence[Any], name: str, subjects: tuple[str, ...], line: Any = None
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str,
+    subjects: tuple[str, ...],
+    line: Dashes | None = None,
 ) -> None:
     look = stroke(name, subjects)
     axes.plot(
         x,
-        [float("nan") if value is None else value for value in y],
+        y,
         color=look.colour,
         linestyle=look.line if line is None else line,
         linewidth=look.width,
@@ -161,13 +153,17 @@ def _line(
     )
 
 
-def _spread(estimates: Sequence[Estimate], scale: float = 1.0) -> list[list[float]]:
+def _values(estimates: Sequence[Estimate]) -> list[float]:
+    return [math.nan if one.value is None else one.value for one in estimates]
+
+
+def _spread(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Returns the lengths of the error bars below and above; 0 where there is no interval."""
     below, above = [], []
     for one in estimates:
         known = one.value is not None and one.low is not None and one.high is not None
-        below.append(scale * max(0.0, one.value - one.low) if known else 0.0)  # type: ignore[operator]
-        above.append(scale * max(0.0, one.high - one.value) if known else 0.0)  # type: ignore[operator]
+        below.append(max(0.0, one.value - one.low) if known else 0.0)  # type: ignore[operator]
+        above.append(max(0.0, one.high - one.value) if known else 0.0)  # type: ignore[operator]
     return [below, above]
 
 
@@ -185,13 +181,3 @@ def _legend(made: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels), default=0) > 16 else 3
     made.legend(handles, labels, loc="outside lower left", ncols=columns, markerscale=1.3)
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _subjects(curves: dict[str, Any]) -> tuple[str, ...]:
-    from ...policies.registry import BASELINES
-
-    return tuple(name for name in curves if name not in BASELINES)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...evaluation.bootstrap import Estimate
 from ...evaluation.report import BETTER, WORSE
+from ..figures.cells import percentages
 from ..figures.policies import Difference, Differences, GapClosed
 from ..figures.source import label
 from .style import COLOURS, INK, MUTED, figure, legend_label, plain, shortened, stroke
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 LOOKS = {  # verdict -> colour, marker, whether the marker is filled
     BETTER: (COLOURS["blue"].light, "o", True),
-    WORSE: (COLOURS["vermillion"].light, "s", True),
+    WORSE: (COLOURS["bad"].light, "s", True),
 }
 ZOOM_BELOW = 60  # percent; if all intervals end below, the oracle at 100 is outside the range shown
 UNDECIDED = (MUTED, "o", False)
@@ -53,7 +54,6 @@ def _row_name(one: Difference, several: bool) -> str:
 
 
 def draw_gap_closed(record: GapClosed) -> Figure:
-    subjects = tuple(name for name in record.policies if label(name) == name)
     count = len(record.policies)
     step = 0.7 / max(count, 1)
     made = figure(1.5 + len(record.rows) * (0.3 + 0.17 * count))
@@ -69,10 +69,10 @@ def draw_gap_closed(record: GapClosed) -> Figure:
     if not zoomed:
         axes.axvline(100, color=INK, linewidth=1.2, linestyle="--")
     for place, name in enumerate(record.policies):
-        look = stroke(name, subjects)
+        look = stroke(name, record.subjects)
         for row, group in enumerate(record.rows):
             at = row + (place - (count - 1) / 2) * step
-            _row(axes, at, _percent(group.closed[name]), look.colour, look.marker, look.filled)
+            _row(axes, at, percentages(group.closed[name]), look.colour, look.marker, look.filled)
         axes.plot([], [], look.marker, color=look.colour, label=legend_label(name), markersize=5)
     names = [f"{plain(shortened(row.name, 24))}\n(n = {row.n_samples:,})" for row in record.rows]
     axes.set_yticks(range(len(record.rows)), names)
@@ -100,10 +100,4 @@ def _row(axes: Axes, at: float, estimate: Estimate, colour: str, marker: str, fi
         markeredgewidth=1.4,
         markersize=6,
         zorder=3,
-    )
-
-
-def _percent(estimate: Estimate) -> Estimate:
-    return Estimate(
-        *(None if value is None else 100 * value for value in (estimate.value, estimate.low, estimate.high))
     )

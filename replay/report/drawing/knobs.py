@@ -58,7 +58,7 @@ def _stack(axes: Axes, title: str, values: dict[str, tuple[float, ...]], budgets
                     ha="center",
                     va="center",
                     color=_readable(colour),
-                    fontsize=POINT_SIZE - (1.5 if len(budgets_ms) <= 6 else 3),
+                    fontsize=POINT_SIZE - (3 if len(budgets_ms) > 6 or len(value) > 5 else 1.5),
                 )
         base = base + height
     axes.set_title(title)
@@ -89,7 +89,7 @@ def draw_heat_maps(record: HeatMaps) -> Figure:
             axes.set_xticks(range(len(record.num_blocks)), [str(value) for value in record.num_blocks])
             axes.set_yticks(range(len(record.top_k)), [str(value) for value in record.top_k])
         bar = made.colorbar(image, ax=list(grid[row]), label=title, aspect=14, pad=0.015)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         grid[row][0].set_ylabel("experts per token")
     grid[1][columns // 2].set_xlabel("blocks run")
     return made

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ....data.errors import KnobctlError
 from ..figures.source import label
@@ -36,21 +36,28 @@ COLOURS = {
     "grid": Colour("#dfe3e8", "#333b44"),
     "cloud": Colour("#b4bcc6", "#566270"),
     "paper": Colour("#ffffff", "#16191d"),
+    "raised": Colour("#f3f5f7", "#1f242a"),
+    "good": Colour("#00684c", "#2dbf96"),  # of text
+    "bad": Colour("#a84200", "#f08a3d"),
     "blue": Colour("#0072b2", "#4aa8e0"),
     "vermillion": Colour("#d55e00", "#f08a3c"),
     "green": Colour("#00805f", "#2dbf95"),
     "purple": Colour("#b5578f", "#d98dbb"),
     "amber": Colour("#b98300", "#e6b422"),
+    "violet": Colour("#5b3fa0", "#ac94ea"),
     "sky": Colour("#2f93c8", "#7cc7ee"),
 }
 INK, MUTED, GRID, CLOUD, PAPER = (COLOURS[name].light for name in ("ink", "muted", "grid", "cloud", "paper"))
+
+
+Dashes = str | tuple[float, tuple[float, ...]]
 
 
 class Stroke(NamedTuple):
     """How one policy is drawn."""
 
     colour: str
-    line: str
+    line: Dashes
     marker: str
     width: float = 1.4
     filled: bool = True
@@ -60,20 +67,20 @@ BASELINE_STROKES = {
     "oracle": Stroke(INK, "--", ""),
     "table": Stroke(COLOURS["amber"].light, "-.", "s"),
     "dataset_table": Stroke(COLOURS["green"].light, ":", "^"),
-    "neighbours": Stroke(COLOURS["purple"].light, (0, (5, 1.5)), "D"),  # type: ignore[arg-type]
-    "neighbours_token": Stroke(COLOURS["purple"].light, (0, (1, 1)), "d", filled=False),  # type: ignore[arg-type]
-    "mlp_language": Stroke(COLOURS["sky"].light, (0, (3, 1, 1, 1)), "P"),  # type: ignore[arg-type]
-    "mlp_token": Stroke(COLOURS["sky"].light, (0, (3, 1, 1, 1, 1, 1)), "X", filled=False),  # type: ignore[arg-type]
+    "neighbours": Stroke(COLOURS["purple"].light, (0, (5, 1.5)), "D"),
+    "neighbours_token": Stroke(COLOURS["purple"].light, (0, (1, 1)), "d", filled=False),
+    "mlp_language": Stroke(COLOURS["sky"].light, (0, (3, 1, 1, 1)), "P"),
+    "mlp_token": Stroke(COLOURS["sky"].light, (0, (3, 1, 1, 1, 1, 1)), "X", filled=False),
     "full": Stroke(MUTED, "-", "H"),
     "cheapest": Stroke(MUTED, ":", "v"),
     "best_fixed": Stroke(MUTED, "--", "*"),
-    "random": Stroke(MUTED, (0, (1, 3)), "x"),  # type: ignore[arg-type]
+    "random": Stroke(MUTED, (0, (1, 3)), "x"),
 }
 SUBJECT_STROKES = (
     Stroke(COLOURS["blue"].light, "-", "o", 2.2),
-    Stroke(COLOURS["vermillion"].light, "-", "p", 2.0),
-    Stroke(COLOURS["sky"].light, "-", "<", 2.0),
-    Stroke(COLOURS["purple"].light, "-", ">", 2.0),
+    Stroke(COLOURS["vermillion"].light, (0, (7, 1)), "p", 2.0),
+    Stroke(COLOURS["violet"].light, (0, (4, 1, 1, 1)), "<", 2.0),
+    Stroke(COLOURS["sky"].light, (0, (2, 1)), ">", 2.0),
 )
 
 
@@ -118,7 +125,7 @@ def style() -> Iterator[None]:
     """Applies fonts, colours and reproducible ids while the body draws and saves."""
     import matplotlib as mpl
 
-    settings = {
+    settings: dict[Any, Any] = {
         "font.size": POINT_SIZE,
         "axes.titlesize": POINT_SIZE,
         "axes.titleweight": "bold",

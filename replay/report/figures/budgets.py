@@ -35,6 +35,7 @@ class Frontier(NamedTuple):
     curves: dict[str, tuple[Point, ...]]  # policy -> one point per budget
     fixed: dict[str, Point]  # policies that always run the same setting
     settings: tuple[SettingPoint, ...]  # all settings with outcomes
+    subjects: tuple[str, ...]
     basis: Basis
 
     @property
@@ -79,7 +80,7 @@ def frontier(source: ReportSource) -> Frontier:
             fixed[name] = points[0]
         else:
             curves[name] = points
-    return Frontier(report.budgets_ms, curves, fixed, _settings(source), source.basis)
+    return Frontier(report.budgets_ms, curves, fixed, _settings(source), report.subjects, source.basis)
 
 
 def _settings(source: ReportSource) -> tuple[SettingPoint, ...]:
@@ -109,6 +110,7 @@ class RewardByBudget(NamedTuple):
     budgets_ms: tuple[float, ...]
     curves: dict[str, tuple[Estimate, ...]]
     weights: dict[str, float]  # of the reward's terms
+    subjects: tuple[str, ...]
     basis: Basis
 
     @property
@@ -131,7 +133,7 @@ class RewardByBudget(NamedTuple):
 def reward_by_budget(source: ReportSource) -> RewardByBudget:
     report = source.report
     curves = {name: _over_budgets(report.policies[name], "reward") for name in source.drawn}
-    return RewardByBudget(report.budgets_ms, curves, report.reward_weights, source.basis)
+    return RewardByBudget(report.budgets_ms, curves, report.reward_weights, report.subjects, source.basis)
 
 
 class AchievedLatency(NamedTuple):

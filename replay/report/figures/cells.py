@@ -13,6 +13,7 @@ class Cell(NamedTuple):
 
     text: str
     value: float | None = None
+    interval: str = ""
 
 
 class DataTable(NamedTuple):
@@ -40,15 +41,20 @@ def number(value: float | None, digits: int = 3, *, percent: bool = False, sign:
 
 
 def estimate(one: Estimate, digits: int = 3, *, percent: bool = False, sign: bool = False) -> Cell:
-    """Returns an estimate with its interval in brackets."""
+    """Returns an estimate with its interval."""
     if one.value is None:
         return MISSING
-    text = _text(one.value, digits, percent, sign)
+    interval = ""
     if one.low is not None and one.high is not None:
-        text += f" [{_text(one.low, digits, percent, sign)}, {_text(one.high, digits, percent, sign)}]"
-    return Cell(text, one.value)
+        interval = f"[{_text(one.low, digits, percent, sign)}, {_text(one.high, digits, percent, sign)}]"
+    return Cell(_text(one.value, digits, percent, sign), one.value, interval)
 
 
 def _text(value: float, digits: int, percent: bool, sign: bool) -> str:
     shown = round(100 * value if percent else value, digits) + 0.0  # + 0.0: no minus before zero
     return f"{shown:{'+' if sign else ''},.{digits}f}"
+
+
+def percentages(one: Estimate) -> Estimate:
+    """Returns a share as percentage."""
+    return Estimate(*(None if value is None else 100 * value for value in (one.value, one.low, one.high)))

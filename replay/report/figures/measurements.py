@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -107,7 +107,7 @@ def blockwise_error(source: ReportSource) -> BlockwiseError | Absent:
         return Absent("`latency_check` in cache.json has no stages and settings")
     found = []
     for stage, errors in stages.items():
-        values = [errors.get(column) for column in columns] if isinstance(errors, dict) else []
+        values: list[Any] = [errors.get(column) for column in columns] if isinstance(errors, dict) else []
         numbers = [float(value) for value in values if type(value) in (int, float) and math.isfinite(value)]
         if len(numbers) != len(columns):
             return Absent(f"`latency_check` in cache.json lacks numbers of stage `{stage}`")
@@ -156,7 +156,7 @@ class LiveLatency(NamedTuple):
 def live_latency(source: ReportSource) -> LiveLatency | Absent:
     live, cache = source.live, source.cache
     if live is None:
-        return Absent("no report of a live run was given (`--live-report`)")
+        return Absent("no report of a live run was given with --live-report")
     pairs, samples, known = [], set(), set(cache.space.settings)
     for timing in live.timings:
         sample = cache.sample_index.get(timing.sample_id)

@@ -76,6 +76,7 @@ class GapClosed(NamedTuple):
 
     rows: tuple[GapRow, ...]
     policies: tuple[str, ...]
+    subjects: tuple[str, ...]
     basis: Basis
 
     @property
@@ -123,7 +124,7 @@ def gap_closed(source: ReportSource) -> GapClosed | Absent:
     )
     if all(one.value is None for row in rows for one in row.closed.values()):
         return Absent("the budget-only table is as good as the oracle, so that there is no gap to close")
-    return GapClosed(rows, policies, source.basis)
+    return GapClosed(rows, policies, report.subjects, source.basis)
 
 
 class KnobShares(NamedTuple):
@@ -175,12 +176,10 @@ def article(policy: str) -> str:
     return "" if label(policy) == policy and policy != "oracle" else "the "
 
 
-def sentence(found: Difference) -> str:
-    """Returns a difference with its verdict as one sentence."""
-    reward = found.reward
+def in_words(reward: Estimate) -> str:
+    """Returns a difference with its interval, as part of a sentence."""
     if reward.value is None:
-        return f"{found.policy} cannot be compared with {article(found.versus)}{label(found.versus)}."
-    numbers = f"{reward.value:+.3f}"
-    if reward.low is not None and reward.high is not None:
-        numbers += f", interval {reward.low:+.3f} to {reward.high:+.3f}"
-    return f"{found.policy} is {found.words} in mean reward ({numbers})."
+        return "not known"
+    if reward.low is None or reward.high is None:
+        return f"{reward.value:+.3f} (no interval can be given)"
+    return f"{reward.value:+.3f} (interval {reward.low:+.3f} to {reward.high:+.3f})"
