@@ -13,7 +13,7 @@ from ..console import ConsoleProgress, emit
 from ..replay.recipes import RECIPE_ONLY, TrainConfig, recipe
 from ..replay.reward import RewardWeights
 from .config_options import config_options
-from .options import json_option, report_options
+from .options import command_line, json_option, report_options
 from .values import PATH, WholeNumbers
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -117,6 +117,7 @@ def train(
 )
 @report_options
 @training_options(without=frozenset({"log_interval"}))  # it writes no log
+@click.option("--report", "page", type=PATH, help="Also write the page of `knobctl report` to this file.")
 @json_option
 def cross_validate(
     cache: Path,
@@ -128,6 +129,7 @@ def cross_validate(
     resamples: int,
     seed: int,
     threads: int,
+    page: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -139,6 +141,10 @@ def cross_validate(
     knobctl cross-validate runs/cache --baseline table --baseline neighbours
     """
     config = _train_config(options)
+    if page is not None:
+        from ..replay.report.drawing.style import require_matplotlib
+
+        require_matplotlib()  # before training
     from ..devices import num_threads
     from ..replay.report.tables import render_report
     from ..replay.training.cross_validate import cross_validate as run
@@ -156,4 +162,8 @@ def cross_validate(
             seed=seed,
             progress=ConsoleProgress(),
         )
+    if page is not None:
+        from ..replay.report.page.write import write_report
+
+        write_report(cache, out=page, report=report, made_by=command_line())
     emit(report.to_dict(), as_json, render_report)

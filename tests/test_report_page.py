@@ -83,7 +83,7 @@ def test_the_headline_counts_answers_in_time_under_the_middle_budget(tmp_path: P
         "no difference shown."
     )
     assert found.verdict == "no difference shown"
-    assert found.verdicts[0].text.startswith("mine not shown to differ from the budget-only table: +")
+    assert found.verdicts[0].text.startswith("mine is not shown to differ from the budget-only table: +")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ LOOKS = {  # verdict -> colour, marker, whether the marker is filled
     BETTER: (COLOURS["blue"].light, "o", True),
     WORSE: (COLOURS["bad"].light, "s", True),
 }
+FAR_BELOW = 100  # percent
 ZOOM_BELOW = 60  # percent; if all intervals end below, the oracle at 100 is outside the range shown
 UNDECIDED = (MUTED, "o", False)
 
@@ -59,13 +60,13 @@ def draw_gap_closed(record: GapClosed) -> Figure:
     made = figure(1.5 + len(record.rows) * (0.3 + 0.17 * count))
     axes = made.subplots()
     axes.axvline(0, color=COLOURS["amber"].light, linewidth=1.2, linestyle="-.")
-    ends = [
-        100 * (one.value if one.high is None else one.high)
-        for row in record.rows
-        for one in row.closed.values()
-        if one.value is not None
-    ]
-    zoomed = max(ends) < ZOOM_BELOW
+    known = [percentages(one) for row in record.rows for one in row.closed.values()]
+    values = [one.value for one in known if one.value is not None]
+    lows = [one.low for one in known if one.low is not None]
+    highs = [one.high for one in known if one.high is not None]
+    if min(lows, default=0.0) < min(values) - FAR_BELOW:  # a very wide interval would squeeze all others
+        axes.set_xlim(left=min(values) - FAR_BELOW)
+    zoomed = max([*values, *highs]) < ZOOM_BELOW
     if not zoomed:
         axes.axvline(100, color=INK, linewidth=1.2, linestyle="--")
     for place, name in enumerate(record.policies):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SEQUENCE = "cividis"  # perceptually uniform, also for readers with a colour vision deficiency, and in grey
 LABELLED_SHARE = 0.12  # smaller segments have no room for a label
+ON_DARK, ON_LIGHT = "#fefefe", "#010101"  # on cells, whose colours are the same on a light and a dark page
 LABELLED_CELLS = 7  # per row; more have no room
 KNOB_NAMES = {
     "tier": "image tier",
@@ -133,7 +134,7 @@ def _map(axes: Axes, values: Map, low: float, high: float, digits: int) -> Any:
 def _readable(colour: Any) -> str:
     """Returns white or black, whichever has the higher contrast with the colour behind it."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in map(float, colour[:3]))
-    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 else "black"
+    return ON_DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 else ON_LIGHT
 
 
 def _percent(maps: tuple[Map, ...]) -> tuple[Map, ...]:

@@ -19,7 +19,7 @@ from ..figures.source import label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH_IN = 5.2
+WIDTH_IN = 4.8
 POINT_SIZE = 9.0
 
 
@@ -194,16 +194,21 @@ def inline_svg(text: str, name: str, title: str) -> str:
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in referenced else "", body)
     body = re.sub(r'(url\(#|href="#)', rf"\1{name}-", body)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r"(font: (?:bold |italic |\d+ )*[\d.]+px) [^;\"]*", r"\1 var(--font)", body)
-    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", body)
+    body = re.sub(r"(font: (?:bold |italic |\d+ )*[\d.]+px) [^;\"]*", rf"\1 {variable('font')}", body)
+    body = re.sub(r"font-family: [^;\"]*", f"font-family: {variable('font')}", body)
     for colour, value in COLOURS.items():
-        body = body.replace(value.light, f"var(--{colour})")
+        body = body.replace(value.light, variable(colour))
     body = re.sub(r"\n\s*", "\n", body)
     return (
         f'<svg role="img" aria-labelledby="{name}-title" viewBox="{view_box[1]}" '
         f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
         f'<title id="{name}-title">{title}</title>{body}'
     )
+
+
+def variable(name: str) -> str:
+    """Returns the reference to a variable of the page's style sheet."""
+    return f"var(--{name})"
 
 
 def css_variables() -> tuple[str, str]:

@@ -22,6 +22,11 @@ class DataTable(NamedTuple):
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether each column holds numbers."""
+        return tuple(any(row[place].value is not None for row in self.rows) for place in range(len(self.columns)))
+
 
 MISSING = Cell("-")
 

@@ -28,8 +28,8 @@ class Importance(NamedTuple):
         kept = f"Not scored and always kept: block {', '.join(left)}. " if left else ""
         where = f"Scores {self.where}. " if self.where else ""
         return (
-            "Accuracy that is lost when one block is skipped. The knob `blocks run` skips the least important blocks "
-            f"first. {bars}{kept}{where}".rstrip()
+            "Accuracy that is lost when one block is skipped. With fewer blocks, the least important ones are "
+            f"skipped first. {bars}{kept}{where}".rstrip()
         )
 
     @property

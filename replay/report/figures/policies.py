@@ -84,6 +84,7 @@ class GapClosed(NamedTuple):
         return (
             "How far a policy gets from the budget-only table, the best setting per budget regardless of the question, "
             "towards the oracle, in mean reward over all budgets. Part of the gap is noise that nothing can predict. "
+            "Wide intervals may leave the range shown. "
             f"{self.basis.with_intervals}"
         )
 

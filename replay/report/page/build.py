@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,6 +74,7 @@ def build_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("page.html").render(
         headline=headline,
         eyebrow=f"{source.cache.manifest.model_name} · {_device(source)}{source.basis.counted}",
@@ -94,6 +96,11 @@ def build_page(
         light=Markup(light),
         dark=Markup(dark),
     )
+
+
+def unbroken(text: str) -> str:
+    """Returns text in which no line breaks between a number and its unit."""
+    return re.sub(r"(\d) (%|ms)", "\\1\u00a0\\2", text)
 
 
 def _device(source: ReportSource) -> str:

@@ -147,7 +147,7 @@ def _verdicts(source: ReportSource) -> tuple[Verdict, ...]:
 def _verdict(rows: list[Difference]) -> Verdict:
     shared = {one.verdict for one in rows}
     if len(rows) == 1:
-        return Verdict(rows[0].verdict, f"{rows[0].policy} {rows[0].words}: {in_words(rows[0].reward)}")
+        return Verdict(rows[0].verdict, f"{rows[0].policy} is {rows[0].words}: {in_words(rows[0].reward)}")
     each = ", ".join(f"{one.policy} {in_words(one.reward)}" for one in rows)
     versus = f"{article(rows[0].versus)}{label(rows[0].versus)}"
     return Verdict(shared.pop() if len(shared) == 1 else MIXED, f"against {versus}: {each}")
