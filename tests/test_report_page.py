@@ -19,7 +19,6 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import knobctl
 from knobctl.cli import main
 from knobctl.data.cache.reader import Cache, open_cache
 from knobctl.data.errors import DatasetError, KnobctlError
@@ -209,7 +208,7 @@ def test_the_page_is_one_file_that_loads_nothing(cache: Cache, controllers: list
 
 
 def test_the_same_evaluation_gives_the_same_page(cache: Cache, controllers: list[Path], tmp_path: Path):
-    report = compare(cache.path, controllers, resamples=20)
+    report = compare(cache.path, controllers, resamples=20, baselines=["table", "oracle"])
     made = [write_report(cache.path, out=tmp_path / f"{n}.html", report=report, made_by=["x"]).page for n in (1, 2)]
     assert Path(made[0]).read_bytes() == Path(made[1]).read_bytes()
 
@@ -262,7 +261,10 @@ def test_text_of_datasets_and_names_never_becomes_markup(tmp_path: Path):
 
 
 def test_figures_are_written_as_svg_and_png(cache: Cache, tmp_path: Path):
-    found = write_report(cache.path, out=tmp_path / "report.html", figures=tmp_path / "figures", resamples=20)
+    baselines = ["table", "oracle"]
+    found = write_report(
+        cache.path, out=tmp_path / "report.html", figures=tmp_path / "figures", resamples=20, baselines=baselines
+    )
     names = {f"{name}.{kind}" for name in found.figures for kind in ("svg", "png")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == names
     assert len(found.figure_files) == len(names)
@@ -332,13 +334,21 @@ def test_the_command_prints_what_it_wrote_and_the_page_names_the_command(
     assert record["headline"][:40] in shown.stdout
 
 
-def test_a_cross_validated_evaluation_makes_a_page(cache: Cache, tmp_path: Path):
-    config = knobctl.TrainConfig(epochs=1, min_steps=0, warm_start_steps=5, seeds=(0, 1))
-    report = knobctl.cross_validate(cache.path, config, folds=2, resamples=20)
-    found = knobctl.write_report(cache.path, out=tmp_path / "report.html", report=report)
-    text = Path(found.page).read_text(encoding="utf-8")
-    assert "cross-validated in 2 folds" in text
-    assert found.left_out["Training"] == "cross-validation keeps no training logs"
+def test_the_guide_lists_every_figure_and_its_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "report.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE) == [entry.name for entry in GALLERY]
+    (example,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    generated_cache(Path("runs/cache"), train=20, val=10, test=10)
+    smaller = "TrainConfig(epochs=1, min_steps=0, warm_start_steps=5, seeds=(0,))"
+    exec(example.replace("TrainConfig(epochs=60, seeds=(0, 1, 2))", smaller), {})
+    text = Path("report.html").read_text(encoding="utf-8")
+    assert "cross-validated in 5 folds" in text
+    assert "cross-validation keeps no training logs" in text
+    assert f"<title>{capsys.readouterr().out.strip()}</title>" in text
+    assert (Path("figures") / "frontier.png").is_file()
 
 
 def test_a_missing_extra_is_one_line_that_names_it(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
