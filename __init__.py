@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .replay.evaluation.compare import compare
     from .replay.evaluation.validate import validate_controllers
     from .replay.recipes import TrainConfig
+    from .replay.report.page.write import write_report
     from .replay.training.cross_validate import cross_validate
     from .replay.training.train import train_controllers
 
@@ -32,6 +33,7 @@ __all__ = [
     "open_cache",
     "train_controllers",
     "validate_controllers",
+    "write_report",
 ]
 # Name -> module that defines it; `module:name` where it is defined under another name.
 _HOMES = {
@@ -45,6 +47,7 @@ _HOMES = {
     "open_cache": "data.cache.reader",
     "train_controllers": "replay.training.train",
     "validate_controllers": "replay.evaluation.validate",
+    "write_report": "replay.report.page.write",
 }
 
 

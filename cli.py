@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .commands.options import COMMAND_LINE
 from .console import ResultStream
 from .data.errors import KnobctlError
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "validate": "reports",
     "compare": "reports",
     "push": "sharing",
+    "report": "report",
     "demo": "demo",
 }
 
@@ -40,6 +42,14 @@ class KnobctlGroup(click.Group):
         module = import_module(f"{__package__}.commands.{COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = list(args)  # parsing empties the list
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[COMMAND_LINE] = words
+        return context
 
     def main(self, *args: Any, **extra: Any) -> Any:
         ResultStream.install()

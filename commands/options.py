@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,7 +10,15 @@ import click
 
 from .values import Milliseconds
 
+COMMAND_LINE = "knobctl.command_line"  # key in click's context: the words after `knobctl`
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def command_line() -> tuple[str, ...]:
+    """Returns the command that is running as one line for a shell; empty if it was called from Python."""
+    words = click.get_current_context().meta.get(COMMAND_LINE)
+    return () if words is None else (shlex.join(["knobctl", *words]),)
 
 
 def json_option(command: Decorated) -> Decorated:

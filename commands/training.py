@@ -10,18 +10,16 @@ from typing import Any, TypeVar
 import click
 
 from ..console import ConsoleProgress, emit
-from ..replay.recipes import TrainConfig, recipe
+from ..replay.recipes import RECIPE_ONLY, TrainConfig, recipe
 from ..replay.reward import RewardWeights
 from .config_options import config_options
-from .options import json_option, report_options
+from .options import command_line, json_option, report_options
 from .values import PATH, WholeNumbers
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 SEEDS_NOTE = "A seed trained beside others may differ in the last digits from the same seed trained alone."
-# Settings that come from the recipe alone; the seeds, the recipe and the reward have options of their own.
-RECIPE_ONLY = {"min_steps", "warm_start_steps", "warmup_share", "decoupled_weight_decay", "basis_rows"}
-RECIPE_ONLY |= {"recipe", "seeds", "reward_weights"}
+OWN_OPTIONS = {"recipe", "seeds", "reward_weights"}  # not generated from their fields
 
 
 def training_options(without: frozenset[str] = frozenset()) -> Callable[[Decorated], Decorated]:
@@ -36,7 +34,7 @@ def training_options(without: frozenset[str] = frozenset()) -> Callable[[Decorat
             show_default=True,
             help="CPU threads. More help only if other cores are idle.",
         )(command)
-        command = config_options(TrainConfig, without=RECIPE_ONLY | without, defaults=False)(command)
+        command = config_options(TrainConfig, without=RECIPE_ONLY | OWN_OPTIONS | without, defaults=False)(command)
         return click.option(
             "--recipe",
             default="tuned",
@@ -119,6 +117,7 @@ def train(
 )
 @report_options
 @training_options(without=frozenset({"log_interval"}))  # it writes no log
+@click.option("--report", "page", type=PATH, help="Also write the page of `knobctl report` to this file.")
 @json_option
 def cross_validate(
     cache: Path,
@@ -130,6 +129,7 @@ def cross_validate(
     resamples: int,
     seed: int,
     threads: int,
+    page: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -141,6 +141,10 @@ def cross_validate(
     knobctl cross-validate runs/cache --baseline table --baseline neighbours
     """
     config = _train_config(options)
+    if page is not None:
+        from ..replay.report.drawing.style import require_matplotlib
+
+        require_matplotlib()  # before training
     from ..devices import num_threads
     from ..replay.report.tables import render_report
     from ..replay.training.cross_validate import cross_validate as run
@@ -158,4 +162,8 @@ def cross_validate(
             seed=seed,
             progress=ConsoleProgress(),
         )
+    if page is not None:
+        from ..replay.report.page.write import write_report
+
+        write_report(cache, out=page, report=report, made_by=command_line())
     emit(report.to_dict(), as_json, render_report)

@@ -37,6 +37,6 @@ def describe_controllers(path: Path | str) -> dict[str, Any]:
         "conditions": conditions,
         "importance": importance,
         "expected_latency": None if expected is None else expected.to_dict(),
-        "slo": controllers.slo,
+        "calibration": None if controllers.calibration is None else controllers.calibration.to_dict(),
         "settings": controllers.settings,
     }

@@ -16,6 +16,8 @@ SCALE_REWARDS = ("group", "batch", "none")
 FULL_LR = 5e-3  # learning rate for FULL_LR_SAMPLES training samples or more; scaled down below
 FULL_LR_SAMPLES = 8000
 MIN_LR_SHARE = 0.2
+# Settings that no command offers as an option.
+RECIPE_ONLY = frozenset({"min_steps", "warm_start_steps", "warmup_share", "decoupled_weight_decay", "basis_rows"})
 
 
 def _require(holds: bool, message: str) -> None:

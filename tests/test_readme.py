@@ -15,7 +15,7 @@ from knobctl.tests.support.cli_commands import every_command
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = every_command()
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def commands(page: Path) -> list[str]:

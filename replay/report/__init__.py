@@ -1,4 +1,5 @@
-"""Reports as text for a terminal. Start with `tables.py`; `live_tables.py` renders the live part.
+"""Reports for people. `tables.py` and `live_tables.py` render one for a terminal, `page/` as an HTML page.
 
-Reads only what `EvaluationReport.to_dict` returns. Nothing else in `replay` imports this package or `rich`.
+`figures/` turns an evaluation into the numbers of each figure, `drawing/` draws them, `gallery.py` lists both. Nothing
+else in `replay` imports this package, `rich`, matplotlib or Jinja2.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ COLUMNS = (
     "val_reward",  # of greedy choices, at evaluations only
     *(f"val_{term}_term" for term in TERMS),
 )
+LOG_NAME = "log.jsonl"
 TIE = 1e-6  # rewards that differ by less than this are tied
 
 
@@ -81,8 +83,8 @@ class MetricsWriter:
         tensorboard: bool = False,
         wandb_project: str | None = None,
     ) -> None:
-        log = out / "log.jsonl"
-        kept = _lines_until(log, resume_step) if resume_step else []
+        log = out / LOG_NAME
+        kept = read_log(log, resume_step) if resume_step else []
         self._trackers: list[Tracker] = []
         self._tied: dict[int, bool] = {}  # by seed: whether all groups were tied in every line so far
         for line in kept:
@@ -137,8 +139,8 @@ class MetricsWriter:
             self._tied[seed] = self._tied.get(seed, True) and record["frac_reward_zero_std"] == 1.0
 
 
-def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
-    """Returns the complete lines of the log up to `step`; a kill may have truncated the last line."""
+def read_log(path: Path, last_step: float = math.inf) -> list[dict[str, float]]:
+    """Returns the complete lines of the log up to `last_step`; a kill may have truncated the last line."""
     if not path.is_file():
         return []
     lines = []
@@ -149,7 +151,7 @@ def _lines_until(path: Path, step: int) -> list[dict[str, float]]:
             record = json.loads(text)
         except json.JSONDecodeError:
             break
-        if not isinstance(record, dict) or record.get("step", step + 1) > step:
+        if not isinstance(record, dict) or record.get("step", math.inf) > last_step:
             continue
         lines.append({name: value for name, value in record.items() if name in COLUMNS})
     return lines

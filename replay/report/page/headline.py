@@ -1,0 +1,182 @@
+"""What a page says first: whether the controllers answer more questions within a budget than a fixed setting does.
+
+The budget is the middle one of the report, whatever the result there is; the first table has all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...evaluation.bootstrap import ClusterBootstrap, Estimate
+from ...evaluation.report import BETTER, NOT_SHOWN, WORSE
+from ...evaluation.request_stats import STATS, RequestSet, request_stats
+from ..figures.policies import Difference, Differences, article, differences, in_words
+from ..figures.source import ReportSource, label, plural
+
+MIXED = "mixed"  # several controllers with different verdicts
+FIXED = "table"  # the best fixed setting for each budget
+
+
+class Verdict(NamedTuple):
+    """One paired comparison as a sentence."""
+
+    verdict: str  # better, worse, no difference shown, mixed
+    text: str
+
+
+class Headline(NamedTuple):
+    """The first screen of a page."""
+
+    title: str
+    verdict: str | None  # of the title's comparison; None if the page is not about controllers
+    lines: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]  # in mean reward, over all budgets
+
+
+def headline(source: ReportSource) -> Headline:
+    report = source.report
+    place = middle_budget(report.budgets_ms, report.unmet_budgets_ms)
+    subjects = [name for name in report.subjects if name in report.policies]
+    verdicts = _verdicts(source)
+    if not subjects or FIXED not in report.policies:
+        return Headline(_baseline_title(source, place), None, _baseline_lines(source, place), verdicts)
+    gains = [in_time_difference(source, name, FIXED, place) for name in subjects]
+    found = [BETTER if gain.above_zero else WORSE if gain.below_zero else NOT_SHOWN for gain in gains]
+    verdict = found[0] if len(set(found)) == 1 else NOT_SHOWN
+    budget = f"{report.budgets_ms[place]:g} ms"
+    who = "the controllers" if len(subjects) == 1 else f"the {len(subjects)} sets of controllers"
+    title = (
+        f"Within {budget}, {who} answer {_range([_in_time(source, name, place) for name in subjects])} % of "
+        f"questions correctly; the best fixed setting, {_range([_in_time(source, FIXED, place)])} %."
+    )
+    if verdict == NOT_SHOWN:
+        title = title.removesuffix(".") + ": no difference shown."
+        if any(one != NOT_SHOWN for one in found):
+            shown = ", ".join(
+                f"{found.count(one)} of {len(found)} shown {one}" for one in (BETTER, WORSE) if one in found
+            )
+            title = title.replace(": no difference shown", f" ({shown})")
+    return Headline(title, verdict, tuple(_lines(source, place, subjects, gains)), verdicts)
+
+
+def middle_budget(budgets_ms: Sequence[float], unmet_ms: Sequence[float]) -> int:
+    """Returns the place of the middle budget among those that some setting meets; of all if none does."""
+    met = [place for place, budget_ms in enumerate(budgets_ms) if budget_ms not in unmet_ms]
+    places = met or list(range(len(budgets_ms)))
+    return places[len(places) // 2]
+
+
+def in_time_difference(source: ReportSource, policy: str, versus: str, place: int) -> Estimate:
+    """Returns the paired difference in the share of correct answers in time under one budget, with its interval."""
+    report, found = source.report, source.report.decisions
+    requests = RequestSet.of(found.tables, found.sample_N, (found.budget_M[place],))
+    value_N = _in_time_N(requests, found.chosen[policy], place) - _in_time_N(requests, found.chosen[versus], place)
+    bootstrap = ClusterBootstrap.draw(
+        found.tables.cluster_S[found.sample_N],
+        resamples=report.resamples,
+        seed=report.seed,
+        confidence=report.confidence,
+    )
+    return bootstrap.estimate(float(value_N.mean()), bootstrap.resampled_means(value_N[:, None])[:, 0])
+
+
+def _in_time_N(requests: RequestSet, chosen_NM: NDArray[np.int64], place: int) -> NDArray[np.float64]:
+    stats_NMF = request_stats(requests, chosen_NM[:, [place]])
+    return stats_NMF[:, 0, STATS.index("accuracy_in_time")]
+
+
+def _in_time(source: ReportSource, policy: str, place: int) -> float:
+    value = source.report.policies[policy].overall.per_budget[place]["accuracy_in_time"].value
+    assert value is not None, "every sample of a report has an outcome"
+    return value
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = f"{100 * min(shares):.1f}", f"{100 * max(shares):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _lines(source: ReportSource, place: int, subjects: list[str], gains: list[Estimate]) -> list[str]:
+    report, budget = source.report, f"{source.report.budgets_ms[place]:g} ms"
+    lines = []
+    if len(subjects) == 1:
+        lines.append(f"The difference is {_points(gains[0], report.confidence)}.")
+    else:
+        each = "; ".join(
+            f"{name}: {_points(gain, report.confidence)}" for name, gain in zip(subjects, gains, strict=True)
+        )
+        lines.append(f"Differences: {each}.")
+    lines.append(
+        f"An answer that takes longer than {budget} counts as wrong. {budget} is the middle one of "
+        f"{plural(len(report.budgets_ms), 'budget')}; the first table has all of them. The best fixed setting is the "
+        "one with the highest mean reward under this budget on the training questions."
+    )
+    if "oracle" in report.policies:
+        lines.append(
+            "A perfect choice for every question (the oracle) would answer "
+            f"{_range([_in_time(source, 'oracle', place)])} %."
+        )
+    return lines
+
+
+def _points(gain: Estimate, confidence: float) -> str:
+    if gain.value is None:
+        return "not known"
+    text = f"{100 * gain.value:+.1f} percentage points"
+    if gain.low is None or gain.high is None:
+        return f"{text} (no interval can be given)"
+    return f"{text} ({100 * confidence:g} % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+
+
+def _verdicts(source: ReportSource) -> tuple[Verdict, ...]:
+    """Returns one sentence for each baseline, about all controllers; the largest difference first."""
+    found = differences(source)
+    if not isinstance(found, Differences):
+        return ()
+    against: dict[str, list[Difference]] = {}
+    for one in found.rows:
+        if one.versus not in source.report.subjects:
+            against.setdefault(one.versus, []).append(one)
+    return tuple(_verdict(rows) for rows in against.values())
+
+
+def _verdict(rows: list[Difference]) -> Verdict:
+    shared = {one.verdict for one in rows}
+    if len(rows) == 1:
+        return Verdict(rows[0].verdict, f"{rows[0].policy} is {rows[0].words}: {in_words(rows[0].reward)}")
+    each = ", ".join(f"{one.policy} {in_words(one.reward)}" for one in rows)
+    versus = f"{article(rows[0].versus)}{label(rows[0].versus)}"
+    return Verdict(shared.pop() if len(shared) == 1 else MIXED, f"against {versus}: {each}")
+
+
+def _baseline_title(source: ReportSource, place: int) -> str:
+    report, budget = source.report, f"{source.report.budgets_ms[place]:g} ms"
+    if FIXED in report.policies and "oracle" in report.policies:
+        return (
+            f"Within {budget}, the best fixed setting answers {_range([_in_time(source, FIXED, place)])} % of "
+            "questions correctly; a perfect choice for every question would answer "
+            f"{_range([_in_time(source, 'oracle', place)])} %."
+        )
+    return f"What the settings of {source.cache.manifest.model_name} achieve on {plural(report.n_samples, 'question')}."
+
+
+def _baseline_lines(source: ReportSource, place: int) -> tuple[str, ...]:
+    report, budget = source.report, f"{source.report.budgets_ms[place]:g} ms"
+    lines = [
+        f"{label(name).capitalize()}: {_range([figures['accuracy'].value or 0.0])} % correct in "
+        f"{figures['latency_ms'].value or 0.0:,.1f} ms on average."
+        for name in ("full", "cheapest")
+        if name in report.policies
+        for figures in (report.policies[name].overall.metrics,)
+    ]
+    lines.append(
+        f"An answer that takes longer than its budget counts as wrong; {budget} is the middle one of "
+        f"{plural(len(report.budgets_ms), 'budget')}. No controllers were given: this page shows what there is to gain."
+        if not report.subjects
+        else "The budget-only table was not reported, so controllers are not compared with a fixed setting."
+    )
+    return tuple(lines)
