@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ....data.errors import CheckpointError
 from ..backbone import BlockState, EmbeddedPrompt
@@ -52,7 +52,12 @@ class BlockRunner:
                 f"{type(model).__name__} has no mixture of experts whose top-k can be chosen: its text layers contain "
                 "no router."
             )
-        self._empty = empty_layers(self.text.config)
+        if any(getattr(module, "is_kv_shared_layer", False) for module in self.text.modules()):
+            raise CheckpointError(
+                f"{type(model).__name__} has blocks that use the keys and values of other blocks: such models are not "
+                "supported."
+            )
+        self._empty = empty_layers(cast(PreTrainedConfig, self.text.config))
         self._recorder = LayerRecorder(self.text, self.layers)
         self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._embedding = cast(nn.Embedding, model.get_input_embeddings())
@@ -108,7 +113,7 @@ class BlockRunner:
         assert count == 1, "positions after the prompt run one by one"
         assert start >= prompt.length
         # What is not a tensor (flags) stays as in the prompt's call; what belongs to the prompt's positions does not.
-        kwargs = {
+        kwargs: dict[str, Any] = {
             name: value for name, value in prompt.call.kwargs.items() if value is None or isinstance(value, bool | int)
         }
         kwargs |= {
@@ -243,7 +248,7 @@ def next_position(position_ids: Tensor | None) -> Tensor | None:
     return torch.cat(following)
 
 
-class _keeping_state:  # noqa: N801  used as a function
+class _keeping_state:
     """Restores what models keep between calls, so that requests cannot disturb each other."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -85,7 +85,7 @@ class PastPositions(DynamicCache):
             return self.start + query_length, 0
         placed = copy.copy(layer)
         placed.cumulative_length = self.start
-        return placed.get_mask_sizes(query_length)  # type: ignore[no-any-return]
+        return placed.get_mask_sizes(query_length)
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         if layer_idx is None:

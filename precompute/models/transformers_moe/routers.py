@@ -73,13 +73,12 @@ class BlockRouters:
         if self.native_top_k is None:
             yield
             return
-        per_row = top_k if isinstance(top_k, Tensor) else None
-        if per_row is not None and len(per_row.unique()) == 1:
-            per_row, top_k = None, int(per_row[0])
+        if isinstance(top_k, Tensor) and len(top_k.unique()) == 1:
+            top_k = int(top_k[0])
         try:
-            if not isinstance(top_k, Tensor):
+            if isinstance(top_k, int):
                 self._set(top_k)
-            if per_row is not None or watch is not None:
+            if isinstance(top_k, Tensor) or watch is not None:
                 for module in self.modules:
                     module.forward = self._routed(module, top_k, rows, watch)
             yield
@@ -137,15 +136,15 @@ class BlockRouters:
 def router_classes(text: nn.Module) -> tuple[type[nn.Module], ...]:
     """Returns the classes whose output a text model records as `router_logits`."""
     for module in (text, *text.children()):
-        recorded = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
+        recorded: Any = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
         if recorded is not None:
-            each = recorded if isinstance(recorded, list) else [recorded]
+            each: list[Any] = recorded if isinstance(recorded, list) else [recorded]
             return tuple(getattr(one, "target_class", one) for one in each)
     return ()
 
 
 def _holders(layer: nn.Module, classes: tuple[type[nn.Module], ...]) -> Iterator[tuple[nn.Module, _Holder]]:
-    """Yields the modules with a top-k. A router that reads it from its config gets a copy, so that layers may differ."""
+    """Yields the modules with a top-k. A router that reads it from its config gets a copy, as blocks may differ."""
     for module in layer.modules():
         if type(getattr(module, "top_k", None)) is int:
             yield module, _Holder(module, "top_k")
