@@ -229,9 +229,9 @@ def check_length(geometry: Geometry, length: int, max_new_tokens: int) -> None:
 
 def view_in_tier(model: Backbone, space: KnobSpace, tier: str, height: int, width: int) -> View:
     """Returns how a tier presents an image of this size. Raises UnknownSetting for an unknown tier."""
-    if tier not in space.tiers or space.tier_crops is None:
+    if tier not in space.tiers or space.tier_ranges is None:
         raise UnknownSetting(f"tier {tier!r} is not in the knob space: {space}")
-    return model.view(height, width, space.tier_crops[space.tiers.index(tier)])
+    return model.view(height, width, space.tier_ranges[space.tiers.index(tier)])
 
 
 def check_space(space: KnobSpace, geometry: Geometry) -> None:
@@ -266,8 +266,13 @@ def check_space(space: KnobSpace, geometry: Geometry) -> None:
             f"{name} was trained with {geometry.least_top_k} experts per token, but the knob space asks for "
             f"{max(space.top_k)}: a higher top-k than the native one is not supported."
         )
-    if space.tier_crops is None:
+    if space.tier_ranges is None:
         raise UnknownSetting(f"the knob space names tiers {list(space.tiers)} without their ranges.")
+    if space.tier_unit != geometry.tier_unit:
+        raise UnknownSetting(
+            f"the tiers of the knob space are ranges of {space.tier_unit.replace('_', ' ')}, but those of {name} are "
+            f"ranges of {geometry.tier_unit.replace('_', ' ')}."
+        )
 
 
 def check_importance(importance: ImportanceScores, geometry: Geometry) -> None:

@@ -180,7 +180,7 @@ def importance_key(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]
     content = [
         inputs.loaded.fingerprint,
         dtype_name(inputs.loaded),
-        config.space.to_dict().get("tier_crops"),
+        config.space.tier_ranges,
         [[sample.sample_id, sample.image_id, sample.question, list(sample.answers)] for sample in drawn],
         {name: asdict(task) for name, task in inputs.knobs.tasks.items()},
     ]
