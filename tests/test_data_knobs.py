@@ -80,15 +80,24 @@ def test_an_invalid_tier_is_refused(tiers: str):
 def test_the_plan_keeps_the_first_blocks_and_then_the_most_important():
     scores = ImportanceScores((0.0, 0.0, 0.3, 0.1, 0.1, 0.2))
     # After block 0 and 1, two more run: block 2 (0.3) and 5 (0.2); blocks 3 and 4 are left out.
-    assert block_plan(2, 4, 4, importance=scores, native_top_k=8) == (8, 8, 4, 0, 0, 4)
+    assert block_plan(2, 4, 4, importance=scores, native_top_k=(8,) * 6) == (8, 8, 4, 0, 0, 4)
     # Of the equal scores 0.1, the earlier block runs.
-    assert block_plan(2, 4, 5, importance=scores, native_top_k=8) == (8, 8, 4, 4, 0, 4)
-    assert block_plan(5, 4, 6, importance=scores, native_top_k=8) == (8, 8, 8, 8, 8, 4)
+    assert block_plan(2, 4, 5, importance=scores, native_top_k=(8,) * 6) == (8, 8, 4, 4, 0, 4)
+    assert block_plan(5, 4, 6, importance=scores, native_top_k=(8,) * 6) == (8, 8, 8, 8, 8, 4)
+
+
+def test_blocks_that_always_run_come_before_more_important_ones():
+    scores = ImportanceScores((0.0, 0.0, 0.3, 0.1, 0.1, 0.2))
+    options = {"importance": scores, "native_top_k": (None, 8, 8, 8, 6, 8), "always_run": {0, 4}}
+    assert block_plan(1, 4, 3, **options) == (1, 0, 4, 0, 4, 0)  # a block without a router has the entry 1
+    assert block_plan(5, 4, 5, **options) == (1, 8, 8, 8, 6, 0)  # before the position every block has its own top-k
+    with pytest.raises(UnknownSetting, match=r"num_blocks 2 must be between .* plus the blocks \[4\]"):
+        block_plan(2, 4, 2, **options)
 
 
 def test_unscored_first_and_last_blocks_are_always_kept():
     scores = ImportanceScores((None, 0.9, 0.8, None))
-    assert block_plan(1, 2, 2, importance=scores, native_top_k=4) == (4, 0, 0, 2)
+    assert block_plan(1, 2, 2, importance=scores, native_top_k=(4,) * 4) == (4, 0, 0, 2)
 
 
 @pytest.mark.parametrize("scores", [(0.1, None, 0.2), (0.1, float("nan"), 0.2), ()])
@@ -99,7 +108,7 @@ def test_incomplete_scores_are_refused(scores: tuple[float | None, ...]):
 
 def test_a_plan_with_more_blocks_than_the_model_has_is_refused():
     with pytest.raises(UnknownSetting):
-        block_plan(1, 4, 5, importance=ImportanceScores((0.1,) * 4), native_top_k=8)
+        block_plan(1, 4, 5, importance=ImportanceScores((0.1,) * 4), native_top_k=(8,) * 4)
 
 
 VISION_SPACE = KnobSpace(("low", "high"), (3, 6), (4, 8), (36, 48), tier_vision_tokens=((64, 256), (257, 1024)))

@@ -1,8 +1,7 @@
-"""From a model's name to weights, tokenizer and fingerprint, on a device."""
+"""From a model's name to a backbone on a device; the checkpoint's `config.json` decides the family."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from ...data.errors import CheckpointError
 from ...data.paths import BUNDLED_ROOT, is_hub_id
 from ...data.progress import SILENT, Progress
 from ...devices import find_device, find_dtype
-from .molmoe.checkpoint import checkpoint_directory, load_molmoe
-from .molmoe.fingerprint import model_fingerprint
-from .molmoe.model import Molmoe
-from .molmoe.prompt import PromptTokenizer
+from .backbone import Backbone
+from .molmoe.backbone import MolmoeBackbone
+from .molmoe.checkpoint import checkpoint_directory
 
 BUNDLED_MODELS = ("nano",)
 
@@ -24,9 +22,11 @@ class LoadedModel:
 
     name: str
     directory: Path
-    model: Molmoe
-    tokenizer: PromptTokenizer
-    fingerprint: str
+    model: Backbone
+
+    @property
+    def fingerprint(self) -> str:
+        return self.model.geometry.fingerprint
 
     @property
     def is_bundled(self) -> bool:
@@ -53,9 +53,8 @@ def load_model(
     """
     where = find_device(device)
     directory = model_directory(name, revision, progress=progress)
-    model = load_molmoe(directory, dtype=find_dtype(dtype, where), device=where)
-    tokenizer = PromptTokenizer.from_directory(directory)
-    return LoadedModel(name, directory, model, tokenizer, fingerprint(model, directory))
+    model = MolmoeBackbone.load(directory, name=name, dtype=find_dtype(dtype, where), device=where)
+    return LoadedModel(name, directory, model)
 
 
 def model_directory(name: str, revision: str | None = None, *, progress: Progress = SILENT) -> Path:
@@ -80,9 +79,3 @@ def model_directory(name: str, revision: str | None = None, *, progress: Progres
         return checkpoint_directory(name, revision=revision)
     except CheckpointError as error:
         raise CheckpointError(f"{error} Bundled models: {', '.join(BUNDLED_MODELS)}.") from error
-
-
-def fingerprint(model: Molmoe, directory: Path) -> str:
-    """Returns the sha256 of what answers depend on: config, weights and dtype as loaded, and the tokenizer's file."""
-    tokenizer = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
-    return hashlib.sha256(f"{model_fingerprint(model)} {tokenizer}".encode()).hexdigest()
