@@ -190,7 +190,7 @@ class KnobSpace:
 
     @cached_property
     def mean_tier_sizes(self) -> tuple[float, ...]:
-        """The middle of each tier's range, in `tier_unit`, or the tier's rank (from 1) if the cache states no ranges."""
+        """The middle of each tier's range, in `tier_unit`; the tier's rank, from 1, if the cache states no ranges."""
         if self.tier_ranges is None:
             return tuple(float(rank) for rank in range(1, len(self.tiers) + 1))
         return tuple((low + high) / 2 for low, high in self.tier_ranges)
