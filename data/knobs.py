@@ -286,9 +286,7 @@ class KnobSpace:
         if unit not in ("crops", "vision_tokens"):
             raise fields.fail("tier_unit", f"must be crops or vision_tokens, not {unit!r}")
         ranges = {
-            f"tier_{unit}": fields.optional(
-                f"tier_{unit}", lambda inner, name: tuple(inner.each(name, _tier_range))
-            )
+            f"tier_{unit}": fields.optional(f"tier_{unit}", lambda inner, name: tuple(inner.each(name, _tier_range)))
         }
         try:
             return cls(*values, **ranges)
