@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.errors import CheckpointError
+from ...data.files.bounded_json import read_json_object
 from ...data.paths import BUNDLED_ROOT, is_hub_id
 from ...data.progress import SILENT, Progress
 from ...devices import find_device, find_dtype
 from .backbone import Backbone
 from .checkpoint_files import checkpoint_directory
+from .molmoe.backbone import MODEL_TYPES as MOLMOE_TYPES
 from .molmoe.backbone import MolmoeBackbone
 
 BUNDLED_MODELS = ("nano",)
@@ -53,8 +56,26 @@ def load_model(
     """
     where = find_device(device)
     directory = model_directory(name, revision, progress=progress)
-    model = MolmoeBackbone.load(directory, name=name, dtype=find_dtype(dtype, where), device=where)
-    return LoadedModel(name, directory, model)
+    family = _family(directory)
+    return LoadedModel(name, directory, family(directory, name=name, dtype=find_dtype(dtype, where), device=where))
+
+
+def _family(directory: Path) -> Callable[..., Backbone]:
+    """Returns the loader of the family that a checkpoint's `config.json` names. Code of the checkpoint is never run.
+
+    Raises:
+        CheckpointError: the file is missing or malformed, or names no model type.
+    """
+    path = directory / "config.json"
+    fields = read_json_object(path, CheckpointError)
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{path} names no model_type: it is not the config of a model.")
+    if model_type in MOLMOE_TYPES:
+        return MolmoeBackbone.load
+    from .transformers_moe.backbone import TransformersBackbone  # loads all of transformers
+
+    return TransformersBackbone.load
 
 
 def model_directory(name: str, revision: str | None = None, *, progress: Progress = SILENT) -> Path:

@@ -29,6 +29,7 @@ from .prompt import PROMPT_TEMPLATE, PromptTokenizer
 from .tiling import Tiling, choose_tiling
 
 FAMILY = "molmoe"
+MODEL_TYPES = ("molmo",)  # in the config.json of its checkpoints
 
 
 class ImagePrompt(NamedTuple):

@@ -8,7 +8,7 @@ Shapes: S prompt positions, N steps, V logits, D d_model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -63,17 +63,20 @@ class _Failed(Exception):
 
 
 @torch.inference_mode()
-def check_model(runner: BlockRunner, inputs: Mapping[str, Any], *, name: str) -> tuple[Check, ...]:
+def check_model(
+    runner: BlockRunner, inputs: Mapping[str, Any], *, text_ids: Sequence[int], name: str
+) -> tuple[Check, ...]:
     """Runs all checks and returns their results.
 
     Args:
         inputs: the model's arguments for a prompt with an image.
+        text_ids: some tokens of plain text, at least one.
 
     Raises:
         ModelRefused: a check failed. The message names the check and the block.
     """
     checks: list[Check] = []
-    trial = _Trial(runner, inputs)
+    trial = _Trial(runner, inputs, text_ids)
     for title, meaning, run in trial.checks():
         started = time.perf_counter()
         try:
@@ -96,8 +99,10 @@ def check_model(runner: BlockRunner, inputs: Mapping[str, Any], *, name: str) ->
 class _Trial:
     """One prompt of one model, and what its checks share."""
 
-    def __init__(self, runner: BlockRunner, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, runner: BlockRunner, inputs: Mapping[str, Any], text_ids: Sequence[int]) -> None:
         self.runner, self.inputs = runner, inputs
+        # What follows the prompt where no answer is compared: an answer might contain an image token.
+        self.text_ids = [text_ids[step % len(text_ids)] for step in range(STEPS - 1)]
         self.native: BlockPlan = native_plan(runner.native_top_k)
         self.routed = [block for block, native in enumerate(runner.native_top_k) if native is not None]
         self.block: int | None = None  # that a check is about
@@ -154,7 +159,7 @@ class _Trial:
         return self.shown()
 
     def skipped_block(self) -> str:
-        extended = self.runner.embed(extended_inputs(self.inputs, self.tokens[:-1]))
+        extended = self.runner.embed(extended_inputs(self.inputs, self.text_ids))
         skippable = [block for block in range(len(self.native)) if block not in self.runner.always_run]
         for skipped in [None, *skippable]:
             self.block = skipped
@@ -164,10 +169,10 @@ class _Trial:
                 self.run(skipped, self.before[skipped], self.native[skipped])
             hidden, states = self.prefill(self.prompt, plan)
             found = [hidden[:, -1:]]
-            for step, token in enumerate(self.tokens[:-1]):
+            for step, token in enumerate(self.text_ids):
                 found.append(self.step(self.prompt, plan, states, token, step))
             without = "with all blocks" if skipped is None else f"without block {skipped}"
-            self.compare(torch.cat(found, dim=1), wanted[:, -len(self.tokens) :], f"{without} the states are wrong")
+            self.compare(torch.cat(found, dim=1), wanted[:, -STEPS:], f"{without} the states are wrong")
         return self.shown()
 
     def resume(self) -> str:
@@ -186,7 +191,7 @@ class _Trial:
         generator = torch.Generator().manual_seed(0)
         probe_MD = torch.randn(3, runner.d_model, generator=generator).to(self.prompt.hidden_1SD)
         probe_MD *= self.prompt.hidden_1SD[0].norm(dim=-1).median() / probe_MD.norm(dim=-1, keepdim=True)
-        longer = runner.embed(extended_inputs(self.inputs, self.tokens[:1]))
+        longer = runner.embed(extended_inputs(self.inputs, self.text_ids[:1]))
         appended = torch.cat([longer.hidden_1SD[:, :length], probe_MD[None, 1:2]], dim=1)
         alone = self.prompt.hidden_1SD
         both = torch.cat([alone, probe_MD[None]], dim=1)
