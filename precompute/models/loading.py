@@ -12,9 +12,9 @@ from ...data.paths import BUNDLED_ROOT, is_hub_id
 from ...data.progress import SILENT, Progress
 from ...devices import find_device, find_dtype
 from .backbone import Backbone
+from .checkpoint_files import checkpoint_directory
 from .molmoe.backbone import MODEL_TYPES as MOLMOE_TYPES
 from .molmoe.backbone import MolmoeBackbone
-from .molmoe.checkpoint import checkpoint_directory
 
 BUNDLED_MODELS = ("nano",)
 

@@ -95,7 +95,7 @@ class TransformersBackbone(Backbone):
         return self.runner.dtype
 
     def default_knobs(self) -> KnobSpace:
-        return default_knobs(self.geometry, self.views)
+        return default_knobs(self.geometry, self.views.convention)
 
     def view(self, height: int, width: int, size: tuple[int, int]) -> View:
         return self.views.view(height, width, size)
