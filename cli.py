@@ -23,6 +23,7 @@ COMMANDS = {
     "cross-validate": "training",
     "validate": "reports",
     "compare": "reports",
+    "check-model": "models",
     "demo": "demo",
 }
 

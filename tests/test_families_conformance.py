@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
+from knobctl.cli import main
 from knobctl.data.errors import CheckpointError
+from knobctl.precompute.models.checks import ModelRefused
+from knobctl.precompute.models.loading import load_model
+from knobctl.precompute.models.transformers_moe.backbone import TransformersBackbone
 from knobctl.precompute.models.transformers_moe.block_runner import BlockRunner
-from knobctl.precompute.models.transformers_moe.conformance import ModelRefused, check_model
-from knobctl.tests.support.tiny_families import FAMILIES, random_model
+from knobctl.precompute.models.transformers_moe.conformance import check_model
+from knobctl.tests.support.tiny_families import FAMILIES, random_model, write_family
 from knobctl.tests.support.tiny_tokenizer import write_tokenizer
 
 CHECKS = ("native plan", "lower top-k", "rows", "skipped block", "resume", "probe", "no trace")
@@ -191,3 +197,57 @@ def test_one_expert_per_token_leaves_no_lower_top_k(build):
 def test_a_model_without_experts_is_refused(build):
     with pytest.raises(CheckpointError, match="no router"):
         BlockRunner(build("qwen3_vl_moe", mlp_only_layers=[0, 1, 2, 3, 4]))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_family("qwen3_vl_moe", tmp_path / "model")
+
+
+def test_a_model_is_checked_once_for_each_fingerprint(checkpoint, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(TransformersBackbone, "check", lambda backbone: calls.append(backbone.geometry.fingerprint))
+    for _ in range(2):
+        load_model(str(checkpoint), device="cpu")
+    assert len(calls) == 2  # `check` alone remembers that a model has passed
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    load_model(str(checkpoint), device="cpu")
+    monkeypatch.setattr(TransformersBackbone, "check", lambda backbone: calls.append(backbone.geometry.fingerprint))
+    load_model(str(checkpoint), device="cpu")
+    assert len(calls) == 2
+    other = write_family("qwen3_vl_moe", tmp_path / "other", seed=5)
+    load_model(str(other), device="cpu")
+    assert len(calls) == 3
+    assert calls[0] != calls[2]
+
+
+def test_check_model_prints_geometry_and_checks(checkpoint):
+    result = CliRunner().invoke(main, ["check-model", str(checkpoint), "--device", "cpu", "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["geometry"]["native_top_k"] == [4, 4, 4, 4, 4]
+    assert tuple(check["name"] for check in record["checks"]) == CHECKS
+    assert record["memory_mib"]["weights"] > 0
+    assert record["default_knobs"]["settings"] > 0
+    shown = CliRunner().invoke(main, ["check-model", str(checkpoint), "--device", "cpu"])
+    assert "skipped block" in shown.stdout
+    assert "always run" in shown.stdout
+
+
+def test_check_model_shows_the_check_that_refused_a_model(checkpoint, monkeypatch):
+    monkeypatch.setattr(BlockRunner, "after", staticmethod(lambda index, hidden, _: hidden + 0.1 * index))
+    result = CliRunner().invoke(main, ["check-model", str(checkpoint), "--device", "cpu", "--json"])
+    assert result.exit_code == 1
+    checks = json.loads(result.stdout)["checks"]
+    assert [check["passed"] for check in checks] == [False]
+    assert "the check `native plan`" in result.stderr
+    with pytest.raises(ModelRefused, match="native plan"):
+        load_model(str(checkpoint), device="cpu")
+
+
+def test_check_model_knows_that_nano_needs_no_checks():
+    result = CliRunner().invoke(main, ["check-model", "nano", "--device", "cpu", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["checks"] == []

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...data.knobs import KnobSpace
+from .checks import Check
 from .router_ties import TieWatch
 
 View = Hashable  # one image as a tier presents it; equal views share all work
@@ -36,6 +37,7 @@ class Geometry:
     max_positions: int  # of prompt and answer together
     tier_unit: str = "crops"  # what a tier's range counts: "crops" or "vision_tokens"
     always_run: frozenset[int] = frozenset()  # blocks that no plan may skip
+    weight_bytes: int = 0  # memory of the weights as loaded
 
     @property
     def n_blocks(self) -> int:
@@ -106,6 +108,14 @@ class Backbone(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    def check(self) -> tuple[Check, ...]:
+        """Runs the checks that decide whether the model is accepted, on its real weights.
+
+        Raises:
+            ModelRefused: a check failed.
+        """
+        ...
 
     def default_knobs(self) -> KnobSpace:
         """Returns a knob space that suits this model."""

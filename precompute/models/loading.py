@@ -42,6 +42,7 @@ def load_model(
     revision: str | None = None,
     device: str = "cuda",
     dtype: str = "auto",
+    check: bool = True,
     progress: Progress = SILENT,
 ) -> LoadedModel:
     """Loads a model by name; `model_directory` resolves the name.
@@ -49,6 +50,7 @@ def load_model(
     Args:
         revision: branch, tag or commit on the hub.
         dtype: float32, bfloat16 or float16; auto is float32 on the CPU and bfloat16 on a GPU.
+        check: whether a model that has not passed its family's checks on this machine is checked now.
 
     Raises:
         CheckpointError: the model does not exist or cannot be read.
@@ -57,7 +59,8 @@ def load_model(
     where = find_device(device)
     directory = model_directory(name, revision, progress=progress)
     family = _family(directory)
-    return LoadedModel(name, directory, family(directory, name=name, dtype=find_dtype(dtype, where), device=where))
+    model = family(directory, name=name, dtype=find_dtype(dtype, where), device=where, check=check)
+    return LoadedModel(name, directory, model)
 
 
 def _family(directory: Path) -> Callable[..., Backbone]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ....data.errors import DatasetError
 from ....data.knobs import KnobSpace
 from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Prompt, View
+from ..checks import Check
 from ..embedding_norm import median_norm
 from ..router_ties import TieWatch
 from .checkpoint import load_molmoe
@@ -65,11 +66,20 @@ class MolmoeBackbone(Backbone):
             native_top_k=(config.native_top_k,) * config.num_blocks,
             n_experts=config.num_experts,
             max_positions=config.max_position_embeddings,
+            weight_bytes=sum(weight.numel() * weight.element_size() for weight in molmoe.parameters()),
         )
         self.end_ids = frozenset([tokenizer.special.end])
 
     @classmethod
-    def load(cls, directory: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> MolmoeBackbone:
+    def load(
+        cls,
+        directory: Path,
+        *,
+        name: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        check: bool = True,  # noqa: ARG003  there is nothing to check
+    ) -> MolmoeBackbone:
         """Loads a checkpoint directory. Raises CheckpointError for what is missing or not supported."""
         molmoe = load_molmoe(directory, dtype=dtype, device=device)
         tokenizer = PromptTokenizer.from_directory(directory)
@@ -82,6 +92,10 @@ class MolmoeBackbone(Backbone):
     @property
     def dtype(self) -> torch.dtype:
         return self.molmoe.dtype
+
+    def check(self) -> tuple[Check, ...]:
+        """None: this implementation is compared with the released model by its parity tests."""
+        return ()
 
     def default_knobs(self) -> KnobSpace:
         return KnobSpace()

@@ -18,10 +18,11 @@ from torch import Tensor
 from ....data.knobs import KnobSpace
 from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Positions, Prompt
 from ..backbone import View as AnyView
+from ..checks import Check
 from ..router_ties import TieWatch
 from .block_runner import BlockRunner, TextPrompt
 from .checkpoint import Checkpoint, load_checkpoint
-from .conformance import Check, check_model
+from .conformance import check_model
 from .default_knobs import default_knobs
 from .layer_states import LayerState
 from .prompts import Prompts
@@ -59,17 +60,23 @@ class TransformersBackbone(Backbone):
             max_positions=int(runner.text.config.max_position_embeddings),
             tier_unit="vision_tokens",
             always_run=runner.always_run,
+            weight_bytes=sum(weight.numel() * weight.element_size() for weight in checkpoint.model.parameters()),
         )
 
     @classmethod
-    def load(cls, directory: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> TransformersBackbone:
-        """Loads a checkpoint directory and checks the model, once for each fingerprint.
+    def load(
+        cls, directory: Path, *, name: str, dtype: torch.dtype, device: torch.device, check: bool = True
+    ) -> TransformersBackbone:
+        """Loads a checkpoint directory.
+
+        Args:
+            check: whether to check the model, unless one with this fingerprint has passed on this machine.
 
         Raises:
             CheckpointError: the checkpoint cannot be read, or the model fails a check.
         """
         backbone = cls(load_checkpoint(directory, dtype=dtype, device=device), name=name)
-        if not is_verified(backbone.geometry.fingerprint, device):
+        if check and not is_verified(backbone.geometry.fingerprint, device):
             backbone.check()
         return backbone
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,6 +17,7 @@ from transformers import GenerationConfig
 
 from ....data.errors import CheckpointError
 from ....data.plans import BlockPlan, native_plan
+from ..checks import Check, ModelRefused
 from .block_runner import BlockRunner, TextPrompt
 from .layer_states import LayerState
 
@@ -37,25 +37,6 @@ _FOREIGN_ERRORS = (
     ValueError,
     CheckpointError,
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check."""
-
-    name: str
-    meaning: str
-    passed: bool
-    detail: str  # the largest difference, or what failed and in which block
-    seconds: float
-
-
-class ModelRefused(CheckpointError):
-    """A model failed a check; `checks` holds the results up to it."""
-
-    def __init__(self, message: str, checks: tuple[Check, ...]) -> None:
-        super().__init__(message)
-        self.checks = checks
 
 
 class _Failed(Exception):
