@@ -168,6 +168,7 @@ def kimi_k25(ids: Ids, text: Mapping[str, Any]) -> PreTrainedConfig:
         "kimi_k25",
         text_config={**_TEXT, **_ROUTED, **own, **text},
         vision_config={**_VIT, "patch_size": 14},
+        projection_hidden_size=WIDTH,
         image_token_id=ids["<|media_pad|>"],
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ class TinyFamily:
         image: what the chat template writes for an image.
         preprocessor, processor: the contents of preprocessor_config.json and processor_config.json.
         top_k_field: the text config's name of the experts per token.
-        needs: a package without which the family's images cannot be processed.
     """
 
     name: str
@@ -51,11 +49,6 @@ class TinyFamily:
     template: Mapping[str, str] = field(default_factory=dict)
     template_home: str = "chat_template.jinja"
     top_k_field: str = "num_experts_per_tok"
-    needs: str | None = None
-
-    @property
-    def is_available(self) -> bool:
-        return self.needs is None or find_spec(self.needs) is not None
 
 
 _QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<think>", "</think>")
@@ -190,7 +183,6 @@ FAMILIES: dict[str, TinyFamily] = {
                 **_HALF,
             },
             template={"tail": "{% if thinking is defined and not thinking %}<think></think>{% endif %}"},
-            needs="torchvision",
         ),
         TinyFamily(
             "qwen3_omni_moe",
@@ -224,7 +216,6 @@ FAMILIES: dict[str, TinyFamily] = {
         ),
     )
 }
-AVAILABLE = tuple(name for name, family in FAMILIES.items() if family.is_available)
 
 
 def write_family(

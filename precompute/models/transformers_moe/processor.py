@@ -12,14 +12,19 @@ from typing import Any
 
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 
 from ....data.errors import CheckpointError
 from ....data.files.bounded_json import read_json_object
+from .kimi_images import KimiImageProcessorPil
 
 _CONFIG_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-_TORCHVISION = "install `pip install 'knobctl[transformers-models]'`"
+_TORCHVISION = "Images of this model need torchvision: `pip install 'knobctl[transformers-models]'`"
+
+# Image processors that transformers has for torchvision only.
+_PIL_VARIANTS = {"Kimi_K25ImageProcessor": KimiImageProcessorPil, "Kimi_K25ImageProcessorFast": KimiImageProcessorPil}
 
 
 def load_processor(directory: Path, config: PreTrainedConfig) -> ProcessorMixin:
@@ -78,12 +83,17 @@ def _processor_class(
 def _image_processor(directory: Path, config: PreTrainedConfig, settings: Mapping[str, Mapping[str, Any]]) -> Any:
     if not settings["preprocessor_config.json"] and "image_processor" not in settings["processor_config.json"]:
         raise CheckpointError(f"{directory} has no preprocessor_config.json, so images cannot be prepared.")
+    own = settings["processor_config.json"].get("image_processor") or settings["preprocessor_config.json"]
+    known = IMAGE_PROCESSOR_MAPPING_NAMES.get(config.model_type) or {}
+    loader = _PIL_VARIANTS.get(own.get("image_processor_type") or known.get("torchvision"))
     try:
+        if loader is not None:
+            return loader.from_pretrained(directory, local_files_only=True)
         return AutoImageProcessor.from_pretrained(
             directory, config=config, backend="pil", trust_remote_code=False, local_files_only=True
         )
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        hint = f": {_TORCHVISION}." if "torchvision" in str(error) else "."
+        hint = f" {_TORCHVISION}." if "torchvision" in str(error) else ""
         raise CheckpointError(f"{directory}: its image processor cannot be loaded: {error}{hint}") from error
 
 

@@ -165,7 +165,8 @@ def _steps(processor: ProcessorMixin) -> Iterator[Settings]:
         yield from ((("max_soft_tokens", tokens),) for tokens in _SOFT_TOKENS)
     elif hasattr(images, "crop_to_patches"):
         least, most = _own(processor, "min_patches") or 1, _own(processor, "max_patches") or 1
-        yield (("crop_to_patches", False),)
+        tile = getattr(images, "tile_size", None)  # an image that is not cut then has the size of a tile
+        yield ("crop_to_patches", False), *((("size", (("height", tile), ("width", tile))),) if tile else ())
         for tiles in range(max(least, 2), min(most, _MOST_TILES) + 1):
             yield ("crop_to_patches", True), ("min_patches", least), ("max_patches", tiles)
     elif most := _own(processor, "max_patches"):
