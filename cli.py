@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "reports",
     "push": "sharing",
     "report": "report",
+    "check-model": "models",
     "demo": "demo",
 }
 

@@ -55,18 +55,18 @@ class World:
 
     def __init__(self) -> None:
         loaded = load_model("nano", device="cpu")
-        config, drawn = loaded.model.config, load_samples("easy_vqa", limit=1, seed=1)
-        encoder = BudgetEncoder.from_seed(config.d_model, 0)
+        geometry, drawn = loaded.model.geometry, load_samples("easy_vqa", limit=1, seed=1)
+        encoder = BudgetEncoder.from_seed(geometry.d_model, 0)
         self.space, self.sample = KnobSpace(), drawn.samples[0]
         self.knobs = KnobModel(
             loaded,
             space=self.space,
-            importance=ImportanceScores(tuple(float(block) for block in range(config.num_blocks))),
+            importance=ImportanceScores(tuple(float(block) for block in range(geometry.n_blocks))),
             encoder=encoder,
             tasks={drawn.name: Task(drawn.metric, drawn.max_new_tokens, drawn.style)},
             budgets_ms=BUDGETS_MS,
         )
-        identity = ModelIdentity("nano", config.d_model, config.num_blocks, config.native_top_k)
+        identity = ModelIdentity("nano", geometry.d_model, geometry.n_blocks, geometry.largest_top_k)
         self.controllers = Controllers.untrained(self.space, identity, BUDGETS_MS, encoder)
         self.policy = TwoStagePolicy(self.controllers)
         live = LiveExecutor(self.knobs)

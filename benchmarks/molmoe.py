@@ -16,7 +16,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -28,10 +28,11 @@ from tables import Row, markdown
 from transformers import DynamicCache
 
 from knobctl.data.plans import BlockPlan
-from knobctl.precompute.execution.request_decoder import RequestDecoder
 from knobctl.precompute.models.molmoe.checkpoint import materialise
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.models.molmoe.graph_decoder import GraphDecoder
+from knobctl.precompute.models.molmoe.kv_state import KeyValueState, with_room
 from knobctl.precompute.models.molmoe.model import Molmoe
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "molmoe"
@@ -122,11 +123,45 @@ def prefill(model: Molmoe, hidden: torch.Tensor, plan: BlockPlan, cache: Dynamic
     return model.logits(hidden[:, -1:])
 
 
+class EagerDecoder:
+    """Decoding steps without graphs, as requests run them."""
+
+    num_graphs = 0
+
+    def __init__(self, model: Molmoe, capacity: int) -> None:
+        self.model, self.capacity = model, capacity
+        self._states: dict[int, KeyValueState] = {}
+
+    def load_prompt(self, keys: Mapping[int, torch.Tensor], values: Mapping[int, torch.Tensor]) -> None:
+        room = self.capacity - keys[0].shape[2]
+        self._states = {
+            block: KeyValueState(with_room(keys[block], room), with_room(values[block], room)) for block in keys
+        }
+
+    def start(self, length: int, token: int) -> None:
+        self._length = length
+        self._token_11 = torch.full((1, 1), token, device=self.model.device)
+
+    def step(self, plan: BlockPlan) -> None:
+        hidden = self.model.word_embeddings(self._token_11)
+        rotary = self.model.position_embeddings(torch.full((1, 1), self._length, device=self.model.device))
+        for block, top_k in enumerate(plan):
+            if top_k:
+                state = self._states[block]
+                state.length = self._length
+                hidden = self.model.run_block(block, hidden, top_k=top_k, position_embeddings=rotary, cache=state)
+        self._token_11 = self.model.logits(hidden).argmax(dim=-1)
+        self._length += 1
+
+
+Decoder = GraphDecoder | EagerDecoder
+
+
 def prompt_of(model: Molmoe, tokens: int) -> torch.Tensor:
     return model.word_embeddings(torch.arange(tokens, device=model.device)[None] % model.config.vocab_size)
 
 
-def decode_steps(decoder: RequestDecoder, plan: BlockPlan, length: int) -> None:
+def decode_steps(decoder: Decoder, plan: BlockPlan, length: int) -> None:
     decoder.start(length, 0)
     for _ in range(STEPS):
         decoder.step(plan)
@@ -196,7 +231,8 @@ def measure(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     model = random_model(config, dtype, device, experts)
-    decoder = RequestDecoder(model, max(prompt_tokens) + STEPS)
+    kind = GraphDecoder if device.type == "cuda" else EagerDecoder
+    decoder = kind(model, max(prompt_tokens) + STEPS)
     prefill_ms: TextTimes = {}
     step_ms: TextTimes = {}
     for tokens in prompt_tokens:
@@ -215,7 +251,7 @@ def measure(
 
 
 def measure_text(
-    timer: Timer, model: Molmoe, decoder: RequestDecoder, tokens: int, prefill_ms: TextTimes, step_ms: TextTimes
+    timer: Timer, model: Molmoe, decoder: Decoder, tokens: int, prefill_ms: TextTimes, step_ms: TextTimes
 ) -> None:
     """Measures median ms of prefill and of one decoding step at every corner of the knob grid."""
     config = model.config
@@ -258,7 +294,7 @@ def text_row(
     )
 
 
-def memory_row(model: Molmoe, decoder: RequestDecoder) -> Row:
+def memory_row(model: Molmoe, decoder: Decoder) -> Row:
     """Returns the peak memory so far: allocated memory on a GPU, resident memory including Python on a CPU."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if model.device.type == "cuda":

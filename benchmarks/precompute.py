@@ -60,11 +60,11 @@ def one_by_one(
     task = knobs.task(sample)
     for setting in settings:
         plan = knobs.plans[setting]
-        prepared = knobs.prepare(sample, rgb, knobs.tiling(rgb, setting.tier))
+        prepared = knobs.prepare(sample, rgb, knobs.view(rgb, setting.tier))
         with torch.inference_mode(), single_thread():
             prompt = knobs.embed(prepared)
             token_PMD, state = token_pass(knobs.model, prompt, knobs.probe_MD, (setting.insertion_position,))
-        ids = answer_alone(knobs.model, state, plan, max_new_tokens=task.max_new_tokens, end_id=knobs.end_id)
+        ids = answer_alone(knobs.model, state, plan, max_new_tokens=task.max_new_tokens)
         answers[setting], tokens[setting] = knobs.text(ids), token_PMD[0]
         if not go_on():
             break
@@ -100,7 +100,7 @@ def main() -> None:
         loaded,
         space=KnobSpace(),
         importance=PUBLISHED_ORDER,
-        encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, 0),
+        encoder=BudgetEncoder.from_seed(loaded.model.geometry.d_model, 0),
         tasks={one.name: Task(one.metric, one.max_new_tokens, one.style) for one in sets},
         budgets_ms=normalise_budgets(np.geomspace(10, 160, 16)),
     )

@@ -107,6 +107,22 @@ def render_importance(record: Record) -> Group:
     return Group(table("accuracy lost without the block", ("block", "score", "std"), rows), Text(least))
 
 
+def render_model(record: Record) -> Group:
+    """Returns the tables of a `report_on_model` record."""
+    plain = {name: record[name] for name in ("family", "fingerprint", "dtype", "device", "loading_seconds")}
+    rows = [
+        (check["name"], "passed" if check["passed"] else "FAILED", check["seconds"], check["detail"], check["meaning"])
+        for check in record["checks"]
+    ]
+    parts: list[RenderableType] = [render_record(record["model"], plain)]
+    for name in ("geometry", "memory_mib", "default_knobs"):
+        parts += [Text(""), render_record(name.replace("_", " "), record[name])]
+    parts += [Text(""), table("checks", ("check", "result", "seconds", "detail", "meaning"), rows)]
+    if not rows:
+        parts += [Text("none: the project's own code, compared with the released model by its tests")]
+    return Group(*parts)
+
+
 def render_import_report(record: Record) -> Group:
     """Returns the counts of an import, its configurations and its findings."""
     rows = [

@@ -47,8 +47,9 @@ class KnobSpace:
     numbered top-k-major. `setting_JA` maps both choices to a setting.
 
     `insertion_positions` is `(None,)` in caches of imported results, which record no position.
-    `tier_crops` holds one inclusive range of crops per tier, not counting the global view; None when another
-    program's cache has custom tiers and does not state their crops.
+    A tier is an inclusive range of image detail, in `tier_unit`: `tier_crops` holds crops, not counting the global
+    view, or `tier_vision_tokens` holds visual tokens. Neither is known when another program's cache has custom tiers
+    and does not state their ranges.
     """
 
     tiers: tuple[str, ...] = ("low", "medium", "high")
@@ -56,6 +57,7 @@ class KnobSpace:
     top_k: tuple[int, ...] = (4, 5, 6, 7, 8)
     num_blocks: tuple[int, ...] = (12, 13, 14, 15, 16)
     tier_crops: tuple[tuple[int, int], ...] | None = None
+    tier_vision_tokens: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("tiers", "insertion_positions", "top_k", "num_blocks"):
@@ -66,12 +68,25 @@ class KnobSpace:
             raise UnknownSetting(f"top_k and num_blocks start at 1: {list(self.top_k)}, {list(self.num_blocks)}")
         if any(value is not None and value < 1 for value in self.insertion_positions):
             raise UnknownSetting(f"insertion_positions start at 1: {list(self.insertion_positions)}")
-        if self.tier_crops is None and all(tier in DEFAULT_TIER_CROPS for tier in self.tiers):
+        if self.tier_ranges is None and all(tier in DEFAULT_TIER_CROPS for tier in self.tiers):
             object.__setattr__(self, "tier_crops", tuple(DEFAULT_TIER_CROPS[tier] for tier in self.tiers))
-        if self.tier_crops is not None and len(self.tier_crops) != len(self.tiers):
-            raise UnknownSetting(f"{len(self.tiers)} tiers, but tier_crops has {len(self.tier_crops)} ranges")
-        if self.tier_crops is not None and any(not 1 <= low <= high for low, high in self.tier_crops):
-            raise UnknownSetting(f"a range in tier_crops is empty or starts below 1: {self.tier_crops}")
+        if self.tier_crops is not None and self.tier_vision_tokens is not None:
+            raise UnknownSetting("tiers are ranges of crops or of visual tokens, not of both")
+        field = f"tier_{self.tier_unit}"
+        if self.tier_ranges is not None and len(self.tier_ranges) != len(self.tiers):
+            raise UnknownSetting(f"{len(self.tiers)} tiers, but {field} has {len(self.tier_ranges)} ranges")
+        if self.tier_ranges is not None and any(not 1 <= low <= high for low, high in self.tier_ranges):
+            raise UnknownSetting(f"a range in {field} is empty or starts below 1: {self.tier_ranges}")
+
+    @property
+    def tier_unit(self) -> str:
+        """What a tier's range counts: "crops" or "vision_tokens"."""
+        return "crops" if self.tier_vision_tokens is None else "vision_tokens"
+
+    @property
+    def tier_ranges(self) -> tuple[tuple[int, int], ...] | None:
+        """Each tier's inclusive range in `tier_unit`; None if the cache states none."""
+        return self.tier_crops if self.tier_vision_tokens is None else self.tier_vision_tokens
 
     @property
     def values(self) -> tuple[tuple[str, ...], tuple[int | None, ...], tuple[int, ...], tuple[int, ...]]:
@@ -174,11 +189,11 @@ class KnobSpace:
         return value_BJA
 
     @cached_property
-    def mean_crops(self) -> tuple[float, ...]:
-        """Each tier's mean number of crops, or the tier's rank (from 1) if the cache states no ranges."""
-        if self.tier_crops is None:
+    def mean_tier_sizes(self) -> tuple[float, ...]:
+        """The middle of each tier's range, in `tier_unit`; the tier's rank, from 1, if the cache states no ranges."""
+        if self.tier_ranges is None:
             return tuple(float(rank) for rank in range(1, len(self.tiers) + 1))
-        return tuple((low + high) / 2 for low, high in self.tier_crops)
+        return tuple((low + high) / 2 for low, high in self.tier_ranges)
 
     def __str__(self) -> str:
         positions = ["none" if p is None else p for p in self.insertion_positions]
@@ -195,40 +210,57 @@ class KnobSpace:
             "top_k": list(self.top_k),
             "num_blocks": list(self.num_blocks),
         }
-        if self.tier_crops is not None:
-            record["tier_crops"] = [list(crops) for crops in self.tier_crops]
+        if self.tier_vision_tokens is not None:
+            record["tier_unit"] = self.tier_unit
+        if self.tier_ranges is not None:
+            record[f"tier_{self.tier_unit}"] = [list(ends) for ends in self.tier_ranges]
         return record
 
     @classmethod
     def from_options(
-        cls, tiers: str = "", insertion_positions: str = "", top_k: str = "", num_blocks: str = ""
+        cls,
+        tiers: str = "",
+        insertion_positions: str = "",
+        top_k: str = "",
+        num_blocks: str = "",
+        *,
+        default: KnobSpace | None = None,
     ) -> KnobSpace:
         """Returns the space given by comma-separated options; an empty option keeps the default values.
 
-        A tier is `low`, `medium`, `high`, or `NAME=MIN-MAX` with its range of crops, not counting the global view.
-        Raises UnknownSetting for a tier or value that cannot be parsed.
+        A tier is the name of a default tier, or `NAME=MIN-MAX` with its range in the default space's `tier_unit`.
+
+        Args:
+            default: the model's default knobs; None: those of MolmoE.
+
+        Raises:
+            UnknownSetting: a tier or value cannot be parsed.
         """
-        default = cls()
-        crops: dict[str, tuple[int, int]] = {}
+        default = cls() if default is None else default
+        known = dict(zip(default.tiers, default.tier_ranges or (), strict=False))
+        known = {**DEFAULT_TIER_CROPS, **known} if default.tier_unit == "crops" else known
+        ranges: dict[str, tuple[int, int]] = {}
         for item in _items(tiers):
             name, _, span = item.partition("=")
             low, _, high = span.partition("-")
             if span and low.isdecimal() and high.isdecimal():
-                crops[name] = (int(low), int(high))
-            elif span or name not in DEFAULT_TIER_CROPS:
+                ranges[name] = (int(low), int(high))
+            elif span or name not in known:
+                unit = "crops" if default.tier_unit == "crops" else "visual tokens"
                 raise UnknownSetting(
-                    f"tier {item!r} is unknown: use {', '.join(DEFAULT_TIER_CROPS)}, or NAME=MIN-MAX crops for your own"
+                    f"tier {item!r} is unknown: use {', '.join(known)}, or NAME=MIN-MAX {unit} for your own"
                 )
             else:
-                crops[name] = DEFAULT_TIER_CROPS[name]
-        if len(crops) != len(_items(tiers)):
+                ranges[name] = known[name]
+        if len(ranges) != len(_items(tiers)):
             raise UnknownSetting(f"{tiers!r} names a tier twice")
+        sizes = {f"tier_{default.tier_unit}": tuple(ranges.values()) or default.tier_ranges}
         return cls(
-            tuple(crops) or default.tiers,
+            tuple(ranges) or default.tiers,
             _whole_numbers("insertion position", insertion_positions) or default.insertion_positions,
             _whole_numbers("top-k", top_k) or default.top_k,
             _whole_numbers("num_blocks", num_blocks) or default.num_blocks,
-            tuple(crops.values()) or None,
+            **sizes,
         )
 
     @classmethod
@@ -248,10 +280,16 @@ class KnobSpace:
             tuple(position for position in positions if position is not None) or (None,),
             tuple(fields.each("top_k", JsonFields.integer)),
             tuple(fields.each("num_blocks", JsonFields.integer)),
-            fields.optional("tier_crops", lambda inner, name: tuple(inner.each(name, _crop_range))),
         )
+        # `tier_unit` says which of the two fields is the valid one; without it, ranges are crops.
+        unit = fields.optional("tier_unit", JsonFields.text) or "crops"
+        if unit not in ("crops", "vision_tokens"):
+            raise fields.fail("tier_unit", f"must be crops or vision_tokens, not {unit!r}")
+        ranges = {
+            f"tier_{unit}": fields.optional(f"tier_{unit}", lambda inner, name: tuple(inner.each(name, _tier_range)))
+        }
         try:
-            return cls(*values)
+            return cls(*values, **ranges)
         except UnknownSetting as cause:
             raise fields.fail(None, f"cannot be a knob space: {cause}") from cause
 
@@ -267,8 +305,8 @@ def _whole_numbers(name: str, option: str) -> tuple[int, ...]:
     return tuple(int(item) for item in _items(option))
 
 
-def _crop_range(fields: JsonFields, name: str) -> tuple[int, int]:
+def _tier_range(fields: JsonFields, name: str) -> tuple[int, int]:
     ends = fields.each(name, JsonFields.integer)
     if len(ends) != 2:
-        raise fields.fail(name, f"must be a crop range of two whole numbers, not {ends}")
+        raise fields.fail(name, f"must be a range of two whole numbers, not {ends}")
     return ends[0], ends[1]

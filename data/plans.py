@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from .errors import ImportanceError, UnknownSetting
 from .files.json_fields import JsonFields
 
 BlockPlan = tuple[int, ...]  # experts per token of every block; 0 means the block is skipped (identity)
+DENSE = 1  # the entry of a block without a router that runs
 
 
 @dataclass(frozen=True)
@@ -67,31 +68,50 @@ def _optional_number(fields: JsonFields, name: str) -> float | None:
     return fields.optional(name, JsonFields.number)
 
 
+def native_plan(native_top_k: Sequence[int | None]) -> BlockPlan:
+    """Returns the plan of the whole model, from the native top-k of each block (None: the block has no router)."""
+    return tuple(DENSE if native is None else native for native in native_top_k)
+
+
+def uniform_plan(native_top_k: Sequence[int | None], top_k: int) -> BlockPlan:
+    """Returns the plan that runs every block, with `top_k` wherever there is a router."""
+    return tuple(DENSE if native is None else top_k for native in native_top_k)
+
+
 def block_plan(
     insertion_position: int | None,
     top_k: int,
     num_blocks: int,
     *,
     importance: ImportanceScores,
-    native_top_k: int,
+    native_top_k: Sequence[int | None],
+    always_run: Collection[int] = (),
 ) -> BlockPlan:
     """Returns the experts per token of every block, 0 where it is skipped.
 
-    The first `insertion_position` blocks run with the native top-k. Of the blocks after them, the most important ones
-    run with `top_k`, so that `num_blocks` run in total; of equal scores, the earlier block runs.
+    The first `insertion_position` blocks run with their native top-k. Of the blocks after them, those that always run
+    and then the most important ones run with `top_k`, so that `num_blocks` run in total; of equal scores, the earlier
+    block runs.
+
+    Args:
+        native_top_k: of each block; None where a block has no router, so that no top-k applies to it.
+        always_run: blocks that no plan may skip.
 
     Raises:
-        UnknownSetting: `num_blocks` is below the insertion position or above the number of blocks.
+        UnknownSetting: `num_blocks` is too small for the blocks that must run, or above the number of blocks.
     """
     position = insertion_position or 0
     n_blocks = importance.n_blocks
-    if not position <= num_blocks <= n_blocks:
-        raise UnknownSetting(
-            f"num_blocks {num_blocks} must be between the insertion position {position} and {n_blocks} blocks"
-        )
-    kept = kept_blocks(range(position, n_blocks), num_blocks - position, importance)
-    head = (native_top_k,) * position
-    return head + tuple(top_k if block in kept else 0 for block in range(position, n_blocks))
+    assert len(native_top_k) == n_blocks, "the importance scores are those of the model"
+    required = {*range(position), *always_run}
+    if not len(required) <= num_blocks <= n_blocks:
+        also = sorted(set(always_run) - set(range(position)))
+        fixed = f"the insertion position {position}" + (f" plus the blocks {also}, which always run," if also else "")
+        raise UnknownSetting(f"num_blocks {num_blocks} must be between {fixed} and {n_blocks} blocks")
+    rest = [block for block in range(position, n_blocks) if block not in required]
+    kept = required | kept_blocks(rest, num_blocks - len(required), importance)
+    head, tail = native_plan(native_top_k)[:position], uniform_plan(native_top_k, top_k)[position:]
+    return head + tuple(entry if block in kept else 0 for block, entry in enumerate(tail, position))
 
 
 def kept_blocks(candidates: Sequence[int], count: int, importance: ImportanceScores) -> frozenset[int]:

@@ -44,14 +44,14 @@ class RewardWeights:
 def complexity(space: KnobSpace, native_top_k: int, n_blocks: int) -> NDArray[np.float32]:
     """Returns how much of the model each setting uses, [X], X = len(space.settings).
 
-    The mean of three shares: the tier's mean crops over those of the largest tier, top-k over the native top-k, and
-    blocks run over all blocks.
+    The mean of three shares: the tier's mean size, in crops or visual tokens, over the largest tier's, top-k over the
+    native top-k, and blocks run over all blocks.
     """
     import numpy as np
 
-    crops = dict(zip(space.tiers, space.mean_crops, strict=True))
-    most = max(space.mean_crops)
-    shares = [(crops[s.tier] / most, s.top_k / native_top_k, s.num_blocks / n_blocks) for s in space.settings]
+    size = dict(zip(space.tiers, space.mean_tier_sizes, strict=True))
+    most = max(space.mean_tier_sizes)
+    shares = [(size[s.tier] / most, s.top_k / native_top_k, s.num_blocks / n_blocks) for s in space.settings]
     return np.array(shares, dtype=np.float64).mean(axis=1).astype(np.float32)
 
 

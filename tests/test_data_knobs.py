@@ -14,7 +14,7 @@ def test_default_space_has_375_settings():
     space = KnobSpace()
     assert len(space.settings) == 3 * 5 * 5 * 5
     assert [space.index(setting) for setting in space.settings] == list(range(375))
-    assert space.mean_crops == (2.0, 6.0, 12.0)
+    assert space.mean_tier_sizes == (2.0, 6.0, 12.0)
 
 
 def test_value_indices_and_choices_map_to_the_settings_they_come_from():
@@ -80,15 +80,24 @@ def test_an_invalid_tier_is_refused(tiers: str):
 def test_the_plan_keeps_the_first_blocks_and_then_the_most_important():
     scores = ImportanceScores((0.0, 0.0, 0.3, 0.1, 0.1, 0.2))
     # After block 0 and 1, two more run: block 2 (0.3) and 5 (0.2); blocks 3 and 4 are left out.
-    assert block_plan(2, 4, 4, importance=scores, native_top_k=8) == (8, 8, 4, 0, 0, 4)
+    assert block_plan(2, 4, 4, importance=scores, native_top_k=(8,) * 6) == (8, 8, 4, 0, 0, 4)
     # Of the equal scores 0.1, the earlier block runs.
-    assert block_plan(2, 4, 5, importance=scores, native_top_k=8) == (8, 8, 4, 4, 0, 4)
-    assert block_plan(5, 4, 6, importance=scores, native_top_k=8) == (8, 8, 8, 8, 8, 4)
+    assert block_plan(2, 4, 5, importance=scores, native_top_k=(8,) * 6) == (8, 8, 4, 4, 0, 4)
+    assert block_plan(5, 4, 6, importance=scores, native_top_k=(8,) * 6) == (8, 8, 8, 8, 8, 4)
+
+
+def test_blocks_that_always_run_come_before_more_important_ones():
+    scores = ImportanceScores((0.0, 0.0, 0.3, 0.1, 0.1, 0.2))
+    options = {"importance": scores, "native_top_k": (None, 8, 8, 8, 6, 8), "always_run": {0, 4}}
+    assert block_plan(1, 4, 3, **options) == (1, 0, 4, 0, 4, 0)  # a block without a router has the entry 1
+    assert block_plan(5, 4, 5, **options) == (1, 8, 8, 8, 6, 0)  # before the position every block has its own top-k
+    with pytest.raises(UnknownSetting, match=r"num_blocks 2 must be between .* plus the blocks \[4\]"):
+        block_plan(2, 4, 2, **options)
 
 
 def test_unscored_first_and_last_blocks_are_always_kept():
     scores = ImportanceScores((None, 0.9, 0.8, None))
-    assert block_plan(1, 2, 2, importance=scores, native_top_k=4) == (4, 0, 0, 2)
+    assert block_plan(1, 2, 2, importance=scores, native_top_k=(4,) * 4) == (4, 0, 0, 2)
 
 
 @pytest.mark.parametrize("scores", [(0.1, None, 0.2), (0.1, float("nan"), 0.2), ()])
@@ -99,4 +108,45 @@ def test_incomplete_scores_are_refused(scores: tuple[float | None, ...]):
 
 def test_a_plan_with_more_blocks_than_the_model_has_is_refused():
     with pytest.raises(UnknownSetting):
-        block_plan(1, 4, 5, importance=ImportanceScores((0.1,) * 4), native_top_k=8)
+        block_plan(1, 4, 5, importance=ImportanceScores((0.1,) * 4), native_top_k=(8,) * 4)
+
+
+VISION_SPACE = KnobSpace(("low", "high"), (3, 6), (4, 8), (36, 48), tier_vision_tokens=((64, 256), (257, 1024)))
+
+
+def test_tiers_of_visual_tokens_are_recorded_with_their_unit():
+    record = VISION_SPACE.to_dict()
+    assert record["tier_unit"] == "vision_tokens"
+    assert record["tier_vision_tokens"] == [[64, 256], [257, 1024]]
+    assert "tier_crops" not in record
+    assert KnobSpace.from_dict(record) == VISION_SPACE
+    assert VISION_SPACE.mean_tier_sizes == (160.0, 640.5)
+
+
+def test_the_record_of_tiers_of_crops_has_no_unit():
+    record = KnobSpace().to_dict()
+    assert record["tier_crops"] == [[1, 3], [4, 8], [9, 15]]
+    assert set(record) == {"tiers", "insertion_positions", "top_k", "num_blocks", "tier_crops"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tier_unit": "pixels"}, "must be crops or vision_tokens, not 'pixels'"),
+        ({"tier_vision_tokens": [[64, 256]]}, "2 tiers, but tier_vision_tokens has 1 ranges"),
+        ({"tier_vision_tokens": [[64, 256], [9, 8]]}, "a range in tier_vision_tokens is empty"),
+    ],
+)
+def test_a_wrong_record_of_visual_tokens_is_refused(change, message):
+    with pytest.raises(UnknownSetting, match=message):
+        KnobSpace.from_dict(VISION_SPACE.to_dict() | change)
+
+
+def test_tier_options_count_what_the_model_counts():
+    space = KnobSpace.from_options("low,full=1025-4096", "", "2,8", "", default=VISION_SPACE)
+    assert space.tier_vision_tokens == ((64, 256), (1025, 4096))
+    assert (space.tier_crops, space.tiers) == (None, ("low", "full"))
+    assert (space.insertion_positions, space.top_k, space.num_blocks) == ((3, 6), (2, 8), (36, 48))
+    assert KnobSpace.from_options(default=VISION_SPACE) == VISION_SPACE
+    with pytest.raises(UnknownSetting, match="use low, high, or NAME=MIN-MAX visual tokens for your own"):
+        KnobSpace.from_options("medium", default=VISION_SPACE)

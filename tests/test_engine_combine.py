@@ -11,8 +11,8 @@ import pytest
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.data.importer import ImportReport, RecordedOutcomes, save_importance
-from knobctl.data.knobs import KnobSpace
-from knobctl.data.plans import ImportanceScores
+from knobctl.data.knobs import KnobSetting, KnobSpace
+from knobctl.data.plans import BlockPlan, ImportanceScores, block_plan
 from knobctl.precompute.run import recorded as combine
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.recorded import settings_of_blocks, spread_outcomes
@@ -45,6 +45,19 @@ def without(*blocks: int) -> tuple[int, ...]:
     return tuple(block for block in ALL if block not in blocks)
 
 
+def published_plans() -> dict[KnobSetting, BlockPlan]:
+    return {
+        setting: block_plan(
+            setting.insertion_position,
+            setting.top_k,
+            setting.num_blocks,
+            importance=published_order(),
+            native_top_k=(8,) * 16,
+        )
+        for setting in KnobSpace().settings
+    }
+
+
 @pytest.mark.parametrize(
     ("dropped", "positions"),
     [
@@ -57,7 +70,7 @@ def without(*blocks: int) -> tuple[int, ...]:
     ],
 )
 def test_an_outcome_applies_to_every_position_that_runs_the_same_blocks(dropped, positions):
-    spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
+    spread = settings_of_blocks(published_plans())
     outcome = row("easy_vqa/1", "low", 6, without(*dropped), accuracy=1.0, answer="yes", output_tokens=2)
     known = spread_outcomes(recorded([outcome]), spread)
     found = known.get("easy_vqa/1", {})
@@ -74,7 +87,7 @@ def test_an_outcome_applies_to_every_position_that_runs_the_same_blocks(dropped,
 
 
 def test_outcomes_without_accuracy_or_blocks_are_ignored():
-    spread = settings_of_blocks(KnobSpace(), published_order(), native_top_k=8)
+    spread = settings_of_blocks(published_plans())
     rows = [row("a/1", "low", 6, ALL, accuracy=None), row("a/1", "low", 6, None, accuracy=1.0)]
     assert spread_outcomes(recorded(rows), spread) == {}
 

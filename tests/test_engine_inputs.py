@@ -58,9 +58,9 @@ def config_of(model_dir: Path, folder: Path, *bad: str, **changes: object) -> Pr
 
 @pytest.mark.parametrize("tiling", [(1, 1), (1, 3), (2, 2), (4, 1)])
 def test_image_length_equals_the_number_of_image_tokens(model_dir, tiling):
-    loaded = load_model(str(model_dir), device="cpu")
-    token_ids, _ = image_tokens(tiling, loaded.model.config, loaded.tokenizer.special)
-    assert image_length(tiling, loaded.model.config) == len(token_ids)
+    model = load_model(str(model_dir), device="cpu").model
+    token_ids, _ = image_tokens(tiling, model.molmoe.config, model.tokenizer.special)
+    assert image_length(tiling, model.molmoe.config) == len(token_ids)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (6, 60), (60, 6)])
@@ -72,12 +72,12 @@ def test_the_check_rejects_exactly_the_rows_that_the_run_would_reject(model_dir,
 
     def lengths(words: int) -> list[int]:
         sample = Sample("own/0", "own", "train", " ".join(["red"] * words), ("red",), "0", None)
-        return [knobs.prepare(sample, rgb, knobs.tiling(rgb, tier)).length for tier in SMALL_SPACE.tiers]
+        return [knobs.prepare(sample, rgb, knobs.view(rgb, tier)).length for tier in SMALL_SPACE.tiers]
 
     def is_accepted(words: int) -> bool:
         row = ModelInput(" ".join(["red"] * words), "user", 3, *size)
         try:
-            check_input(knobs.loaded, SMALL_SPACE, row)
+            check_input(knobs.model, SMALL_SPACE, row)
         except DatasetError:
             return False
         return True

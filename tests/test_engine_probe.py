@@ -9,6 +9,7 @@ from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.errors import CheckpointError
 from knobctl.devices import num_threads
 from knobctl.precompute.execution.token_pass import make_probes, token_pass
+from knobctl.precompute.models.backbone import EmbeddedPrompt
 from knobctl.precompute.models.loading import load_model
 
 BUDGETS_MS = tuple(float(budget) for budget in range(24, 72, 3))
@@ -20,7 +21,7 @@ def nano():
 
 
 def test_probes_are_bit_equal_with_one_thread_and_two(nano):
-    encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
+    encoder = BudgetEncoder.from_seed(nano.geometry.d_model, 42)
     with num_threads(1):
         alone_MD = make_probes(nano, encoder, BUDGETS_MS)
     with num_threads(2):
@@ -29,14 +30,14 @@ def test_probes_are_bit_equal_with_one_thread_and_two(nano):
 
 
 def test_probes_have_the_median_norm_of_word_embeddings(nano):
-    encoder = BudgetEncoder.from_seed(nano.config.d_model, 42)
-    norms = nano.embedding.weight.norm(dim=-1)
+    encoder = BudgetEncoder.from_seed(nano.geometry.d_model, 42)
+    norms = nano.molmoe.embedding.weight.norm(dim=-1)
     probe_MD = make_probes(nano, encoder, BUDGETS_MS)
     torch.testing.assert_close(probe_MD.norm(dim=-1), norms[norms > 0].median().expand(len(BUDGETS_MS)))
 
 
 def test_a_token_outside_the_float16_range_raises_an_error(nano):
-    prompt_1SD = torch.ones(1, 3, nano.config.d_model)
-    probe_MD = torch.full((2, nano.config.d_model), 1e30)
+    prompt = EmbeddedPrompt(torch.ones(1, 3, nano.geometry.d_model))
+    probe_MD = torch.full((2, nano.geometry.d_model), 1e30)
     with torch.inference_mode(), pytest.raises(CheckpointError, match="prompt of 3 positions does not fit float16"):
-        token_pass(nano, prompt_1SD, probe_MD, (1, 2))
+        token_pass(nano, prompt, probe_MD, (1, 2))

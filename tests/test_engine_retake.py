@@ -37,14 +37,15 @@ def fake_timing(slowness: Callable[[int], float]) -> Callable[..., Any]:
 
     def timed(knobs, _prepared, *, runs, end_to_end, **_options):
         ms = slowness(next(calls))
-        top_ks, blocks = tuple(sorted({*knobs.space.top_k, knobs.native_top_k})), knobs.model.config.num_blocks
+        blocks = knobs.num_blocks
+        passes = tuple((top_k,) * blocks for top_k in sorted({*knobs.space.top_k, max(knobs.native)}))
         times = BlockTimes(
-            top_ks,
+            passes,
             vision_R=np.full(runs, ms),
             head_R=np.full(runs, ms),
-            prefill_RBK=np.full((runs, blocks, len(top_ks)), ms),
+            prefill_RBK=np.full((runs, blocks, len(passes)), ms),
             overhead_RT=np.full((runs, FORCED_STEPS), ms),
-            decode_RTBK=np.full((runs, FORCED_STEPS, blocks, len(top_ks)), ms),
+            decode_RTBK=np.full((runs, FORCED_STEPS, blocks, len(passes)), ms),
         )
         return times, [LatencyCheck((ms,) * 4, (ms,) * 4) for _ in end_to_end]
 

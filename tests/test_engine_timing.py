@@ -37,13 +37,13 @@ def knobs(tiny_model_dir):
 def prepared(knobs):
     sample = easy_samples(1)[0]
     rgb = knobs.pixels(sample)
-    return knobs.prepare(sample, rgb, knobs.tiling(rgb, "low"))
+    return knobs.prepare(sample, rgb, knobs.view(rgb, "low"))
 
 
 def test_a_plans_latency_is_the_sum_of_its_blocks():
     """Two runs, two decoding steps, three blocks, top-k 2 and 4."""
     times = BlockTimes(
-        top_ks=(2, 4),
+        passes=((2, 2, 2), (4, 4, 4)),
         vision_R=np.array([10.0, 20.0]),
         head_R=np.array([1.0, 1.0]),
         overhead_RT=np.array([[0.9, 0.1]] * 2),
@@ -116,7 +116,7 @@ def test_blocks_are_timed_for_every_top_k_and_run(knobs, prepared):
     plan = knobs.plans[knobs.space.settings[0]]
     whole = [TimedPlan(plan, 1, 2)]
     times, checks = measure_blocks(knobs, prepared, runs=3, draw=random.Random(0), end_to_end=whole)
-    assert times.top_ks == (2, 4)
+    assert times.passes == ((2,) * 6, (4,) * 6)
     assert times.prefill_RBK.shape == (3, 6, 2)
     assert times.decode_RTBK.shape == (3, FORCED_STEPS, 6, 2)
     assert (times.prefill_RBK > 0).all()

@@ -38,7 +38,7 @@ def test_the_examples_are_read(name, block_1, source):
 def test_the_example_skips_the_same_blocks_as_the_recorded_runs():
     scores = import_importance([EXAMPLES / "merged.json"])
     dropped = {
-        n: [b for b, k in enumerate(block_plan(None, 8, n, importance=scores, native_top_k=8)) if not k]
+        n: [b for b, k in enumerate(block_plan(None, 8, n, importance=scores, native_top_k=(8,) * 16)) if not k]
         for n in (15, 14, 13, 12)
     }
     assert dropped == {15: [4], 14: [4, 13], 13: [4, 10, 13], 12: [2, 4, 10, 13]}
@@ -47,7 +47,7 @@ def test_the_example_skips_the_same_blocks_as_the_recorded_runs():
 def test_scores_of_14_blocks_always_keep_the_first_and_last():
     scores = import_importance([EXAMPLES / "plain_14.json"])
     assert (scores.scores[0], scores.scores[15]) == (None, None)
-    plan = block_plan(None, 8, 2, importance=scores, native_top_k=8)
+    plan = block_plan(None, 8, 2, importance=scores, native_top_k=(8,) * 16)
     assert [block for block, k in enumerate(plan) if k] == [0, 15]
 
 

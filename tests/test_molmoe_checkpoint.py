@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from knobctl.data.errors import CheckpointError
-from knobctl.precompute.models.molmoe import checkpoint
-from knobctl.precompute.models.molmoe.checkpoint import INDEX_FILE, SINGLE_FILE, load_molmoe, save_molmoe
+from knobctl.precompute.models import checkpoint_files
+from knobctl.precompute.models.checkpoint_files import INDEX_FILE, SINGLE_FILE
+from knobctl.precompute.models.molmoe.checkpoint import load_molmoe, save_molmoe
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.fingerprint import model_fingerprint
 from knobctl.precompute.models.molmoe.model import Molmoe
@@ -204,20 +206,25 @@ def test_a_revision_of_a_directory_is_refused():
 def test_a_hub_id_is_fetched_at_its_revision(monkeypatch):
     asked = {}
 
-    def fetch(name, *, revision, allow_patterns):
-        asked.update(name=name, revision=revision, patterns=allow_patterns)
+    def fetch(name, *, revision, allow_patterns, ignore_patterns):
+        asked.update(name=name, revision=revision, wanted=allow_patterns, unwanted=ignore_patterns)
         return str(TINY)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", fetch)
     assert load_molmoe("owner/model", revision="abc").config == tiny_model().config
-    assert asked == {"name": "owner/model", "revision": "abc", "patterns": ["*.json", "*.safetensors"]}
+    assert (asked["name"], asked["revision"]) == ("owner/model", "abc")
+    files = ["config.json", "model-1-of-2.safetensors", "chat_template.jinja", "model.bin", "modeling_x.py"]
+    files += ["consolidated.safetensors", "original/model.safetensors", "model.gguf"]
+    assert (
+        list(filter_repo_objects(files, allow_patterns=asked["wanted"], ignore_patterns=asked["unwanted"])) == files[:3]
+    )
 
 
 def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
     def fail(*_args, **_options):
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", fail)
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match="hub could not be reached"):
         load_molmoe("owner/model")
 

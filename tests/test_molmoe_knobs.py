@@ -10,10 +10,13 @@ import torch
 from transformers import DynamicCache
 
 from knobctl.precompute.execution.request_decoder import RequestDecoder
+from knobctl.precompute.models.backbone import EmbeddedPrompt
 from knobctl.precompute.models.molmoe.checkpoint import load_molmoe
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.experts import EXPERTS_IMPLEMENTATIONS
+from knobctl.precompute.models.molmoe.graph_decoder import GraphDecoder
 from knobctl.precompute.models.molmoe.model import Molmoe
+from knobctl.tests.support.molmoe_backbone import backbone_of
 from knobctl.tests.support.molmoe_fixtures import CASES, TINY, case_inputs, plan_of, tiny_model
 from knobctl.tests.support.reference_decoding import ModelInputs, embed_inputs, forward_logits, generate, run_blocks
 
@@ -154,18 +157,56 @@ def test_half_precision_gives_similar_image_features(dtype):
     assert tokens.shape == (1, 3)
 
 
+def on_device(inputs: ModelInputs, device: torch.device) -> ModelInputs:
+    parts = (inputs.input_ids, inputs.crops, inputs.masks, inputs.image_input_idx)
+    return ModelInputs(*(None if part is None else part.to(device) for part in parts))
+
+
+@torch.inference_mode()
+def decoded(decoder: RequestDecoder, case: str, variant: str, num_tokens: int = 8, **options: bool) -> list[list[int]]:
+    """Runs a case's prompt into the decoder's states, and decodes its answer."""
+    model, plan = decoder.model, plan_of(case, variant)
+    prompt = EmbeddedPrompt(embed_inputs(model.molmoe, case_inputs(case)))
+    hidden, positions = prompt.hidden_1SD, model.positions(prompt, 0, prompt.length)
+    for block, (state, top_k) in enumerate(zip(decoder.new_prompt(), plan, strict=True)):
+        if top_k:
+            hidden = model.run_block(block, hidden, top_k=top_k, positions=positions, state=state)
+    first = int(model.logits(hidden[:, -1:]).argmax())
+    return [list(decoder.decode(prompt, plan, first_token=first, max_new_tokens=num_tokens, **options))]
+
+
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [("text_only", "base"), ("text_only", "kmix"), ("text_only", "skip0"), ("multi_crop", "k2_skip1")],
+)
+def test_the_request_decoder_gives_the_reference_tokens(case, variant):
+    decoder = RequestDecoder(backbone_of(tiny_model()), 120)
+    assert decoded(decoder, case, variant) == CASES[case]["variants"][variant]["gen_tokens"]
+
+
+def test_one_decoder_serves_different_plans_in_turn():
+    decoder = RequestDecoder(backbone_of(tiny_model()), 120)
+    for variant in ("base", "k2", "skip0", "base"):
+        assert decoded(decoder, "text_only", variant) == CASES["text_only"]["variants"][variant]["gen_tokens"]
+
+
+def test_the_request_decoder_stops_at_an_end_token_and_refuses_what_does_not_fit():
+    expected = CASES["text_only"]["eos_override"]
+    model = backbone_of(tiny_model(), end_id=expected["eos_token_id"])
+    decoder = RequestDecoder(model, 20)
+    assert decoded(decoder, "text_only", "base") == expected["expected"]
+    assert decoded(decoder, "text_only", "base", ends=False) == CASES["text_only"]["variants"]["base"]["gen_tokens"]
+    with pytest.raises(ValueError, match="do not fit"):
+        decoded(decoder, "text_only", "base", num_tokens=10)
+
+
 def prefilled(
-    case: str, variant: str, model: Molmoe, capacity: int = 120, kind: type[RequestDecoder] = RequestDecoder
-) -> tuple[RequestDecoder, int, int]:
+    case: str, variant: str, model: Molmoe, capacity: int = 120, kind: type[GraphDecoder] = GraphDecoder
+) -> tuple[GraphDecoder, int, int]:
     """Returns a decoder that holds a case's prompt, the prompt's length, and the answer's first token."""
-    inputs, cache = case_inputs(case), DynamicCache()
-    device = model.device
-    inputs = ModelInputs(
-        *(None if part is None else part.to(device) for part in (inputs.input_ids, inputs.crops, inputs.masks)),
-        None if inputs.image_input_idx is None else inputs.image_input_idx.to(device),
-    )
+    inputs, cache = on_device(case_inputs(case), model.device), DynamicCache()
     hidden, length = embed_inputs(model, inputs), inputs.input_ids.shape[1]
-    plan, place = plan_of(case, variant), torch.arange(length, device=device)[None]
+    plan, place = plan_of(case, variant), torch.arange(length, device=model.device)[None]
     hidden = run_blocks(model, hidden, plan, position_ids=place, attention_mask=None, cache=cache)
     decoder = kind(model, capacity)
     kept = [block for block, top_k in enumerate(plan) if top_k]
@@ -175,22 +216,8 @@ def prefilled(
     return decoder, length, int(model.logits(hidden[:, -1:]).argmax())
 
 
-@pytest.mark.parametrize(
-    ("case", "variant"),
-    [("text_only", "base"), ("text_only", "kmix"), ("text_only", "skip0"), ("multi_crop", "k2_skip1")],
-)
-@torch.inference_mode()
-def test_the_request_decoder_gives_the_reference_tokens(case, variant):
-    decoder, length, first = prefilled(case, variant, tiny_model())
-    tokens = decoder.decode(plan_of(case, variant), length=length, first_token=first, max_new_tokens=8, end_id=None)
-    assert [list(tokens)] == CASES[case]["variants"][variant]["gen_tokens"]
-
-
-class ReplayedDecoder(RequestDecoder):
+class ReplayedDecoder(GraphDecoder):
     """Replays calls instead of CUDA graphs, so that the CPU runs the steps that a graph would record."""
-
-    def __init__(self, model: Molmoe, capacity: int) -> None:
-        super().__init__(model, capacity, use_graphs=True)
 
     def _capture(self, function):
         return SimpleNamespace(replay=function)
@@ -209,28 +236,6 @@ def test_a_step_that_graphs_record_keeps_its_addresses_and_gives_the_reference_t
     assert decoder.num_graphs == 2 + sum(top_k > 0 for top_k in plan)
 
 
-@torch.inference_mode()
-def test_the_request_decoder_stops_at_the_end_token_and_refuses_what_does_not_fit():
-    run_, plan = CASES["text_only"]["eos_override"], plan_of("text_only", "base")
-    decoder, length, first = prefilled("text_only", "base", tiny_model(), capacity=20)
-    options = {"length": length, "first_token": first, "end_id": run_["eos_token_id"]}
-    assert [list(decoder.decode(plan, max_new_tokens=8, **options))] == run_["expected"]
-    with pytest.raises(ValueError, match="do not fit"):
-        decoder.decode(plan, max_new_tokens=10, **options)
-
-
-@torch.inference_mode()
-def test_one_decoder_serves_different_plans_in_turn():
-    model = tiny_model()
-    decoder, length, first = prefilled("text_only", "base", model)
-    for variant in ("base", "k2", "base"):
-        other, _, first = prefilled("text_only", variant, model)
-        decoder.load_prompt(other.prompt_cache().keys, other.prompt_cache().values)
-        plan = plan_of("text_only", variant)
-        tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
-        assert [list(tokens)] == CASES["text_only"]["variants"][variant]["gen_tokens"]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", ["base", "kmix", "skip2", "k2_skip1"])
@@ -238,7 +243,6 @@ def test_one_decoder_serves_different_plans_in_turn():
 def test_graphs_replay_what_the_blocks_compute(variant):
     model = load_molmoe(TINY, device="cuda")
     decoder, length, first = prefilled("text_only", variant, model)
-    assert decoder.use_graphs
     plan = plan_of("text_only", variant)
     for _ in range(2):  # captured, then replayed
         tokens = decoder.decode(plan, length=length, first_token=first, max_new_tokens=8, end_id=None)
@@ -251,8 +255,7 @@ def test_graphs_replay_what_the_blocks_compute(variant):
 @pytest.mark.parametrize("case", CASES)
 def test_reference_tokens_on_the_gpu(case):
     inputs = case_inputs(case)
-    parts = (inputs.input_ids, inputs.crops, inputs.masks, inputs.image_input_idx)
-    on_gpu = ModelInputs(*(None if part is None else part.cuda() for part in parts))
+    on_gpu = on_device(inputs, torch.device("cuda"))
     model, plan = load_molmoe(TINY, device="cuda"), plan_of(case, "base")
     tokens = generate(model, on_gpu, plan, max_new_tokens=8, end_id=None, pad_id=1)
     assert tokens.tolist() == CASES[case]["variants"]["base"]["gen_tokens"]

@@ -62,7 +62,7 @@ def nano_knobs(work: Work, dtype: str = "auto", budgets_ms: tuple[float, float] 
         loaded,
         space=SMALL_SPACE if work.is_small else KnobSpace(),
         importance=PUBLISHED_ORDER,
-        encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, 0),
+        encoder=BudgetEncoder.from_seed(loaded.model.geometry.d_model, 0),
         tasks={spec.name: Task(spec.metric, spec.max_new_tokens, spec.style)},
         budgets_ms=normalise_budgets(np.geomspace(*budgets_ms, 4 if work.is_small else 16)),
     )
@@ -142,8 +142,8 @@ def measured_tables(knobs: KnobModel, results: Sequence[SampleResult]) -> Replay
     splits = np.array([result.sample.split for result in results])
     return ReplayTables(
         space=space,
-        n_blocks=knobs.model.config.num_blocks,
-        native_top_k=knobs.native_top_k,
+        n_blocks=knobs.num_blocks,
+        native_top_k=knobs.model.geometry.largest_top_k,
         sample_ids=tuple(result.sample.sample_id for result in results),
         cluster_S=np.arange(len(results)),
         datasets=("small_print",) * len(results),

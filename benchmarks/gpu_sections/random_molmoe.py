@@ -18,6 +18,7 @@ from knobctl.data.plans import ImportanceScores
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import LoadedModel
+from knobctl.precompute.models.molmoe.backbone import MolmoeBackbone
 from knobctl.precompute.models.molmoe.config import MolmoeConfig
 from knobctl.precompute.models.molmoe.prompt import PromptTokenizer, SpecialTokens
 from precompute import PUBLISHED_ORDER
@@ -41,7 +42,11 @@ def random_knobs(work: Work) -> tuple[KnobModel, Sample]:
     config, dtype = _config(work)
     model = random_model(config, dtype, work.device, "auto")
     knobs = KnobModel(
-        LoadedModel("random-molmoe", Path(), model, NumberTokenizer(config), "random"),
+        LoadedModel(
+            "random-molmoe",
+            Path(),
+            MolmoeBackbone(model, NumberTokenizer(config), name="random-molmoe", fingerprint="random"),
+        ),
         space=SMALL_SPACE if work.is_small else KnobSpace(),
         importance=ImportanceScores(PUBLISHED_ORDER.scores[: config.num_blocks]),
         encoder=BudgetEncoder.from_seed(config.d_model, 0),

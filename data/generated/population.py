@@ -187,7 +187,7 @@ def _sizes(
     """Returns the number of crops per tier [S, T], of question tokens [S] and of answer tokens [S]."""
     S = config.samples
     shape_S = np.clip(0.5 + 0.2 * visual_SL[:, 0] + 0.25 * rng.standard_normal(S), 0.0, 0.999)
-    ranges = config.space.tier_crops or tuple((int(c), int(c)) for c in config.space.mean_crops)
+    ranges = config.space.tier_ranges or tuple((int(c), int(c)) for c in config.space.mean_tier_sizes)
     crops_ST = np.stack([low + (shape_S * (high - low + 1)).astype(np.int64) for low, high in ranges], axis=1)
     text_tokens_S = rng.integers(8, 24, S)
     output_tokens_S = 1 + rng.poisson(np.exp(0.5 + 0.4 * language_SL[:, 1].clip(-3, 3)))

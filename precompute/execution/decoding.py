@@ -3,7 +3,7 @@
 One call runs a block for all rows whose plan has it, whatever their top-k; a row leaves the batch at its end token. The
 live executor decodes a batch of one.
 
-Shapes: R rows, H key/value heads, S prompt positions, W head width, D d_model, V logits.
+Shapes: R rows, D d_model, V logits.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ...data.plans import BlockPlan
-from ..models.molmoe.model import Molmoe
+from ..models.backbone import Backbone, BlockState, EmbeddedPrompt, Positions
 from ..models.router_ties import TieWatch
-from .kv_cache import KeyValueCache, with_room
 
 # Two best logits closer than this may swap in a batch of another shape.
 NEAR_TIE = 1e-3
@@ -29,9 +28,7 @@ class Branch:
 
     plan: BlockPlan
     last_D: Tensor  # hidden state of the last prompt position after the last block
-    keys_HSW: Mapping[int, Tensor]  # of every block that runs
-    values_HSW: Mapping[int, Tensor]
-    length: int  # prompt positions, S
+    states: Mapping[int, BlockState]  # of every block that runs, one row
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,14 @@ class Decoded:
 
 @torch.inference_mode()
 def decode_greedy(
-    model: Molmoe, branches: Sequence[Branch], *, max_new_tokens: int, end_id: int, watch_ties: bool
+    model: Backbone, prompt: EmbeddedPrompt, branches: Sequence[Branch], *, max_new_tokens: int, watch_ties: bool
 ) -> list[Decoded]:
-    """Decodes each branch under its own plan, in the order of `branches`.
+    """Decodes each branch under its own plan, in the order of `branches`, until one of the model's end tokens.
 
     Args:
-        branches: prompts of equal length, so that no row is padded.
-        end_id: the token that ends a row; it is included in the row's tokens.
+        prompt: whose branches they are, so that no row is padded.
         watch_ties: whether to record ties of the router, as a batch of several plans should.
     """
-    length = branches[0].length
-    assert all(branch.length == length for branch in branches), "the prompts of a batch have equal lengths"
     tokens: list[list[int]] = [[] for _ in branches]
     near = [False] * len(branches)
     tied = [False] * len(branches)
@@ -69,7 +63,7 @@ def decode_greedy(
         for row, token, is_near in zip(rows, token_R.tolist(), is_near_R, strict=True):
             tokens[row].append(token)
             near[row] |= is_near
-        kept = [place for place, row in enumerate(rows) if tokens[row][-1] != end_id]
+        kept = [place for place, row in enumerate(rows) if tokens[row][-1] not in model.end_ids]
         if not kept or step + 1 == max_new_tokens:
             break
         if len(kept) < len(rows):
@@ -81,43 +75,40 @@ def decode_greedy(
         if steps is None:
             steps = _PlanRows(model, [branches[row] for row in rows], room=max_new_tokens - 1)
         watch_rows = tied if watch_ties else None
-        hidden_R1D = steps.step(model.word_embeddings(token_R)[:, None], length + step, rows, watch_rows)
+        positions = model.positions(prompt, prompt.length + step, 1)
+        hidden_R1D = steps.step(model.word_embeddings(token_R)[:, None], positions, rows, watch_rows)
     return [Decoded(tuple(ids), *flags) for ids, *flags in zip(tokens, near, tied, strict=True)]
 
 
 class _PlanRows:
-    """The rows of a batch with their plans and caches: one cache for each block, holding the rows that run it."""
+    """The rows of a batch with their plans and states: one state for each block, holding the rows that run it."""
 
-    def __init__(self, model: Molmoe, branches: Sequence[Branch], room: int) -> None:
+    def __init__(self, model: Backbone, branches: Sequence[Branch], room: int) -> None:
         self._model = model
         self._device = branches[0].last_D.device
         self._plan_RB = torch.tensor([branch.plan for branch in branches])
-        self._caches: dict[int, KeyValueCache] = {}
+        self._states: dict[int, BlockState] = {}
         for block in range(self._plan_RB.shape[1]):
-            running = [branch for branch in branches if branch.plan[block]]
+            running = [branch.states[block] for branch in branches if branch.plan[block]]
             if running:
-                keys = with_room(torch.stack([branch.keys_HSW[block] for branch in running]), room)
-                values = with_room(torch.stack([branch.values_HSW[block] for branch in running]), room)
-                self._caches[block] = KeyValueCache({block: keys}, {block: values}, running[0].length)
+                self._states[block] = model.stack(running, room)
 
     def keep(self, places: list[int], keep_R: Tensor) -> None:
         """Drops all rows except those at `places`."""
-        for block, cache in list(self._caches.items()):
+        for block, state in list(self._states.items()):
             runs_R = self._plan_RB[:, block] > 0
             place_in_block_R = runs_R.cumsum(0) - 1
             kept_in_block = place_in_block_R[places][runs_R[places]]
             if len(kept_in_block):
-                cache.keep_rows(kept_in_block.to(self._device))
+                state.keep_rows(kept_in_block.to(self._device))
             else:
-                del self._caches[block]
+                del self._states[block]
         self._plan_RB = self._plan_RB[keep_R.cpu()]
 
-    def step(self, hidden_R1D: Tensor, position: int, rows: list[int], tied: list[bool] | None) -> Tensor:
+    def step(self, hidden_R1D: Tensor, positions: Positions, rows: list[int], tied: list[bool] | None) -> Tensor:
         """Runs one new position through every row's plan. Sets `tied`, if given, for rows where a router tied."""
-        place_R1 = torch.full((hidden_R1D.shape[0], 1), position, device=self._device)
-        cosine, sine = self._model.position_embeddings(place_R1)
         is_tied_R = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
-        for block, cache in self._caches.items():
+        for block, state in self._states.items():
             watch = None if tied is None else TieWatch()
             top_k_R = self._plan_RB[:, block]
             runs_R = top_k_R > 0
@@ -126,12 +117,7 @@ class _PlanRows:
             distinct = top_k_R[runs_R].unique()
             top_k = int(distinct[0]) if len(distinct) == 1 else top_k_R[runs_R]
             moved = self._model.run_block(
-                block,
-                hidden_R1D[index],
-                top_k=top_k,
-                position_embeddings=(cosine[index], sine[index]),
-                cache=cache,
-                watch=watch,
+                block, hidden_R1D[index], top_k=top_k, positions=positions, state=state, watch=watch
             )
             if is_whole:
                 hidden_R1D = moved
@@ -140,7 +126,6 @@ class _PlanRows:
                 hidden_R1D[index] = moved
             if watch is not None and watch.tied_R is not None:
                 is_tied_R[index] |= watch.tied_R
-            cache.length += 1
         if tied is not None:
             for row, is_tied in zip(rows, is_tied_R.tolist(), strict=True):
                 tied[row] |= is_tied

@@ -19,7 +19,7 @@ class Stream:
 
     parent: int  # index into the streams before this block
     top_k: int  # experts per token in this block; 0 where it is skipped
-    is_shared: bool  # the token pass has already run it: all blocks so far have the native top-k
+    is_shared: bool  # the token pass has already run it: all blocks so far run as in the whole model
     is_last: bool  # this block runs, and no later one does
 
 
@@ -31,10 +31,11 @@ class PlanTree:
     levels: tuple[tuple[Stream, ...], ...]  # [block][stream]; after the last block, stream i is plan i
 
     @classmethod
-    def of(cls, plans: Sequence[BlockPlan], *, native_top_k: int, num_shared: int) -> PlanTree:
+    def of(cls, plans: Sequence[BlockPlan], *, native: BlockPlan, num_shared: int) -> PlanTree:
         """Builds the tree of `plans`, without duplicates, in the order of first occurrence.
 
         Args:
+            native: the plan of the whole model.
             num_shared: blocks that the token pass runs with the native top-k under every plan.
         """
         distinct = tuple(dict.fromkeys(plans))
@@ -55,7 +56,7 @@ class PlanTree:
                     Stream(
                         parent=before[plan[:block]],
                         top_k=plan[block],
-                        is_shared=block < num_shared and native_blocks(prefix, native_top_k) == block + 1,
+                        is_shared=block < num_shared and native_blocks(prefix, native) == block + 1,
                         is_last=plan[block] > 0 and _all_end(distinct, prefix),
                     )
                 )
@@ -82,10 +83,10 @@ class PlanTree:
         return tuple(reversed(path))
 
 
-def native_blocks(plan: BlockPlan, native_top_k: int) -> int:
-    """Returns the number of leading blocks that run with the native top-k."""
-    for block, top_k in enumerate(plan):
-        if top_k != native_top_k:
+def native_blocks(plan: BlockPlan, native: BlockPlan) -> int:
+    """Returns the number of leading blocks that run as in the plan of the whole model."""
+    for block, (top_k, whole) in enumerate(zip(plan, native, strict=False)):
+        if top_k != whole:
             return block
     return len(plan)
 

@@ -4,11 +4,12 @@ For run r, latency_r = vision_r + head_r + sum over active blocks of prefill_r[b
 + (output_tokens - 1) * (step_overhead_r + sum over active blocks of decode_r[b, k_b]),
 where decoding times are means over the forced steps, or over the first ones if the answer has fewer.
 
-The passes of one run, one for each top-k, follow each other in an order drawn for every run, so that a temporary
-slowdown of the machine affects them all. Every pass starts with vision, as a request does: without it the first blocks
-would find their weights in the processor's cache. A random share of settings is run end to end in between, as a check.
+The passes of one run, one for each top-k and one of the whole model as it is, follow each other in an order drawn for
+every run, so that a temporary slowdown of the machine affects them all. Every pass starts with vision, as a request
+does: without it the first blocks would find their weights in the processor's cache. A random share of settings is run
+end to end in between, as a check.
 
-Axes: R runs, T decoding steps, B blocks, K values of top-k.
+Axes: R runs, T decoding steps, B blocks, K passes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.plans import BlockPlan
-from ..execution.knob_model import KnobModel, PreparedPrompt
+from ...data.plans import BlockPlan, uniform_plan
+from ..execution.knob_model import KnobModel
 from ..execution.request_decoder import RequestDecoder
+from ..models.backbone import Prompt
 from .clocks import RequestTimes, quiet, timed
 from .timed_request import decoder_for, run_request
 
@@ -62,21 +64,21 @@ class LatencyCheck:
 class BlockTimes:
     """The times of one prompt's stages and blocks in ms, for each run."""
 
-    top_ks: tuple[int, ...]
+    passes: tuple[BlockPlan, ...]  # K; each runs every block
     vision_R: NDArray[np.float64]
     head_R: NDArray[np.float64]  # reading the latency token, final norm, head, first token
     prefill_RBK: NDArray[np.float64]
     overhead_RT: NDArray[np.float64]  # of each decoding step, outside the blocks
     decode_RTBK: NDArray[np.float64]
 
-    def whole_model_ms(self, top_k: int) -> float:
-        """Returns the latency of the longest timed answer when all blocks run with this top-k."""
-        return self.latency((top_k,) * self.prefill_RBK.shape[1], self.overhead_RT.shape[1] + 1).latency_ms
+    def longest_ms(self, plan: BlockPlan) -> float:
+        """Returns the latency of the longest timed answer under `plan`."""
+        return self.latency(plan, self.overhead_RT.shape[1] + 1).latency_ms
 
     def latency(self, plan: BlockPlan, output_tokens: int) -> PlanLatency:
         """Returns the latency of an answer of `output_tokens` tokens under `plan`."""
         active = [block for block, top_k in enumerate(plan) if top_k]
-        column = [self.top_ks.index(plan[block]) for block in active]
+        column = [self._column(block, plan[block]) for block in active]
         prefill_R = self.head_R + self.prefill_RBK[:, active, column].sum(axis=1)
         if output_tokens == 1:
             return summarise(self.vision_R, prefill_R, np.zeros_like(prefill_R))
@@ -84,6 +86,10 @@ class BlockTimes:
         step_RT = self.overhead_RT + self.decode_RTBK[:, :, active, column].sum(axis=2)
         step_R = step_RT[:, : output_tokens - 1].mean(axis=1)
         return summarise(self.vision_R, prefill_R, (output_tokens - 1) * step_R)
+
+    def _column(self, block: int, top_k: int) -> int:
+        """Returns the pass that ran a block with this top-k."""
+        return next(column for column, plan in enumerate(self.passes) if plan[block] == top_k)
 
 
 def summarise(
@@ -103,27 +109,26 @@ def summarise(
 
 def measure_blocks(
     knobs: KnobModel,
-    prepared: PreparedPrompt,
+    prepared: Prompt,
     *,
     runs: int,
     draw: random.Random,
     end_to_end: Sequence[TimedPlan] = (),
 ) -> tuple[BlockTimes, list[LatencyCheck]]:
     """Times one prompt block by block, and the plans of `end_to_end` whole, interleaved, to compare both."""
-    native = knobs.native_top_k
-    top_ks = tuple(sorted({*knobs.space.top_k, native}))
-    passes = [_whole_model(knobs, top_k) for top_k in top_ks]
+    passes = _passes(knobs)
+    native = next(index for index, one in enumerate(passes) if one.position)
     requests = [*passes, *end_to_end]
     times: list[list[RequestTimes]] = [[] for _ in requests]  # [request][run]
     decoder = decoder_for(knobs, prepared, max(request.output_tokens for request in requests))
     with quiet():
-        _run(knobs, prepared, passes[top_ks.index(native)], decoder, blocks=True)  # warm-up
+        _run(knobs, prepared, passes[native], decoder, blocks=True)  # warm-up
         for _ in range(runs):
             order = list(range(len(requests)))
             draw.shuffle(order)
             for index in order:
                 times[index].append(_run(knobs, prepared, requests[index], decoder, blocks=index < len(passes)))
-    block_times = _block_times(top_ks, times[: len(passes)], native, knobs.model.config.num_blocks)
+    block_times = _block_times(tuple(one.plan for one in passes), times[: len(passes)], native)
     checks = [
         _check(block_times.latency(whole.plan, whole.output_tokens), runs_of)
         for whole, runs_of in zip(end_to_end, times[len(passes) :], strict=True)
@@ -132,7 +137,7 @@ def measure_blocks(
 
 
 def measure_whole(
-    knobs: KnobModel, prepared: PreparedPrompt, plans: Sequence[TimedPlan], *, runs: int, draw: random.Random
+    knobs: KnobModel, prepared: Prompt, plans: Sequence[TimedPlan], *, runs: int, draw: random.Random
 ) -> list[PlanLatency]:
     """Times every plan end to end, `runs` times, interleaved."""
     times: list[list[RequestTimes]] = [[] for _ in plans]
@@ -154,18 +159,20 @@ def measure_whole(
     ]
 
 
-def _whole_model(knobs: KnobModel, top_k: int) -> TimedPlan:
-    """Returns the request of a pass: all blocks with one top-k.
+def _passes(knobs: KnobModel) -> list[TimedPlan]:
+    """Returns the request of each pass, by top-k: all blocks with one top-k, and the whole model as it is.
 
-    Only the native pass carries the probe, because blocks before the insertion position run with the native top-k.
+    Only the latter carries the probe, because blocks before the insertion position run with their native top-k.
     """
-    position = max(knobs.positions) if top_k == knobs.native_top_k else 0
-    return TimedPlan((top_k,) * knobs.model.config.num_blocks, position, FORCED_STEPS + 1)
+    native_top_k = knobs.model.geometry.native_top_k
+    position = {knobs.native: max(knobs.positions)}
+    plans = {knobs.native, *(uniform_plan(native_top_k, top_k) for top_k in knobs.space.top_k)}
+    return [TimedPlan(plan, position.get(plan, 0), FORCED_STEPS + 1) for plan in sorted(plans)]
 
 
 def _run(
     knobs: KnobModel,
-    prepared: PreparedPrompt,
+    prepared: Prompt,
     request: TimedPlan,
     decoder: RequestDecoder,
     *,
@@ -187,19 +194,17 @@ def _run(
     )
 
 
-def _block_times(
-    top_ks: tuple[int, ...], times: Sequence[Sequence[RequestTimes]], native: int, num_blocks: int
-) -> BlockTimes:
-    """Collects the times, whose axes are (top-k, run). Stages that do not depend on k are means over a run's passes.
+def _block_times(plans: tuple[BlockPlan, ...], times: Sequence[Sequence[RequestTimes]], native: int) -> BlockTimes:
+    """Collects the times, whose axes are (pass, run). Stages that do not depend on k are means over a run's passes.
 
     Means, not medians, because a sum of medians of skewed times is below the median of their sum.
     """
     by_run = list(zip(*times, strict=True))
-    native_R = [passes[top_ks.index(native)] for passes in by_run]
+    native_R = [passes[native] for passes in by_run]
     head_R = [fmean(one.head_ms for one in passes) for passes in by_run]
-    blocks, steps = range(num_blocks), range(FORCED_STEPS)
+    blocks, steps = range(len(plans[native])), range(FORCED_STEPS)
     return BlockTimes(
-        top_ks,
+        plans,
         np.array([fmean(one.vision_ms for one in passes) for passes in by_run]),
         np.array(head_R) + np.array([one.read_ms for one in native_R]),
         np.array([[[one.prefill_block_ms[block] for one in passes] for block in blocks] for passes in by_run]),

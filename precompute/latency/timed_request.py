@@ -12,25 +12,23 @@ import torch
 from torch import Tensor
 
 from ...data.plans import BlockPlan
-from ..execution.knob_model import KnobModel, PreparedPrompt
+from ..execution.knob_model import KnobModel
 from ..execution.request_decoder import Mark, RequestDecoder, ignore_mark
+from ..models.backbone import Prompt
 
 # The stages that end before the first token; after it, `request_decoder.STEP`.
 START, VISION, READ, HEAD = "start", "vision", "read", "head"
 
 
-def decoder_for(knobs: KnobModel, prepared: PreparedPrompt, num_tokens: int) -> RequestDecoder:
-    """Returns a decoder with room for the prompt, a probe and an answer of `num_tokens`.
-
-    Blocks are launched one by one, as the live executor launches them.
-    """
-    return RequestDecoder(knobs.model, prepared.length + num_tokens, use_graphs=False)
+def decoder_for(knobs: KnobModel, prepared: Prompt, num_tokens: int) -> RequestDecoder:
+    """Returns a decoder with room for the prompt, a probe and an answer of `num_tokens`."""
+    return RequestDecoder(knobs.model, prepared.length + num_tokens)
 
 
 @torch.inference_mode()
 def run_request(
     knobs: KnobModel,
-    prepared: PreparedPrompt,
+    prepared: Prompt,
     plan: BlockPlan,
     position: int,
     probe_D: Tensor,
@@ -49,23 +47,24 @@ def run_request(
     """
     model = knobs.model
     mark(START)
-    hidden = knobs.embed(prepared)
+    prompt = knobs.embed(prepared)
     mark(VISION)
+    hidden = prompt.hidden_1SD
     if position:
         hidden = torch.cat([hidden, probe_D[None, None]], dim=1)
-    rotary = model.position_embeddings(torch.arange(hidden.shape[1], device=hidden.device)[None])
-    cache = decoder.prompt_cache()
+    places = model.positions(prompt, 0, prompt.length, probes=1 if position else 0)
+    states = decoder.new_prompt()
     for block, top_k in enumerate((*plan, 0)):  # one more iteration, for a position after the last block
         if position and block == position:
             hidden[0, -1].half().cpu()  # what Stage2 reads; waits for the device, as Stage2 does
             hidden = hidden[:, :-1]
-            rotary = (rotary[0][:, :-1], rotary[1][:, :-1])
+            places = model.positions(prompt, 0, prompt.length)
             mark(READ)
         if top_k:
-            hidden = model.run_block(block, hidden, top_k=top_k, position_embeddings=rotary, cache=cache)
+            hidden = model.run_block(block, hidden, top_k=top_k, positions=places, state=states[block])
             mark(block)
+        elif block < len(plan):
+            hidden = model.skip_block(block, hidden, places)
     token = int(model.logits(hidden[:, -1:]).argmax())
     mark(HEAD)
-    return decoder.decode(
-        plan, length=prepared.length, first_token=token, max_new_tokens=num_tokens, end_id=None, mark=mark
-    )
+    return decoder.decode(prompt, plan, first_token=token, max_new_tokens=num_tokens, ends=False, mark=mark)

@@ -1,19 +1,20 @@
-"""From a model's name to weights, tokenizer and fingerprint, on a device."""
+"""From a model's name to a backbone on a device; the checkpoint's `config.json` decides the family."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.errors import CheckpointError
+from ...data.files.bounded_json import read_json_object
 from ...data.paths import BUNDLED_ROOT, is_hub_id
 from ...data.progress import SILENT, Progress
 from ...devices import find_device, find_dtype
-from .molmoe.checkpoint import checkpoint_directory, load_molmoe
-from .molmoe.fingerprint import model_fingerprint
-from .molmoe.model import Molmoe
-from .molmoe.prompt import PromptTokenizer
+from .backbone import Backbone
+from .checkpoint_files import checkpoint_directory
+from .molmoe.backbone import MODEL_TYPES as MOLMOE_TYPES
+from .molmoe.backbone import MolmoeBackbone
 
 BUNDLED_MODELS = ("nano",)
 
@@ -24,9 +25,11 @@ class LoadedModel:
 
     name: str
     directory: Path
-    model: Molmoe
-    tokenizer: PromptTokenizer
-    fingerprint: str
+    model: Backbone
+
+    @property
+    def fingerprint(self) -> str:
+        return self.model.geometry.fingerprint
 
     @property
     def is_bundled(self) -> bool:
@@ -39,6 +42,7 @@ def load_model(
     revision: str | None = None,
     device: str = "cuda",
     dtype: str = "auto",
+    check: bool = True,
     progress: Progress = SILENT,
 ) -> LoadedModel:
     """Loads a model by name; `model_directory` resolves the name.
@@ -46,6 +50,7 @@ def load_model(
     Args:
         revision: branch, tag or commit on the hub.
         dtype: float32, bfloat16 or float16; auto is float32 on the CPU and bfloat16 on a GPU.
+        check: whether a model that has not passed its family's checks on this machine is checked now.
 
     Raises:
         CheckpointError: the model does not exist or cannot be read.
@@ -53,9 +58,27 @@ def load_model(
     """
     where = find_device(device)
     directory = model_directory(name, revision, progress=progress)
-    model = load_molmoe(directory, dtype=find_dtype(dtype, where), device=where)
-    tokenizer = PromptTokenizer.from_directory(directory)
-    return LoadedModel(name, directory, model, tokenizer, fingerprint(model, directory))
+    family = _family(directory)
+    model = family(directory, name=name, dtype=find_dtype(dtype, where), device=where, check=check)
+    return LoadedModel(name, directory, model)
+
+
+def _family(directory: Path) -> Callable[..., Backbone]:
+    """Returns the loader of the family that a checkpoint's `config.json` names. Code of the checkpoint is never run.
+
+    Raises:
+        CheckpointError: the file is missing or malformed, or names no model type.
+    """
+    path = directory / "config.json"
+    fields = read_json_object(path, CheckpointError)
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{path} names no model_type: it is not the config of a model.")
+    if model_type in MOLMOE_TYPES:
+        return MolmoeBackbone.load
+    from .transformers_moe.backbone import TransformersBackbone  # loads all of transformers
+
+    return TransformersBackbone.load
 
 
 def model_directory(name: str, revision: str | None = None, *, progress: Progress = SILENT) -> Path:
@@ -80,9 +103,3 @@ def model_directory(name: str, revision: str | None = None, *, progress: Progres
         return checkpoint_directory(name, revision=revision)
     except CheckpointError as error:
         raise CheckpointError(f"{error} Bundled models: {', '.join(BUNDLED_MODELS)}.") from error
-
-
-def fingerprint(model: Molmoe, directory: Path) -> str:
-    """Returns the sha256 of what answers depend on: config, weights and dtype as loaded, and the tokenizer's file."""
-    tokenizer = hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest()
-    return hashlib.sha256(f"{model_fingerprint(model)} {tokenizer}".encode()).hexdigest()

@@ -27,5 +27,8 @@ class TieWatch:
             gap_RS = gap_RSk[..., top_k - 1]
         else:
             gap_RS = gap_RSk.gather(-1, (top_k - 1).view(-1, 1, 1).expand(*gap_RSk.shape[:2], 1)).squeeze(-1)
-        tied_R = (gap_RS < ROUTER_TIE).any(dim=-1)
+        self.note((gap_RS < ROUTER_TIE).any(dim=-1))
+
+    def note(self, tied_R: Tensor) -> None:
+        """Adds which rows [R] bool had a tie in one call."""
         self.tied_R = tied_R if self.tied_R is None else self.tied_R | tied_R

@@ -77,7 +77,7 @@ def forecast(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[str,
         "hours": {phase: seconds_of / 3600 for phase, seconds_of in phases.items()},
         "total_hours": sum(phases.values()) / 3600,
         "disk_bytes": int(part_bytes * scale) + len(encoder_bytes(knobs.encoder)),
-        "peak_memory_bytes": _peak_memory(knobs.model.device),
+        "peak_memory_bytes": peak_memory(knobs.model.device),
         "rows_per_call_positions": BatchLimit.of(knobs.model.device).positions,
         "standard_error": standard_errors(samples),
         "block_runs": {name: int(ledger.counts[f"block_runs_{name}"] * scale) for name in ("asked", "executed")},
@@ -124,7 +124,7 @@ def _parquet_bytes(table: pa.Table) -> int:
     return sink.tell()
 
 
-def _peak_memory(device: torch.device) -> dict[str, int]:
+def peak_memory(device: torch.device) -> dict[str, int]:
     """Returns this process's peak bytes so far, in memory and on the GPU: a run never holds more than a few samples."""
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.type == "cuda":

@@ -82,7 +82,7 @@ def importance_before(config: PrecomputeConfig, inputs: Inputs) -> ImportanceSco
     """Returns the scores of the file named by `--importance` or those kept beside the model; else None."""
     if config.importance is not None:
         scores = load_importance(config.importance, n_blocks=inputs.knobs.num_blocks)
-        check_importance(scores, inputs.loaded)
+        check_importance(scores, inputs.loaded.model.geometry)
         return scores
     kept = _kept_path(config, inputs, importance_samples(config, inputs))
     if kept is None or not kept.is_file():
@@ -128,8 +128,7 @@ def measure_importance(
         samples: as `choose_importance_samples` draws them; subset i is every `runs`-th of them, from the i-th.
         on_sample: called after every sample.
     """
-    num_blocks, native = knobs.num_blocks, knobs.native_top_k
-    whole: BlockPlan = (native,) * num_blocks
+    num_blocks, whole = knobs.num_blocks, knobs.native
     plans = [whole, *((*whole[:block], 0, *whole[block + 1 :]) for block in range(num_blocks))]
     tier = knobs.space.tiers[len(knobs.space.tiers) // 2]
     accuracy_SB = np.empty((len(samples), len(plans)))
@@ -138,7 +137,7 @@ def measure_importance(
         on_sample()
     loss_RB = np.stack([_loss(accuracy_SB[run::runs]) for run in range(runs)])
     std = loss_RB.std(axis=0, ddof=1) if runs > 1 else np.zeros(num_blocks)
-    source = f"measured on {len(samples)} training samples, {tier} tier, top-k {native}"
+    source = f"measured on {len(samples)} training samples, {tier} tier, top-k {max(whole)}"
     return ImportanceScores(
         tuple(float(score) for score in loss_RB.mean(axis=0)), tuple(float(value) for value in std), runs, source
     )
@@ -148,7 +147,7 @@ def _accuracies(
     knobs: KnobModel, sample: Sample, tier: str, plans: Sequence[BlockPlan], threads: int
 ) -> NDArray[np.float64]:
     _, state = knobs.prepare_tier(sample, tier)
-    tree = PlanTree.of(plans, native_top_k=knobs.native_top_k, num_shared=state.num_shared)
+    tree = PlanTree.of(plans, native=knobs.native, num_shared=state.num_shared)
     task = knobs.task(sample)
     with num_threads(threads):
         decoded = sweep_answers(
@@ -157,7 +156,6 @@ def _accuracies(
             tree,
             BatchLimit.of(knobs.model.device),
             max_new_tokens=task.max_new_tokens,
-            end_id=knobs.end_id,
         )
     scorer = Scorer(task.metric, sample.answers)
     return np.array([scorer.score(knobs.text(one.token_ids)) for one in decoded])
@@ -182,7 +180,7 @@ def importance_key(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]
     content = [
         inputs.loaded.fingerprint,
         dtype_name(inputs.loaded),
-        config.space.to_dict().get("tier_crops"),
+        config.space.tier_ranges,
         [[sample.sample_id, sample.image_id, sample.question, list(sample.answers)] for sample in drawn],
         {name: asdict(task) for name, task in inputs.knobs.tasks.items()},
     ]

@@ -70,7 +70,7 @@ def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs
             max_new_tokens=config.max_new_tokens.get(name),
             skip_bad=config.skip_bad,
             check_images=is_checked,
-            check_input=partial(check_input, knobs.loaded, config.space),
+            check_input=partial(check_input, knobs.model, config.space),
         )
         for warning in one.warnings:
             progress.note(f"{name}: {warning}")
@@ -98,7 +98,7 @@ def load_knobs(config: PrecomputeConfig, progress: Progress = SILENT) -> KnobMod
         config.model, revision=config.revision, device=config.device, dtype=config.dtype, progress=progress
     )
     return KnobModel(
-        loaded, space=config.space, encoder=BudgetEncoder.from_seed(loaded.model.config.d_model, config.seed)
+        loaded, space=config.space, encoder=BudgetEncoder.from_seed(loaded.model.geometry.d_model, config.seed)
     )
 
 

@@ -2,7 +2,7 @@
 
 It runs the token pass exactly as precompute does (batch 1, the whole budget grid as probes, one thread) and continues
 at batch 1, so its tokens are bit-equal to the cached ones. One pass gives the tokens of every position and budget, so
-the current sample's passes are kept, one for each tiling; tiers and budgets share them. Latency is measured separately,
+the current sample's passes are kept, one for each view; tiers and budgets share them. Latency is measured separately,
 by running the request again with its single probe, because the other probes of the grid are not part of a request.
 """
 
@@ -22,11 +22,11 @@ from ...data.metrics import Scorer
 from ...data.outcome import Outcome
 from ...data.protocols import LEAST_RUNS
 from ...data.samples import Sample
-from ..execution.knob_model import KnobModel, PreparedPrompt, SamplePrompts
+from ..execution.knob_model import KnobModel, SamplePrompts
 from ..execution.token_pass import PromptState
 from ..latency.block_times import TimedPlan, measure_whole
 from ..latency.clocks import quiet
-from ..models.molmoe.tiling import Tiling
+from ..models.backbone import Prompt, View
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TokenPass:
 
     budgets_ms: tuple[float, ...]  # M, one for each probe
     token_PMD: NDArray[np.float16]
-    prepared: PreparedPrompt
+    prepared: Prompt
     state: PromptState
 
 
@@ -45,7 +45,7 @@ class LiveHandle:
 
     sample: Sample
     insertion_position: int
-    prepared: PreparedPrompt
+    prepared: Prompt
     state: PromptState
 
 
@@ -68,7 +68,7 @@ class LiveExecutor:
         self.knobs, self.runs, self._seed = knobs, runs, seed
         self._off_grid: dict[float, tuple[float, ...]] = {}  # announced budgets off the grid -> budgets of their pass
         self._prompts: SamplePrompts | None = None  # of the current sample, whose passes are kept
-        self._passes: dict[tuple[Tiling, tuple[float, ...]], TokenPass] = {}
+        self._passes: dict[tuple[View, tuple[float, ...]], TokenPass] = {}
 
     @contextmanager
     def session(self, budgets_ms: Sequence[float]) -> Iterator[None]:
@@ -99,7 +99,7 @@ class LiveExecutor:
     def _token_pass(self, sample: Sample, tier: str, asked_ms: float) -> TokenPass:
         """Returns a pass with this budget's probe: a kept one if possible, otherwise a new one.
 
-        The passes of the current sample are kept, for each tiling: that of the grid, one for each group of announced
+        The passes of the current sample are kept, for each view: that of the grid, one for each group of announced
         budgets off the grid, and the last one made for a budget that was not announced.
         """
         knobs = self.knobs
@@ -109,12 +109,12 @@ class LiveExecutor:
         prepared = self._prompts[tier]
         grid_ms = knobs.budgets_ms
         announced_ms = grid_ms if asked_ms in grid_ms else self._off_grid.get(asked_ms, ())
-        made = self._passes.get((prepared.tiling, announced_ms))
+        made = self._passes.get((prepared.view, announced_ms))
         if made is None or asked_ms not in made.budgets_ms:
             budgets_ms = announced_ms or (asked_ms, *grid_ms[1:])
             probe_MD = knobs.probe_MD if budgets_ms == grid_ms else knobs.probes(budgets_ms)
             token_PMD, state = knobs.token_pass(prepared, probe_MD)
-            made = self._passes[prepared.tiling, announced_ms] = TokenPass(budgets_ms, token_PMD, prepared, state)
+            made = self._passes[prepared.view, announced_ms] = TokenPass(budgets_ms, token_PMD, prepared, state)
         return made
 
     def finish(self, handle: LiveHandle, top_k: int, num_blocks: int) -> Outcome:

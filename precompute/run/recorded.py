@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...data.errors import KnobctlError
 from ...data.importer import RecordedOutcomes, recorded_outcomes
-from ...data.knobs import KnobSetting, KnobSpace
+from ...data.knobs import KnobSetting
 from ...data.outcome import Outcome
-from ...data.plans import ImportanceScores, block_plan
+from ...data.plans import BlockPlan
 from ...data.progress import SILENT, Progress
 from .config import PrecomputeConfig
 from .fixed import Fixed
@@ -45,7 +46,7 @@ def find_known(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, progress:
     recorded = recorded_outcomes(
         config.from_results, datasets=config.dataset_names, strict=config.strict, progress=progress
     )
-    spread = settings_of_blocks(config.space, fixed.importance, inputs.knobs.native_top_k)
+    spread = settings_of_blocks(inputs.knobs.with_run(fixed.importance).plans)
     known = spread_outcomes(recorded, spread, imported_latency=config.imported_latency)
     ours = {sample.sample_id for sample in inputs.samples}
     outcomes = {sample_id: rows for sample_id, rows in known.items() if sample_id in ours}
@@ -59,17 +60,10 @@ def find_known(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, progress:
     return Known(outcomes, config.complete, notes)
 
 
-def settings_of_blocks(space: KnobSpace, importance: ImportanceScores, native_top_k: int) -> Spread:
+def settings_of_blocks(plans: Mapping[KnobSetting, BlockPlan]) -> Spread:
     """Returns, for each (tier, top-k, num_blocks, active blocks), the settings whose plan runs exactly those blocks."""
     spread: Spread = defaultdict(list)
-    for setting in space.settings:
-        plan = block_plan(
-            setting.insertion_position,
-            setting.top_k,
-            setting.num_blocks,
-            importance=importance,
-            native_top_k=native_top_k,
-        )
+    for setting, plan in plans.items():
         blocks = tuple(block for block, top_k in enumerate(plan) if top_k)
         spread[setting.tier, setting.top_k, setting.num_blocks, blocks].append(setting)
     return dict(spread)

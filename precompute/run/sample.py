@@ -1,7 +1,7 @@
 """One sample under every setting: each distinct piece of work is done once, in a fixed order.
 
-For each distinct tiling: token pass, answer sweep, near ties repeated at batch 1, timing. Tiers with equal tilings
-share all of it; settings with equal plans share an answer.
+For each distinct view: token pass, answer sweep, near ties repeated at batch 1, timing. Tiers with equal views share
+all of it; settings with equal plans share an answer.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from ...data.samples import Sample
 from ...devices import num_threads
 from ..execution.answer_sweep import sweep_answers
 from ..execution.batch_limit import BatchLimit
-from ..execution.knob_model import KnobModel, PreparedPrompt
+from ..execution.knob_model import KnobModel
 from ..execution.plan_tree import PlanTree, active_blocks
 from ..execution.token_pass import PromptState
 from ..latency.block_times import BlockTimes, LatencyCheck, PlanLatency, TimedPlan, measure_blocks, measure_whole
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
+from ..models.backbone import Prompt
 from .work_counts import Ledger
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _SlowedTiming:
     """The timing of one prompt during a slow spell, with the inputs for repeating it."""
 
     result: SampleResult
-    prompt: PreparedPrompt
+    prompt: Prompt
     draw: random.Random
     timed: Mapping[KnobSetting, tuple[BlockPlan, int]]  # the rows whose latency comes from this timing
     whole_model_ms: float
@@ -133,7 +134,7 @@ class SampleRunner:
     def _retake(self, timing: _SlowedTiming) -> None:
         self.ledger.add("timings_retaken")
         blocks, _ = self._block_times(timing.prompt, timing.draw, ())
-        whole_model_ms = blocks.whole_model_ms(self.knobs.native_top_k)
+        whole_model_ms = blocks.longest_ms(self.knobs.native)
         if whole_model_ms < timing.whole_model_ms:
             timing.whole_model_ms = whole_model_ms
             for setting, request in timing.timed.items():
@@ -161,7 +162,7 @@ class SampleRunner:
 
     def _run_prompt(
         self,
-        prompt: PreparedPrompt,
+        prompt: Prompt,
         settings: Mapping[KnobSetting, BlockPlan],
         known: KnownOutcomes,
         scorer: Scorer,
@@ -198,12 +199,10 @@ class SampleRunner:
             return {}
         key = tuple(dict.fromkeys(plans))
         if key not in self._trees:
-            self._trees[key] = PlanTree.of(key, native_top_k=knobs.native_top_k, num_shared=state.num_shared)
+            self._trees[key] = PlanTree.of(key, native=knobs.native, num_shared=state.num_shared)
         tree = self._trees[key]
         with self.ledger.timed("sweep"), num_threads(self.measure.threads):
-            swept = sweep_answers(
-                knobs.model, state, tree, self._limit, max_new_tokens=task.max_new_tokens, end_id=knobs.end_id
-            )
+            swept = sweep_answers(knobs.model, state, tree, self._limit, max_new_tokens=task.max_new_tokens)
         self.ledger.add("block_runs_executed", tree.runs_beyond_token_pass)
         self.ledger.add("answers_executed", len(swept))
         answers = {}
@@ -218,7 +217,7 @@ class SampleRunner:
         return answers
 
     def _measure_latencies(
-        self, prompt: PreparedPrompt, settings: Mapping[KnobSetting, BlockPlan], result: SampleResult
+        self, prompt: Prompt, settings: Mapping[KnobSetting, BlockPlan], result: SampleResult
     ) -> None:
         """Times every (plan, answer length) that occurs, alone on the device, and adds the latencies to the outcomes.
 
@@ -238,7 +237,7 @@ class SampleRunner:
         if not requests:
             return
         measure = self.measure
-        draw = random.Random(f"{measure.seed}/{result.sample.sample_id}/{prompt.tiling}")
+        draw = random.Random(f"{measure.seed}/{result.sample.sample_id}/{prompt.view}")
         if measure.latency_mode == "end_to_end":
             with self._turn.alone(), self.ledger.timed("timing"):
                 whole = measure_whole(self.knobs, prompt, list(requests.values()), runs=measure.runs, draw=draw)
@@ -247,7 +246,7 @@ class SampleRunner:
             checked = draw.sample(list(requests.values()), min(measure.checks_per_tiling, len(requests)))
             blocks, checks = self._block_times(prompt, draw, checked)
             result.checks += checks
-            whole_model_ms = blocks.whole_model_ms(self.knobs.native_top_k)
+            whole_model_ms = blocks.longest_ms(self.knobs.native)
             if self._pace.note(_alike(prompt), whole_model_ms):
                 self._slowed.append(_SlowedTiming(result, prompt, draw, timed, whole_model_ms))
             latency_of = {key: blocks.latency(*key) for key in requests}
@@ -255,7 +254,7 @@ class SampleRunner:
             result.outcomes[setting] = _timed(result.outcomes[setting], latency_of[key])
 
     def _block_times(
-        self, prompt: PreparedPrompt, draw: random.Random, checked: Sequence[TimedPlan]
+        self, prompt: Prompt, draw: random.Random, checked: Sequence[TimedPlan]
     ) -> tuple[BlockTimes, list[LatencyCheck]]:
         with self._turn.alone(), self.ledger.timed("timing"):
             return measure_blocks(self.knobs, prompt, runs=self.measure.runs, draw=draw, end_to_end=checked)
@@ -265,6 +264,6 @@ def _timed(outcome: Outcome, latency: PlanLatency) -> Outcome:
     return replace(outcome, **latency._asdict())
 
 
-def _alike(prompt: PreparedPrompt) -> tuple[int, int]:
+def _alike(prompt: Prompt) -> tuple[int, int]:
     """Returns a key that is equal for prompts that take about the same time."""
     return prompt.vision_tokens, prompt.text_tokens // ALIKE_TEXT_TOKENS

@@ -21,7 +21,6 @@ from ...devices import device_record
 from ..execution.knob_model import KnobModel
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
-from ..models.molmoe.prompt import PROMPT_TEMPLATE
 from .config import PrecomputeConfig
 from .fixed import Fixed, run_record
 from .inputs import Inputs, dtype_name, load_inputs
@@ -119,14 +118,14 @@ def _write_parts(
 
 def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known) -> Manifest:
     """Returns the content of `cache.json` except its list of files."""
-    loaded, geometry = inputs.loaded, inputs.loaded.model.config
+    loaded, geometry = inputs.loaded, inputs.loaded.model.geometry
     ledger, checks = Journal(config.out).read()
     return Manifest(
         model_name=loaded.name,
         d_model=geometry.d_model,
-        n_blocks=geometry.num_blocks,
-        native_top_k=geometry.native_top_k,
-        n_experts=geometry.num_experts,
+        n_blocks=geometry.n_blocks,
+        native_top_k=geometry.largest_top_k,
+        n_experts=geometry.n_experts,
         fingerprint=loaded.fingerprint,
         dtype=dtype_name(loaded),
         space=config.space,
@@ -137,7 +136,7 @@ def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Kno
         runs=config.runs,
         latency_statistic="median",
         latency_check=check_summary(checks),
-        prompt_template=PROMPT_TEMPLATE,
+        prompt_template=loaded.model.prompt_template,
         max_new_tokens={one.name: one.max_new_tokens for one in inputs.sets},
         datasets=_dataset_records(config, inputs),
         created_by=f"knobctl {__version__}",

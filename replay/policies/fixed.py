@@ -31,10 +31,10 @@ class RankedPolicy(ScoredPolicy):
 def full_model(tables: ReplayTables) -> RankedPolicy:
     """The unmodified model: highest tier, native top-k, all blocks; the earliest position, since none has an effect."""
     space, native = tables.space, tables.native_top_k
-    crops = dict(zip(space.tiers, space.mean_crops, strict=True))
-    size = [(crops[s.tier], -abs(s.top_k - native), s.num_blocks, -(s.insertion_position or 0)) for s in space.settings]
-    rank = {key: place for place, key in enumerate(sorted(set(size)))}
-    return RankedPolicy("full", space, np.array([float(rank[key]) for key in size]))
+    size = dict(zip(space.tiers, space.mean_tier_sizes, strict=True))
+    order = [(size[s.tier], -abs(s.top_k - native), s.num_blocks, -(s.insertion_position or 0)) for s in space.settings]
+    rank = {key: place for place, key in enumerate(sorted(set(order)))}
+    return RankedPolicy("full", space, np.array([float(rank[key]) for key in order]))
 
 
 def cheapest(tables: ReplayTables) -> RankedPolicy:

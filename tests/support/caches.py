@@ -71,10 +71,10 @@ def sample_table(ids: list[str], d_model: int, seed: int = 0) -> pa.Table:
 
 def outcome_table(ids: list[str], space: KnobSpace, seed: int = 0, runs: int = 5) -> pa.Table:
     """Rows of `outcomes` for every setting of every sample: seeded noise; larger settings are better and slower."""
-    crops = dict(zip(space.tiers, space.mean_crops, strict=True))
+    crops = dict(zip(space.tiers, space.mean_tier_sizes, strict=True))
     size_X = np.array(
         [
-            crops[setting.tier] / max(space.mean_crops)
+            crops[setting.tier] / max(space.mean_tier_sizes)
             + setting.top_k / max(space.top_k)
             + setting.num_blocks / max(space.num_blocks)
             for setting in space.settings

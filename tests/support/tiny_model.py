@@ -100,7 +100,7 @@ def tiny_knobs(
     return KnobModel(
         loaded,
         space=space or KnobSpace(),
-        importance=importance or published_order(loaded.model.config.num_blocks),
+        importance=importance or published_order(loaded.model.geometry.n_blocks),
         encoder=BudgetEncoder.from_seed(16, seed=0),
         tasks={"easy_vqa": Task("exact_match", max_new_tokens, None)},
         budgets_ms=(10.0, 20.0, 40.0),

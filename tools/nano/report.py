@@ -101,7 +101,7 @@ def knob_table(
             top_k,
             num_blocks,
             importance=ImportanceScores(scores),
-            native_top_k=model.config.native_top_k,
+            native_top_k=(model.config.native_top_k,) * model.config.num_blocks,
         )
         row: dict[str, Any] = {"tier": tier, "top_k": top_k, "num_blocks": num_blocks}
         for name, held_out in samples.items():

@@ -7,56 +7,21 @@ the meta device, so that memory is allocated once, in the requested dtype on the
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ....data.errors import CheckpointError
 from ....data.files.bounded_json import read_json_object
-from ....data.paths import existing_directory
+from ..checkpoint_files import SINGLE_FILE, checkpoint_directory, few, open_shard, shard_tensors
 from .config import MolmoeConfig
 from .model import Molmoe
 from .preprocess import IMAGE_MEAN, IMAGE_STD
 from .tensor_names import Target, published_tensors
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-_HUB_FILES = ["*.json", "*.safetensors"]
-_SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")  # a plain file name: no folder, no parent, no drive
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-def checkpoint_directory(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
-    """Returns the directory of a checkpoint, fetched from the hub if it is not local.
-
-    Raises:
-        CheckpointError: the directory does not exist, and the hub has no such repository or cannot be reached.
-    """
-    name = str(path_or_hub_id)
-    path = existing_directory(name, f"config.json and {SINGLE_FILE}", error=CheckpointError)
-    if path is not None:
-        if revision is not None:
-            raise CheckpointError(f"{path} is a directory, which has no revisions: omit --revision {revision}.")
-        return path
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{name} is not a directory, and the hub could not be reached, nor is the repository in its cache: "
-            f"check the connection, or give a directory with config.json and {SINGLE_FILE}."
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise CheckpointError(f"{name}{at} cannot be fetched from the hub: {error}") from error
 
 
 def load_molmoe(
@@ -81,13 +46,13 @@ def load_molmoe(
     check_processor(directory, config)
     with torch.device("meta"):
         model = Molmoe(config, experts_implementation=experts_implementation)
-    shards = _shard_tensors(directory)
+    shards = shard_tensors(directory)
     _check_tensors(published_tensors(model), shards, directory)
     materialise(model, dtype, torch.device(device))
     targets = published_tensors(model)
     with torch.no_grad():
         for shard, names in shards.items():
-            with _opened(shard) as tensors:
+            with open_shard(shard) as tensors:
                 for name in names:
                     targets[name].view.copy_(tensors.get_tensor(name))
     return model.eval().requires_grad_(False)
@@ -136,53 +101,6 @@ def check_processor(directory: Path, config: MolmoeConfig) -> None:
             raise CheckpointError(f"{path}: field {name!r} is {theirs[name]!r}, and only {value!r} is supported.")
 
 
-def _shard_tensors(directory: Path) -> dict[Path, list[str]]:
-    """Returns the tensor names of each weight file, as listed in the files themselves."""
-    shards: dict[Path, set[str] | None]
-    if (directory / SINGLE_FILE).is_file():
-        shards = {directory / SINGLE_FILE: None}
-    elif (directory / INDEX_FILE).is_file():
-        shards = _indexed_shards(directory / INDEX_FILE)
-    else:
-        raise CheckpointError(f"{directory} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there.")
-    found: dict[Path, list[str]] = {}
-    for shard, indexed in shards.items():
-        with _opened(shard) as tensors:
-            found[shard] = sorted(tensors.keys())
-        if indexed is not None and set(found[shard]) != indexed:
-            odd = sorted(set(found[shard]) ^ indexed)
-            where = "only the index names" if odd[0] in indexed else "the index does not name"
-            raise CheckpointError(f"{shard} and {INDEX_FILE} disagree: {where} {_some(odd)}.")
-    return found
-
-
-def _indexed_shards(index_path: Path) -> dict[Path, set[str] | None]:
-    """Reads the index. File names are checked: an index must not point outside its directory."""
-    weight_map = read_json_object(index_path, CheckpointError).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path}: field 'weight_map' is not an object that maps tensor names to files.")
-    shards: dict[Path, set[str] | None] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
-            raise CheckpointError(f"{index_path}: {name} is in {file!r}, which is not a safetensors file name.")
-        path = index_path.parent / file
-        if path not in shards and not path.is_file():
-            raise CheckpointError(f"{path} does not exist, but {INDEX_FILE} names it: the checkpoint is incomplete.")
-        names = shards.setdefault(path, set())
-        assert names is not None
-        names.add(name)
-    return shards
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
-
-
 def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], directory: Path) -> None:
     """Compares names, shapes and types with what the config requires, before any weight is read."""
     home: dict[str, Path] = {}
@@ -192,11 +110,11 @@ def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], di
                 raise CheckpointError(f"{name} is in {home[name]} and in {shard}: keep one of them.")
             home[name] = shard
     if missing := sorted(set(targets) - set(home)):
-        raise CheckpointError(f"{directory} lacks {len(missing)} tensors that its config requires: {_some(missing)}.")
+        raise CheckpointError(f"{directory} lacks {len(missing)} tensors that its config requires: {few(missing)}.")
     if unexpected := sorted(set(home) - set(targets)):
-        raise CheckpointError(f"{directory} has {len(unexpected)} tensors unknown to its config: {_some(unexpected)}.")
+        raise CheckpointError(f"{directory} has {len(unexpected)} tensors unknown to its config: {few(unexpected)}.")
     for shard, names in shards.items():
-        with _opened(shard) as tensors:
+        with open_shard(shard) as tensors:
             for name in names:
                 part = tensors.get_slice(name)
                 shape, wanted = tuple(part.get_shape()), tuple(targets[name].view.shape)
@@ -214,8 +132,3 @@ def materialise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> N
         for name, parameter in list(module.named_parameters(recurse=False)):
             empty = torch.empty(parameter.shape, dtype=dtype, device=device)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

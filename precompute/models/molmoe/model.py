@@ -18,6 +18,7 @@ from transformers import Cache
 from ..router_ties import TieWatch
 from .config import MolmoeConfig
 from .experts import EXPERTS_IMPLEMENTATIONS
+from .kv_state import KeyValueState
 from .norm import RMSNorm
 from .text import TextBlock, olmoe_config, rotary_embeddings
 from .vision import VisionBackbone
@@ -126,7 +127,7 @@ class Molmoe(nn.Module):
         top_k: int | Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: Cache | KeyValueState | None = None,
         position_embeddings: Rotary | None = None,
         watch: TieWatch | None = None,
     ) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import Cache, OlmoeConfig
 from ..router_ties import TieWatch
 from .config import MolmoeConfig
 from .experts import MixtureOfExperts
+from .kv_state import KeyValueState
 from .norm import RMSNorm, normalise
 
 
@@ -80,7 +81,7 @@ class TextAttention(nn.Module):
         hidden_BSD: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        cache: Cache | None,
+        cache: Cache | KeyValueState | None,
     ) -> Tensor:
         batch, length, _ = hidden_BSD.shape
         projected = self.att_proj(hidden_BSD)
@@ -135,7 +136,7 @@ class TextBlock(nn.Module):
         top_k: int | Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        cache: Cache | None,
+        cache: Cache | KeyValueState | None,
         watch: TieWatch | None = None,
     ) -> Tensor:
         hidden_BSD = hidden_BSD + self.attn(self.attn_norm(hidden_BSD), position_embeddings, attention_mask, cache)
