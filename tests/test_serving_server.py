@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from knobctl.benchmarks.serve_load import check, load
 from knobctl.tests.support.chat_requests import chat_body, messages, png
 from knobctl.tests.support.fake_engine import FakeEngine
 from knobctl.tests.support.fake_server import RunningServer, running_server
@@ -210,6 +211,14 @@ def test_sigterm_finishes_the_queue_and_refuses_new_requests():
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert [future.result().status_code for future in waiting] == [200, 200]
         assert server.process.wait(10) == 0
+
+
+@pytest.mark.slow
+def test_under_load_each_request_has_one_outcome_and_the_engines_text():
+    with running_server("--max-queue", "4") as server:
+        replies = load(server, clients=8, seconds=3)
+        check(replies, server, FakeEngine())
+    assert {reply.outcome for reply in replies} == {"answered", "budget_unmet", "queue_full"}
 
 
 @pytest.mark.slow

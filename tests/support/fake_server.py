@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,10 +46,11 @@ class RunningServer:
 
     def __init__(self, *options: str, environment: dict[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "knobctl.tests.support.fake_server", *options]
+        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block the server  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             env={**os.environ, **(environment or {})},
         )
@@ -76,8 +78,9 @@ class RunningServer:
         """Sends a signal and returns the exit status and the log."""
         if self.process.poll() is None:
             self.process.send_signal(signal_number)
-        _, log = self.process.communicate(timeout=30)
-        return self.process.returncode, log
+        self.process.communicate(timeout=30)
+        self._log.seek(0)
+        return self.process.returncode, self._log.read()
 
 
 @contextmanager
