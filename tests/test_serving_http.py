@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from knobctl.serving.http.limits import Limits
+from knobctl.serving.http.config import Limits
 from knobctl.tests.support.chat_requests import chat_body, data_uri, messages, png, running_app
 from knobctl.tests.support.fake_engine import FakeEngine
 
@@ -145,7 +145,7 @@ def _huge_png() -> bytes:
     ],
 )
 def test_an_image_that_cannot_be_used_gets_one_clear_error(url: str, reason: str):
-    response = reply(chat_body(messages=messages(url=url)), allowed_image_hosts=frozenset({"allowed.example"}))
+    response = reply(chat_body(messages=messages(url=url)), allowed_image_hosts=("allowed.example",))
     assert response.status_code == 400
     assert reason in error(response)["message"]
 

@@ -6,10 +6,12 @@ import http.server
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,10 +47,24 @@ def test_a_default_budget_is_in_range(budget_ms: float):
         ServerConfig(default_budget_ms=budget_ms)
 
 
+@pytest.mark.parametrize("options", [{"port": 65536}, {"max_queue": -1}, {"drain_s": float("nan")}])
+def test_options_out_of_range_are_refused(options: dict[str, Any]):
+    with pytest.raises(KnobctlError, match="must be"):
+        ServerConfig(**options)
+
+
+def test_the_options_need_no_library_of_the_extra():
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['fastapi', 'starlette', 'uvicorn', 'pydantic', "
+        "'prometheus_client', 'torch', 'numpy']))\nimport knobctl.serving.http.config"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("host", ["", "Example.org", "https://example.org", "example.org/x", "*.example.org", "a:443"])
 def test_an_image_host_is_a_plain_name(host: str):
     with pytest.raises(KnobctlError, match="image host"):
-        ServerConfig(allowed_image_hosts=frozenset({host}))
+        ServerConfig(allowed_image_hosts=(host,))
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path):

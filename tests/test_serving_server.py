@@ -169,9 +169,10 @@ def test_a_second_request_on_a_connection_may_not_be_slow_either(server: Running
 def test_broken_requests_leave_the_server_serving(server: RunningServer, sent: bytes):
     with server.connect() as connection:
         connection.settimeout(5)
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        with contextlib.suppress(ConnectionError):  # the server closed first
             connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
             assert b" 200 " not in connection.recv(1000)
     assert ask(server).status_code == 200
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-
-from starlette.datastructures import Headers
+from typing import TYPE_CHECKING
 
 from .refusal import Refusal
+
+if TYPE_CHECKING:  # a library of the extra
+    from starlette.datastructures import Headers
 
 BUDGET_HEADER = "x-knobctl-budget-ms"
 TTFT_HEADER = "x-llm-d-slo-ttft-ms"  # time to the first token, as llm-d's gateway names it

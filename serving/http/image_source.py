@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ...data.datasets.images import image_size
 from ...data.errors import DatasetError
-from .limits import Limits
+from .config import Limits
 from .refusal import Refusal
 from .remote_image import FetchError, ImageFetcher
 

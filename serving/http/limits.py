@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from .config import Limits
 from .refusal import Refusal
 
-_MIB = 1 << 20
-_DISCARDED_BYTES = 256 * _MIB  # of a refused request's body: a client that is still sending may not read the reply
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Sizes in bytes, times in seconds."""
-
-    body_bytes: int = 24 * _MIB  # an image in base64 takes four thirds of its size
-    image_bytes: int = 16 * _MIB
-    question_chars: int = 20_000
-    header_s: float = 10.0  # from the connection, or the first byte of a later request, to the end of the headers
-    body_s: float = 30.0  # from the headers to the end of the body
-    fetch_s: float = 10.0  # of an image by URL
+_DISCARDED_BYTES = 256 << 20  # of a refused request's body: a client that is still sending may not read the reply
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

@@ -8,11 +8,13 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-
-from starlette.datastructures import Headers
+from typing import TYPE_CHECKING
 
 from ...data.errors import KnobctlError
 from .refusal import Refusal
+
+if TYPE_CHECKING:  # a library of the extra
+    from starlette.datastructures import Headers
 
 KEY_VARIABLE = "KNOBCTL_API_KEY"
 _MAX_KEY_BYTES = 4096

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 import click
 import httpx
 
-from knobctl.serving.http.config import ServerConfig
-from knobctl.serving.http.limits import Limits
+from knobctl.serving.http.config import Limits, ServerConfig
 from knobctl.serving.http.server import serve
 from knobctl.tests.support.fake_engine import FakeEngine
 
