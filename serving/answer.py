@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
 
 from ..data.knobs import KnobSetting
 
@@ -40,9 +40,13 @@ class Answer:
     output_tokens: int
     finish_reason: FinishReason  # `length`: the token limit ended the answer
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the answer as JSON values; the stages' latencies with their total."""
+        return {**asdict(self), "latency_ms": {**asdict(self.latency_ms), "total": self.latency_ms.total}}
+
 
 class Engine(Protocol):
-    """Answers requests one at a time. Its members are called from one thread; it need not be thread-safe."""
+    """Answers requests one at a time. Its methods are called from one thread; it need not be thread-safe."""
 
     @property
     def model_name(self) -> str:
