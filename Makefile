@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay knobctl.commands
+PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay knobctl.serving knobctl.commands
 # mypy does not follow the root mapping of an editable install: this folder has `knobctl` as a link to the repository.
 TYPED := build/typed
 

@@ -35,3 +35,7 @@ class ImportanceError(KnobctlError):
 
 class ResultsError(KnobctlError):
     """A results directory, written by another program, that cannot be imported."""
+
+
+class BudgetUnmet(KnobctlError):
+    """No setting is expected to answer the request within its latency budget, and the caller asked to refuse then."""

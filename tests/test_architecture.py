@@ -58,7 +58,7 @@ def test_the_tree_shows_what_exists_and_every_package():
     assert [str(path) for path in sorted(entries) if not (ROOT / path).exists()] == []
     packages = {
         path.parent.relative_to(ROOT)
-        for folder in ("data", "precompute", "controllers", "replay", "commands")
+        for folder in ("data", "precompute", "controllers", "replay", "serving", "commands")
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert packages - entries == set()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("data", "precompute", "controllers", "replay", "commands")
+PACKAGES = ("data", "precompute", "controllers", "replay", "serving", "commands")
 MAX_LINES = 400
 
 # `devices.py` at the root holds what every package that uses torch shares.
@@ -22,7 +22,16 @@ MAY_IMPORT = {
     "precompute": {"data", "precompute", "devices", "controllers.budget_encoder"},
     "controllers": {"data", "controllers", "devices"},
     "replay": {"data", "controllers", "replay", "devices"},
-    "commands": {"data", "precompute", "controllers", "replay", "devices", "console", "commands"},
+    "serving": {
+        "data",
+        "precompute.models",
+        "precompute.execution",
+        "precompute.latency",
+        "controllers",
+        "devices",
+        "serving",
+    },
+    "commands": {"data", "precompute", "controllers", "replay", "serving", "devices", "console", "commands"},
 }
 FORBIDDEN_LIBRARIES = {"data": {"torch", "transformers"}, "replay": {"transformers"}, "controllers": {"transformers"}}
 

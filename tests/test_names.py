@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted(
     path
-    for folder in ("data", "precompute", "controllers", "replay", "commands")
+    for folder in ("data", "precompute", "controllers", "replay", "serving", "commands")
     for path in (ROOT / folder).rglob("*.py")
 ) + sorted(ROOT.glob("*.py"))
 

@@ -7,6 +7,8 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -55,6 +57,22 @@ def decode_image(data: bytes, ref: str) -> NDArray[np.uint8]:
     8 bits are scaled to 8. Raises DatasetError, naming `ref`, for data that is not an image, is damaged or truncated,
     has an unknown white level, or exceeds the limits.
     """
+    with _opened(data, ref) as image:
+        return to_rgb(image, data)
+
+
+def image_size(data: bytes, ref: str) -> tuple[int, int]:
+    """Returns (width, height) in pixels from the image's header, without decoding it.
+
+    Raises DatasetError as `decode_image` does, except for damage that only decoding reveals.
+    """
+    with _opened(data, ref) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(data: bytes, ref: str) -> Iterator[Image.Image]:
+    """Checks the sizes and the header; what decoding raises in the body becomes a DatasetError that names `ref`."""
     name = short_name(ref)
     if not data:
         raise DatasetError(f"image {name} is empty: replace it.")
@@ -69,7 +87,7 @@ def decode_image(data: bytes, ref: str) -> NDArray[np.uint8]:
                 raise DatasetError(
                     f"image {name} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: scale it down."
                 )
-            return to_rgb(image, data)
+            yield image
     except UnknownRange as error:
         raise DatasetError(f"image {name} cannot be used: {error}.") from error
     except _DECODE_ERRORS as error:
