@@ -65,8 +65,8 @@ def main(samples: int, budgets: int, d_model: int) -> None:
     )
     click.echo("|---|---|---|---|---|---|---|")
     click.echo(
-        f"| {samples:,} | 375 | {budgets} | {cost.seconds:.1f} ({LIMIT_S:g}) | {cost.cpu_seconds:.1f} | {cost.gigabytes:.2f} ({LIMIT_GB:g}) "
-        f"| {megabytes:.2f} ({LIMIT_MB:g}) |"
+        f"| {samples:,} | 375 | {budgets} | {cost.seconds:.1f} ({LIMIT_S:g}) | {cost.cpu_seconds:.1f} "
+        f"| {cost.gigabytes:.2f} ({LIMIT_GB:g}) | {megabytes:.2f} ({LIMIT_MB:g}) |"
     )
 
 
