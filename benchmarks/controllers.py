@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.controllers.checkpoint import Controllers, ModelIdentity
+from knobctl.controllers.checkpoint import Controllers
+from knobctl.controllers.conditions import ModelIdentity
 from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.knobs import KnobSpace
