@@ -52,6 +52,9 @@ def controllers(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [random_controllers(cache, folder / name, seed=seed, settings=settings) for seed, name in enumerate("ab")]
 
 
+GUIDE = (Path(__file__).parents[1] / "docs" / "guides" / "report.md").read_text()
+
+
 class Page(HTMLParser):
     """The elements of a page."""
 
@@ -334,12 +337,11 @@ def test_the_command_prints_what_it_wrote_and_the_page_names_the_command(
     assert record["headline"][:40] in shown.stdout
 
 
-def test_the_guide_lists_every_figure_and_its_example_runs(
+@pytest.mark.slow
+def test_the_example_of_the_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    guide = (Path(__file__).parents[1] / "docs" / "guides" / "report.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE) == [entry.name for entry in GALLERY]
-    (example,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
     generated_cache(Path("runs/cache"), train=20, val=10, test=10)
     smaller = "TrainConfig(epochs=1, min_steps=0, warm_start_steps=5, seeds=(0,))"
@@ -349,6 +351,22 @@ def test_the_guide_lists_every_figure_and_its_example_runs(
     assert "cross-validation keeps no training logs" in text
     assert f"<title>{capsys.readouterr().out.strip()}</title>" in text
     assert (Path("figures") / "frontier.png").is_file()
+
+
+def test_the_guide_lists_every_figure():
+    assert re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE) == [entry.name for entry in GALLERY]
+
+
+def test_cross_validate_writes_the_page_too(tmp_path: Path):
+    generated_cache(tmp_path / "cache", train=20, val=10, test=10)
+    out = tmp_path / "report.html"
+    words = ["cross-validate", str(tmp_path / "cache"), "--recipe", "classic", "--epochs", "1", "--folds", "2"]
+    words += ["--seeds", "0", "--baseline", "table", "--resamples", "20", "--report", str(out)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    text = "".join(Page(out.read_text()).texts)
+    assert "cross-validated in 2 folds" in text
+    assert shlex.join(["knobctl", *words]) in text
 
 
 def test_a_missing_extra_is_one_line_that_names_it(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
