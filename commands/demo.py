@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -16,6 +16,9 @@ from ..data.errors import KnobctlError
 from ..data.files.atomic import write_atomically
 from .options import json_option
 from .values import PATH
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
@@ -26,8 +29,15 @@ MAX_WORKERS = 2  # parallel processes; more would compete for memory bandwidth d
 # Far below these (the cheapest setting takes 0.55x), every policy picks the cheapest setting; far above, the budget
 # does not constrain the choice.
 BUDGETS = ("0.7x", "0.8x", "0.9x", "1.0x", "1.2x")
+CONTROLLER_SEEDS = 3  # of the cross-validation
 
-Result = TypeVar("Result")
+
+class Step(NamedTuple):
+    """One step of the demo. Later steps find the result under the step's name."""
+
+    name: str
+    what: str  # in one line, before it runs
+    run: Callable[[], Any]
 
 
 @click.command()
@@ -35,29 +45,29 @@ Result = TypeVar("Result")
     "--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Directory for the cache and all results."
 )
 @click.option("--samples", type=click.IntRange(20), default=130, show_default=True, help="Samples of each dataset.")
-@click.option("--seed", default=42, show_default=True, help="Seed of every random choice.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=42,
+    show_default=True,
+    help="Seed of the drawn samples and, through them, of the controllers, folds and intervals.",
+)
 @json_option
 def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
-    """Run precompute, train and validate --live with the bundled model on the CPU.
+    """Run precompute, cross-validate, train and validate --live with the bundled model on the CPU.
 
     knobctl demo --samples 50 --out runs/small-demo
     """
-    from ..replay.report.tables import render_report
-    from .render import render_record
-
-    record = run_demo(out, samples=samples, seed=seed, progress=ConsoleProgress())
-    emit(record, as_json, render_report)
-    if not as_json:
-        emit(record, False, lambda found: render_record("files", {**found["files"], "report": out / "report.json"}))
-        emit(record, False, lambda found: render_record("seconds", found["seconds"]))
+    emit(run_demo(out, samples=samples, seed=seed, progress=ConsoleProgress()), as_json, _render)
 
 
 def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -> dict[str, Any]:
-    """Runs precompute, train and validate --live, and returns the report with the duration of each step in seconds.
+    """Runs every step; returns the report of the cross-validation with the live run and the seconds of each step.
 
     Args:
         out: directory of `cache`, `controllers` and `report.json`. A cache of the same run is resumed or used again.
         samples: number of samples of each dataset.
+        seed: of the drawn samples. The seeds of the controllers follow from it, and differ between demo seeds.
 
     Raises:
         KnobctlError: the running model differs from replay on a sample of the test split, or a step failed.
@@ -68,23 +78,14 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     from ..precompute.scale.launch import precompute
     from ..replay.evaluation.validate import validate_controllers
     from ..replay.recipes import recipe
+    from ..replay.training.cross_validate import cross_validate
     from ..replay.training.train import train_controllers
 
-    cache, controllers = out / "cache", out / "controllers"
-    seconds: dict[str, float] = {}
-
-    def step(name: str, what: str, call: Callable[[], Result]) -> Result:
-        progress.note(f"{name}: {what}")
-        start = time.perf_counter()
-        result = call()
-        seconds[name] = round(time.perf_counter() - start, 1)
-        progress.note(f"{name}: done in {seconds[name]:.0f} s")
-        return result
-
+    files = {"cache": out / "cache", "controllers": out / "controllers", "report": out / "report.json"}
     config = PrecomputeConfig(
         model=MODEL,
         datasets=DATASETS,
-        out=cache,
+        out=files["cache"],
         samples=samples,
         seed=seed,
         device="cpu",
@@ -92,35 +93,86 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
         budgets=BUDGETS,
         workers=min(MAX_WORKERS, len(os.sched_getaffinity(0))),
     )
-    step(
-        "precompute",
-        f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
-        f"{RUNS} timed run{'s' if RUNS > 1 else ''}, {config.workers} process{'es' if config.workers > 1 else ''}",
-        lambda: precompute(config, progress),
-    )
-    training = recipe("tuned", seeds=(seed,))
-    with single_thread():
-        step(
+    seeds = controller_seeds(seed)
+    steps = (
+        Step(
+            "precompute",
+            f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
+            f"{config.workers} process{'es' if config.workers > 1 else ''}; this takes most of the time",
+            lambda: precompute(config, progress),
+        ),
+        Step(
+            "cross-validate",
+            f"{len(seeds)} controllers and the baselines for each of 5 parts of the samples, trained on the others",
+            lambda: cross_validate(
+                files["cache"], recipe("tuned", seeds=seeds), fold_seed=seed, seed=seed, progress=progress
+            ),
+        ),
+        Step(
             "train",
             "Stage1 and Stage2, by replay from the cache",
-            lambda: train_controllers(cache, controllers, training, progress=progress),
-        )
-    report = step(
-        "validate --live",
-        f"the test split by replay, at most {LIVE_SAMPLES} of its samples on the running model",
-        lambda: validate_controllers(
-            controllers,
-            cache,
-            seed=seed,
-            executor_factory=live_factory(cache, device="cpu"),
-            live_samples=LIVE_SAMPLES,
-            progress=progress,
+            lambda: train_controllers(
+                files["cache"], files["controllers"], recipe("tuned", seeds=seeds[:1]), progress=progress
+            ),
+        ),
+        Step(
+            "validate --live",
+            f"these controllers on the running model, at most {LIVE_SAMPLES} samples of the test split",
+            lambda: validate_controllers(
+                files["controllers"],
+                files["cache"],
+                seed=seed,
+                executor_factory=live_factory(files["cache"], device="cpu"),
+                live_samples=LIVE_SAMPLES,
+                progress=progress,
+            ),
         ),
     )
-    record = {**report.to_dict(), "seconds": seconds, "files": {"cache": str(cache), "controllers": str(controllers)}}
-    _write_report(record, out / "report.json")
+    with single_thread():
+        results, seconds = _run(steps, progress)
+    record = {
+        **results["cross-validate"].to_dict(),
+        "live": results["validate --live"].to_dict()["live"],
+        "demo_seed": seed,
+        "seconds": seconds,
+        "files": {name: str(path) for name, path in files.items()},
+    }
+    _write_report(record, files["report"])
     _check_agreement(record["live"]["agreement"], out)
     return record
+
+
+def controller_seeds(seed: int) -> tuple[int, ...]:
+    """Returns the seeds of the controllers of a demo; no two demo seeds share one."""
+    return tuple(CONTROLLER_SEEDS * seed + place for place in range(CONTROLLER_SEEDS))
+
+
+def _run(steps: tuple[Step, ...], progress: ConsoleProgress) -> tuple[dict[str, Any], dict[str, float]]:
+    """Runs the steps in order; returns the result and the duration in seconds of each by its name."""
+    results, seconds = {}, {}
+    for number, step in enumerate(steps, start=1):
+        progress.note(f"step {number} of {len(steps)}, {step.name}: {step.what}")
+        start = time.perf_counter()
+        results[step.name] = step.run()
+        seconds[step.name] = round(time.perf_counter() - start, 1)
+        progress.note(f"step {number} of {len(steps)}, {step.name}: done in {seconds[step.name]:.0f} s")
+    return results, seconds
+
+
+def _render(record: Mapping[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from ..replay.report.summary import headline, summary_table
+    from .render import render_record
+
+    live = record["live"]
+    agreed = (  # otherwise `_check_agreement` has raised
+        f"Live: {live['n_samples']} samples on the running model; all {live['agreement']['settings_compared']} "
+        f"settings and {live['agreement']['answers_compared']} answers equal those of replay."
+    )
+    files, seconds = (render_record(name, record[name]) for name in ("files", "seconds"))
+    return Group(Text(headline(record)), Text(""), summary_table(record), Text(agreed), Text(""), files, seconds)
 
 
 def _write_report(record: dict[str, Any], path: Path) -> None:

@@ -99,11 +99,19 @@ def test_the_report_pools_the_choices_of_all_folds(tmp_path: Path):
     progress = RecordedProgress()
     report = cross_validate(tmp_path / "cache", QUICK, folds=4, baselines=BASELINES, resamples=50, progress=progress)
     assert (report.folds, report.split, report.n_samples) == (4, "all", 200)
-    assert report.subjects == ("seed-0", "seed-1")
-    assert list(report.policies) == ["seed-0", "seed-1", *BASELINES]
+    assert report.subjects == ("controllers",)
+    assert list(report.policies) == ["controllers", "seed-0", "seed-1", *BASELINES]
     assert progress.done == [(step, 16) for step in range(1, 17)]  # 4 epochs, for min_steps, in each of 4 folds
     for versus in ("table", "neighbours", "neighbours_token"):
-        assert report.compared("seed-0", versus) is not None
+        mean, *seeds = (report.compared(name, versus) for name in ("controllers", "seed-0", "seed-1"))
+        for figure in ("reward", "accuracy", "latency_ms", "violation_rate"):
+            each = [seed.differences[figure].value for seed in seeds]
+            assert mean.differences[figure].value == pytest.approx(np.mean(each), abs=1e-12)
+        assert mean.differences["reward"].low <= mean.differences["reward"].value <= mean.differences["reward"].high
+    both = [report.policies[name].knobs["top_k"] for name in ("seed-0", "seed-1")]
+    assert report.policies["controllers"].knobs["top_k"] == pytest.approx(
+        {value: np.mean([knobs[value] for knobs in both]) for value in both[0]}
+    )
     record = json.loads(report.to_json())
     folds = record["controllers"]["seed-1"]["folds"]
     assert [fold["samples"] for fold in folds] == [{"train": 125, "val": 25, "test": 50}] * 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from knobctl.replay.evaluation.bootstrap import ClusterBootstrap, Estimate
+from knobctl.replay.evaluation.bootstrap import ClusterBootstrap, Estimate, holm_adjusted
 
 
 def interval(value_N: np.ndarray, cluster_N: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
@@ -52,7 +52,7 @@ def test_paired_differences_cancel_common_variation():
     bootstrap = ClusterBootstrap.draw(np.arange(200))
     mean_RF = bootstrap.resampled_means(value_NF)
     gap = bootstrap.estimate(value_NF[:, 0].mean() - value_NF[:, 1].mean(), mean_RF[:, 0] - mean_RF[:, 1])
-    assert gap.above_zero
+    assert gap.low > 0
     assert gap.high - gap.low < 0.1
 
 
@@ -60,7 +60,25 @@ def test_a_single_image_gives_no_interval_and_nan_no_figure():
     bootstrap = ClusterBootstrap.draw(np.zeros(5, dtype=int), resamples=10)
     assert bootstrap.estimate(0.5, np.full(10, 0.5)) == Estimate(0.5, None, None)
     assert bootstrap.estimate(float("nan"), np.full(10, 0.5)) == Estimate(None, None, None)
-    assert not Estimate(0.5, None, None).above_zero
+    assert bootstrap.p_value(np.full(10, 0.5)) is None
+
+
+def test_a_p_value_is_the_level_at_which_the_interval_excludes_zero():
+    bootstrap = ClusterBootstrap.draw(np.arange(30), resamples=999)
+    resampled_R = np.linspace(-0.02, 0.98, 999)  # 20 of them are at or below 0
+    assert bootstrap.p_value(resampled_R) == pytest.approx(2 * 21 / 1000)
+    assert bootstrap.p_value(-resampled_R) == pytest.approx(2 * 21 / 1000)
+    assert bootstrap.p_value(resampled_R + 1) == pytest.approx(2 / 1000)
+    assert bootstrap.p_value(np.zeros(999)) == 1.0  # equal policies
+    half = np.quantile(resampled_R, [0.021, 0.979])
+    assert half[0] == pytest.approx(0, abs=2e-3)
+
+
+def test_holm_adjusts_as_in_a_worked_example():
+    # Holm (1979): 4 x 0.01, then 3 x 0.013, which must not be below it, 2 x 0.03, 1 x 0.04 raised to 0.06.
+    assert holm_adjusted([0.03, 0.01, 0.04, 0.013]) == pytest.approx([0.06, 0.04, 0.06, 0.04])
+    assert holm_adjusted([0.7, None, 0.6]) == [1.0, None, 1.0]
+    assert holm_adjusted([]) == []
 
 
 def test_the_quantile_interval_covers_the_true_quantile_at_about_its_confidence():

@@ -131,7 +131,7 @@ def test_intervals_cluster_by_image_with_a_warning_if_images_are_unknown(tmp_pat
     assert not any("image_id" in warning for warning in shared.warnings)
 
 
-def test_a_policy_is_called_better_only_if_the_paired_interval_excludes_zero(tmp_path: Path):
+def test_a_policy_is_called_better_only_if_the_corrected_test_says_so(tmp_path: Path):
     rng = np.random.default_rng(0)
     accuracy = np.zeros((120, 4))
     accuracy[:, 1:] = (rng.random(120) < 0.5)[:, None]
@@ -141,6 +141,7 @@ def test_a_policy_is_called_better_only_if_the_paired_interval_excludes_zero(tmp
     won = report.compared("oracle", "table")
     assert won.verdict == BETTER
     assert won.differences["reward"].low > 0
+    assert won.adjusted_p_value == pytest.approx(2 * 2 / 201)  # 200 resamples; Holm: twice the smallest p
     # With one dataset, both tables are equal, and no difference may be reported.
     tied = report.compared("dataset_table", "table")
     assert (tied.verdict, tied.differences["reward"].value) == (NOT_SHOWN, 0.0)

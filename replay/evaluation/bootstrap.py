@@ -2,13 +2,15 @@
 
 Samples of one image are drawn together, because their outcomes are not independent: intervals that assumed so would be
 too narrow. A resample draws as many clusters as there are, with replacement. The same draws are used for every policy,
-so the resampled difference of two policies is paired. Percentile intervals (Efron, 1979).
+so the resampled difference of two policies is paired. Percentile intervals (Efron, 1979); several differences are
+judged together with Holm's correction (1979).
 
 Shapes: N samples, C clusters, R resamples, F values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +31,6 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         return {"value": self.value, "low": self.low, "high": self.high}
-
-    @property
-    def above_zero(self) -> bool:
-        return self.low is not None and self.low > 0
-
-    @property
-    def below_zero(self) -> bool:
-        return self.high is not None and self.high < 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,11 @@ class ClusterBootstrap:
         return cls(weight_RC.astype(np.float64), cluster_N, confidence)
 
     @property
+    def significance(self) -> float:
+        """The significance level of verdicts, that of the intervals."""
+        return 1.0 - self.confidence
+
+    @property
     def n_clusters(self) -> int:
         return self.weight_RC.shape[1]
 
@@ -88,6 +87,18 @@ class ClusterBootstrap:
         low, high = np.quantile(known_R, [tail, 1.0 - tail])
         return Estimate(float(value), float(low), float(high))
 
+    def p_value(self, resampled_R: NDArray[np.float64]) -> float | None:
+        """Returns the two-sided p-value of a difference; None if no interval can be given.
+
+        It is the smallest significance level at which the percentile interval of the resampled differences excludes 0,
+        and at least 2 / (R + 1).
+        """
+        known_R = resampled_R[np.isfinite(resampled_R)]
+        if self.n_clusters < 2 or not len(known_R):
+            return None
+        beyond = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
+        return min(1.0, 2.0 * (1 + beyond) / (1 + len(known_R)))
+
     def quantile_estimate(
         self, value: NDArray[np.floating], share: float, resampled_share_R: NDArray[np.float64]
     ) -> Estimate:
@@ -106,3 +117,18 @@ class ClusterBootstrap:
         places = np.clip([share - (high - observed), share + (observed - low)], 0.0, 1.0)
         lower, upper = np.quantile(value, places)
         return Estimate(quantile, float(lower), float(upper))
+
+
+def holm_adjusted(p_values: Sequence[float | None]) -> list[float | None]:
+    """Returns each p-value of a family of comparisons adjusted by Holm's step-down method; None stays None.
+
+    Calling those below a significance level different keeps the probability of a single false claim in the whole family
+    below that level, however the comparisons depend on each other.
+    """
+    known = sorted((p_value, place) for place, p_value in enumerate(p_values) if p_value is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p_value, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p_value))
+        adjusted[place] = largest
+    return adjusted

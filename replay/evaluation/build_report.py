@@ -19,7 +19,7 @@ from ..policies.registry import BASELINES
 from ..reward import RewardWeights
 from ..tables import UNTIMED, ReplayTables
 from .bootstrap import DEFAULT_CONFIDENCE, DEFAULT_RESAMPLES, ClusterBootstrap
-from .figures import PolicyFigures, group_figures, paired_comparison
+from .figures import PolicyFigures, group_figures, paired_comparisons
 from .report import OVERALL, Comparison, Decisions, EvaluationReport, PolicyReport
 from .request_stats import STATS, RequestSet, latency_runs, request_stats
 from .warnings import (
@@ -87,13 +87,20 @@ def report_of_choices(
     *,
     split: str,
     subjects: Sequence[str],
+    means: Mapping[str, Sequence[str]] | None = None,
     cluster_by: str = "image_id",
     resamples: int = DEFAULT_RESAMPLES,
     confidence: float = DEFAULT_CONFIDENCE,
     seed: int = 0,
 ) -> EvaluationReport:
-    """Returns the same report from settings already chosen, {policy: [N, M]}."""
+    """Returns the same report from settings already chosen, {policy: [N, M]}.
+
+    `means` adds policies whose figures are means over others, {name: names of the others}: those of several seeds.
+    """
     tables, sample_N = requests.tables, requests.sample_N
+    means = means or {}
+    choices_NMK = {name: np.stack([chosen[one] for one in averaged], axis=2) for name, averaged in means.items()}
+    choices_NMK |= {name: chosen_NM[:, :, None] for name, chosen_NM in chosen.items()}
     dataset_N = np.array([tables.datasets[index] for index in sample_N], dtype=object)
     names = sorted(set(dataset_N.tolist()))
     groups = {OVERALL: np.arange(len(sample_N))}
@@ -107,23 +114,21 @@ def report_of_choices(
             tables.cluster_S[sample_N[rows]], resamples=resamples, seed=seed, confidence=confidence
         )
         clusters[group] = bootstrap.n_clusters
-        own = {name: chosen_NM[rows] for name, chosen_NM in chosen.items()}
+        own = {name: chosen_NMK[rows] for name, chosen_NMK in choices_NMK.items()}
         figures[group] = group_figures(requests.subset(rows), own, bootstrap)
-        comparisons += [
-            paired_comparison(policy, other, group, figures[group], bootstrap)
-            for policy, other in _pairs(list(chosen), subjects)
-        ]
+        for family in _families(list(choices_NMK), subjects):
+            comparisons += paired_comparisons(family, group, figures[group], bootstrap)
     if len(names) == 1:
         figures[group_name(names[0])] = figures[OVERALL]
     reports = {
         name: PolicyReport(
             name,
-            describe(name),
+            f"mean over {', '.join(means[name])}" if name in means else describe(name),
             figures[OVERALL][name].group,
             {dataset: figures[group_name(dataset)][name].group for dataset in names},
-            *_histograms(tables.space, chosen_NM),
+            *_histograms(tables.space, chosen_NMK),
         )
-        for name, chosen_NM in chosen.items()
+        for name, chosen_NMK in choices_NMK.items()
     }
     return EvaluationReport(
         split=split,
@@ -210,25 +215,27 @@ def describe(name: str) -> str:
     return "trained controllers"
 
 
-def _pairs(names: Sequence[str], subjects: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the pairs to compare: every policy with each baseline that is a bar, and the subjects with each other."""
+def _families(names: Sequence[str], subjects: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Returns the pairs to compare, in families that are judged together.
+
+    One family for each policy, with every baseline that is a bar, and one for the subjects with each other.
+    """
     bars = [name for name, baseline in BASELINES.items() if baseline.is_bar and name in names]
-    pairs = [(name, bar) for name in names for bar in bars if name != bar]
-    pairs += [(one, other) for place, one in enumerate(subjects) for other in subjects[:place]]
-    return pairs
+    families = [[(name, bar) for bar in bars if name != bar] for name in names]
+    return [*families, [(one, other) for place, one in enumerate(subjects) for other in subjects[:place]]]
 
 
 def _histograms(
-    space: KnobSpace, setting_NM: NDArray[np.int64]
+    space: KnobSpace, setting_NMK: NDArray[np.int64]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]], tuple[dict[str, dict[str, float]], ...]]:
     """Returns the share of requests by setting, by knob value, and by knob value for each budget."""
-    counted = Counter(setting_NM.ravel().tolist())
+    counted = Counter(setting_NMK.ravel().tolist())
     settings = {
-        str(space.settings[setting]): count / setting_NM.size
+        str(space.settings[setting]): count / setting_NMK.size
         for setting, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))
     }
-    per_budget = tuple(_knob_shares(space, setting_NM[:, m]) for m in range(setting_NM.shape[1]))
-    return settings, _knob_shares(space, setting_NM.ravel()), per_budget
+    per_budget = tuple(_knob_shares(space, setting_NMK[:, m].ravel()) for m in range(setting_NMK.shape[1]))
+    return settings, _knob_shares(space, setting_NMK.ravel()), per_budget
 
 
 def _knob_shares(space: KnobSpace, setting_B: NDArray[np.int64]) -> dict[str, dict[str, float]]:

@@ -1,17 +1,18 @@
 """Figures with intervals for one group of samples, all policies on the same resamples.
 
-Shapes: N samples, M budgets, F statistics, R resamples; P pools of latencies, Q percentiles.
+Shapes: N samples, M budgets, K choices that a figure averages over (those of several seeds, or one), F statistics,
+R resamples; P pools of latencies, Q percentiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import ClusterBootstrap, Estimate
+from .bootstrap import ClusterBootstrap, Estimate, holm_adjusted
 from .report import Comparison, Group
 from .request_stats import STATS, RequestSet, pooled_latency_ms, request_stats
 
@@ -31,14 +32,14 @@ class PolicyFigures:
 
 
 def group_figures(
-    requests: RequestSet, setting_NM: Mapping[str, NDArray[np.int64]], bootstrap: ClusterBootstrap
+    requests: RequestSet, setting_NMK: Mapping[str, NDArray[np.int64]], bootstrap: ClusterBootstrap
 ) -> dict[str, PolicyFigures]:
     """Returns the figures of every policy. Regret does not require the oracle to be among them."""
-    means = {name: _means(requests, chosen_NM, bootstrap) for name, chosen_NM in setting_NM.items()}
+    means = {name: _means(requests, chosen_NMK, bootstrap) for name, chosen_NMK in setting_NMK.items()}
     table = means.get("table")
     measured = {}
     for name, (mean_MF, mean_RMF) in means.items():
-        percentiles = _percentiles(requests, setting_NM[name], bootstrap)
+        percentiles = _percentiles(requests, setting_NMK[name], bootstrap)
         budgets = range(len(requests.budget_M))
         per_budget = tuple(
             {
@@ -62,29 +63,37 @@ def group_figures(
     return measured
 
 
-def paired_comparison(
-    policy: str, versus: str, group: str, measured: Mapping[str, PolicyFigures], bootstrap: ClusterBootstrap
-) -> Comparison:
-    """Returns the paired difference of two measured policies."""
-    one, other = measured[policy], measured[versus]
-    gap_MF, gap_RMF = one.mean_MF - other.mean_MF, one.mean_RMF - other.mean_RMF
+def paired_comparisons(
+    family: Sequence[tuple[str, str]], group: str, measured: Mapping[str, PolicyFigures], bootstrap: ClusterBootstrap
+) -> list[Comparison]:
+    """Returns the paired difference of each pair of measured policies; verdicts are corrected for all of the family."""
+    gaps = [
+        (measured[one].mean_MF - measured[other].mean_MF, measured[one].mean_RMF - measured[other].mean_RMF)
+        for one, other in family
+    ]
     reward = _AT["reward"]
-    return Comparison(
-        policy,
-        versus,
-        group,
-        {
-            name: bootstrap.estimate(float(gap_MF[:, _AT[name]].mean()), gap_RMF[:, :, _AT[name]].mean(axis=1))
-            for name in COMPARED
-        },
-        tuple(bootstrap.estimate(float(gap_MF[m, reward]), gap_RMF[:, m, reward]) for m in range(len(gap_MF))),
-    )
+    p_values = [bootstrap.p_value(gap_RMF[:, :, reward].mean(axis=1)) for _, gap_RMF in gaps]
+    return [
+        Comparison(
+            policy,
+            versus,
+            group,
+            {
+                name: bootstrap.estimate(float(gap_MF[:, _AT[name]].mean()), gap_RMF[:, :, _AT[name]].mean(axis=1))
+                for name in COMPARED
+            },
+            tuple(bootstrap.estimate(float(gap_MF[m, reward]), gap_RMF[:, m, reward]) for m in range(len(gap_MF))),
+            adjusted_p_value=adjusted,
+            significance=bootstrap.significance,
+        )
+        for (policy, versus), (gap_MF, gap_RMF), adjusted in zip(family, gaps, holm_adjusted(p_values), strict=True)
+    ]
 
 
 def _means(
-    requests: RequestSet, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
+    requests: RequestSet, setting_NMK: NDArray[np.int64], bootstrap: ClusterBootstrap
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    stats_NMF = request_stats(requests, setting_NM)
+    stats_NMF = np.mean([request_stats(requests, setting_NM) for setting_NM in np.moveaxis(setting_NMK, 2, 0)], axis=0)
     count, budgets, columns = stats_NMF.shape
     mean_RMF = bootstrap.resampled_means(stats_NMF.reshape(count, budgets * columns)).reshape(-1, budgets, columns)
     return stats_NMF.mean(axis=0), mean_RMF
@@ -137,10 +146,12 @@ def gap_closed(gained: float, to_gain: float) -> float | None:
 
 
 def _percentiles(
-    requests: RequestSet, setting_NM: NDArray[np.int64], bootstrap: ClusterBootstrap
+    requests: RequestSet, setting_NMK: NDArray[np.int64], bootstrap: ClusterBootstrap
 ) -> list[dict[str, Estimate]]:
     """Returns latency percentiles pooled over samples and runs: for each budget, then over all budgets."""
-    pooled_NMR = pooled_latency_ms(requests, setting_NM)
+    pooled_NMR = np.concatenate(
+        [pooled_latency_ms(requests, setting_NM) for setting_NM in np.moveaxis(setting_NMK, 2, 0)], axis=2
+    )
     pools = [pooled_NMR[:, m] for m in range(pooled_NMR.shape[1])] + [pooled_NMR.reshape(len(pooled_NMR), -1)]
     quantiles = list(PERCENTILES.values())
     known = [np.isfinite(pool) for pool in pools]

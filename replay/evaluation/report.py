@@ -64,12 +64,17 @@ class Comparison:
     group: str  # OVERALL, or a dataset's name
     differences: dict[str, Estimate]
     reward_per_budget: tuple[Estimate, ...]
+    adjusted_p_value: float | None  # of the difference in mean reward, by Holm's method; None without an interval
+    significance: float
 
     @property
     def verdict(self) -> str:
-        """The result by mean reward: better or worse only if the interval excludes 0."""
-        reward = self.differences["reward"]
-        return BETTER if reward.above_zero else WORSE if reward.below_zero else NOT_SHOWN
+        """The result by mean reward: better or worse only if the adjusted p-value is below the significance level."""
+        if self.adjusted_p_value is None or self.adjusted_p_value >= self.significance:
+            return NOT_SHOWN
+        difference = self.differences["reward"].value
+        assert difference is not None
+        return BETTER if difference > 0 else WORSE
 
     def to_dict(self, budgets_ms: Sequence[float]) -> dict[str, Any]:
         return {
@@ -77,6 +82,7 @@ class Comparison:
             "versus": self.versus,
             "group": self.group,
             "verdict": self.verdict,
+            "adjusted_p_value": self.adjusted_p_value,
             "differences": {name: estimate.to_dict() for name, estimate in self.differences.items()},
             "reward_per_budget": [
                 {"budget_ms": budget_ms, **estimate.to_dict()}

@@ -132,8 +132,9 @@ def _verdicts(record: Record) -> list[Text]:
             lines.append(Text(f"{policy} vs {other}: reward {reward['value']:+.4f}, no interval can be given"))
             continue
         numbers = f"reward {reward['value']:+.4f} [{reward['low']:+.4f}, {reward['high']:+.4f}]"
+        numbers += f", adjusted p = {comparison['adjusted_p_value']:.3f}"
         if comparison["verdict"] == NOT_SHOWN:
-            line = f"{policy} is NOT shown to differ from {other}: {numbers}, which includes 0"
+            line = f"{policy} is NOT shown to differ from {other}: {numbers}"
         else:
             line = f"{policy} is {comparison['verdict']} than {other}: {numbers}"
         lines.append(Text(line, style="green" if comparison["verdict"] == BETTER else "yellow"))

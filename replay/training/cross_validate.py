@@ -39,6 +39,7 @@ from .data import prepare_training, require_trainable
 from .train import controllers_of
 from .trainer import Trainer
 
+SUBJECT = "controllers"
 ALL = "all"  # the split of the report: every sample with outcomes
 DEFAULT_FOLDS = 5
 
@@ -92,8 +93,9 @@ def cross_validate(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> EvaluationReport:
-    """Trains on the other images of every fold and returns one report on all decisions, with one subject per seed.
+    """Trains on the other images of every fold and returns one report on all decisions.
 
+    Its subject, `controllers`, is the mean over the seeds; with several, each is also reported, as `seed-<seed>`.
     Baselines are fitted on the same samples as the controllers. Intervals resample images with the fitted policies held
     fixed: they cover the choice of test images, not that of training images. The splits of the cache are not used.
 
@@ -144,7 +146,8 @@ def cross_validate(
         RequestSet.of(everything, sample_N, budget_M, latency_runs(cache, sample_N)),
         pooled(results, sample_N),
         split=ALL,
-        subjects=list(results[0].training),
+        subjects=(SUBJECT,),
+        means={} if SUBJECT in results[0].training else {SUBJECT: list(results[0].training)},
         cluster_by=cluster_column(cache),
         resamples=resamples,
         seed=seed,
@@ -217,7 +220,7 @@ def fold_policies(
     policies: list[Policy] = []
     training = {}
     for index, trained in enumerate(config.seeds):
-        name = "controllers" if len(config.seeds) == 1 else f"seed-{trained}"
+        name = SUBJECT if len(config.seeds) == 1 else f"seed-{trained}"
         policies.append(TwoStagePolicy(controllers_of(trainer, index), name))
         training[name] = {
             "samples": {split: len(tables.indices(split)) for split in ("train", "val", "test")},
