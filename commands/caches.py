@@ -45,12 +45,12 @@ def rescore(cache: Path, metrics: tuple[str, ...], out: Path, as_json: bool) -> 
     """
     from ..data.rescore import metrics_from_options
     from ..data.rescore import rescore as run
-    from .render import render_sections
+    from .render import render_record
 
     report = run(cache, metrics_from_options(metrics), out)
     for warning in report.warnings:
         log(warning)
-    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record["datasets"]))
+    emit(report.to_dict(), as_json, lambda record: render_record("rescored", record["datasets"]))
 
 
 @click.command()
