@@ -188,10 +188,13 @@ def render_import_report(record: Record) -> Group:
     rest = {name: value for name, value in record.items() if name not in ("findings", "sources", "configurations")}
     parts: list[RenderableType] = [render_record("import", rest)]
     if configurations := record.get("configurations"):
-        columns: tuple[str, ...] = ("dataset", "tier", "top_k", "num_blocks", "files", "questions", "questions_missing")
-        columns += ("accuracy_missing", "latency_missing", "mean_accuracy", "median_latency_ms")
+        columns = ["dataset", "tier", "top_k", "num_blocks", "files", "questions"]
+        gaps = ("questions_missing", "accuracy_missing", "latency_missing")
+        columns += [name for name in gaps if any(configuration[name] for configuration in configurations)]
+        columns += ["mean_accuracy", "median_latency_ms"]
         shown = [tuple(configuration[column] for column in columns) for configuration in configurations]
-        parts += [Text(""), table("configurations", tuple(column.replace("_", " ") for column in columns), shown)]
+        heads = [column.replace("_latency", "").replace("num_", "").replace("_", "\n") for column in columns]
+        parts += [Text(""), table("configurations", heads, shown)]
     if rows:
         parts += [Text(""), table("findings", ("level", "file", "rows", "what", "done"), rows)]
     return Group(*parts)
