@@ -102,7 +102,9 @@ def commands(binaries: Path, folder: Path) -> None:
 def resolve(wheel: Path, version: str, folder: Path) -> None:
     """Asks pip whether every dependency has a wheel for another version of Python. Runs nothing there."""
     target = ("--target", folder / version, "--python-version", version, "--only-binary=:all:")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", *target, wheel, cwd=folder)
+    run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", *target, wheel, cwd=folder
+    )
     click.echo(f"Python {version}: every dependency resolves (not run)")
 
 

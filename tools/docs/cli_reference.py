@@ -49,13 +49,18 @@ def _section(command: click.Command, words: tuple[str, ...]) -> str:
         parts += ["```sh", paragraph, "```", ""] if is_example else [_text(paragraph), ""]
     parts += ["| option | meaning |", "|---|---|"]
     rows = (option.get_help_record(context) for option in command.params if isinstance(option, click.Option))
-    parts += [f"| `{_cell(names)}` | {_text(_cell(meaning))} |" for names, meaning in filter(None, rows)]
+    parts += [f"| {_code(names)} | {_text(_cell(meaning))} |" for names, meaning in filter(None, rows)]
     return "\n".join([*parts, ""])
 
 
 def _cell(text: str) -> str:
     """Returns text as the content of a table cell."""
     return " ".join(text.split()).replace("|", r"\|")
+
+
+def _code(text: str) -> str:
+    """Returns text as code in a table cell; renderers disagree on a bar between backquotes."""
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def _text(text: str) -> str:
