@@ -22,18 +22,17 @@ NAMES = {
 }  # entries whose keys are names from outside, shown as they are
 
 
-def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Returns a table. Numbers are right-aligned; None is shown as a dash."""
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> RenderableType:
+    """Returns a table below its title. Numbers are right-aligned; None is shown as a dash."""
     body = [list(row) for row in rows]
-    heading = None if title is None else Text(title, style="bold")
-    shown = Table(title=heading, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    shown = Table(header_style="bold", box=None, pad_edge=False)
     for place, name in enumerate(columns):
         is_number = all(row[place] is None or isinstance(row[place], int | float) for row in body)
         is_figure = is_number and bool(body)
         shown.add_column(name, justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure)
     for row in body:
         shown.add_row(*(Text(cell(value)) for value in row))  # as Text, since a name is not markup
-    return shown
+    return shown if title is None else Group(Text(title, style="bold"), shown)  # a Table would wrap it to its width
 
 
 def cell(value: Any) -> str:
@@ -69,7 +68,7 @@ def _entries(record: Record, *, keep_names: bool = False) -> Group:
     parts: list[RenderableType] = []
     lines = _lines()
     for key, value in record.items():
-        name = _shown(key, keep_names)
+        name = key if keep_names else key.replace("_", " ")
         if value is None or value in ([], (), {}):
             continue
         nested = _nested(value, keep_names=key in NAMES)
@@ -101,14 +100,10 @@ def _nested(value: Any, *, keep_names: bool) -> RenderableType | None:
         columns = [name.replace("_", " ") for name in rows[0]]
         if is_list:
             return table(None, columns, [tuple(row.values()) for row in rows])
-        return table(None, ["", *columns], [(_shown(name, keep_names), *row.values()) for name, row in value.items()])
+        return table(None, ["", *columns], [(name, *row.values()) for name, row in value.items()])
     if is_list:
         return _entries({str(number): row for number, row in enumerate(rows, start=1)})
     return _entries(value, keep_names=keep_names)
-
-
-def _shown(name: str, keep_names: bool) -> str:
-    return name if keep_names else name.replace("_", " ")
 
 
 def _is_flat(row: Record) -> bool:
@@ -152,7 +147,7 @@ def render_cache(record: Record) -> Group:
     return Group(*[line for part in parts for line in (part, Text(""))][:-1])
 
 
-def _marginals(marginals: Record) -> Table:
+def _marginals(marginals: Record) -> RenderableType:
     """Returns accuracy and latency for each value of each knob, over all values of the others."""
     columns = ("accuracy", "latency_ms", "latency_ms_p5", "latency_ms_p50", "latency_ms_p95")
     rows = [
