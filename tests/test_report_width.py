@@ -63,7 +63,7 @@ def test_inspect_adds_up_what_shards_did(tmp_path: Path):
     assert found["execution"] == {"counts": {"samples": 20, "near_ties": 7}, "seconds": {"sweep": 3.0}}
     text = printed("inspect", tmp_path / "whole")
     assert re.search(r"near ties +7\b", text)
-    assert re.search(r"^ +shard 2 +6 +end_to_end$", text, re.MULTILINE)
+    assert re.search(r"^ +shard 1 +6 +end_to_end$", text, re.MULTILINE)
 
 
 def edit_shards(manifest: Path, records: list[dict]) -> None:
