@@ -6,7 +6,7 @@ PACKAGES := knobctl.data knobctl.precompute knobctl.controllers knobctl.replay k
 # mypy does not follow the root mapping of an editable install: this folder has `knobctl` as a link to the repository.
 TYPED := build/typed
 
-.PHONY: demo test test-slow check format lint types soak bench gpu clean
+.PHONY: demo test test-slow check format lint types docs package soak bench gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/knobctl demo
@@ -29,6 +29,14 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed $(TYPED)/knobctl
 	MYPYPATH=$(TYPED) $(BIN)/mypy --config-file pyproject.toml $(addprefix -p ,$(PACKAGES)) -m knobctl -m knobctl.cli -m knobctl.console -m knobctl.devices
+
+docs: $(VENV)/.installed $(TYPED)/knobctl
+	$(BIN)/python -m knobctl.tools.docs.cli_reference docs/reference/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+package: $(VENV)/.installed
+	$(BIN)/python -m knobctl.tools.ci.wheel --resolve 3.12 --resolve 3.13
 
 $(TYPED)/knobctl:
 	mkdir -p $(TYPED)

@@ -1,7 +1,7 @@
 """knobctl: controllers that choose how much of a mixture-of-experts vision-language model each question needs.
 
-The names below are the public interface, described in `docs/api.md`; each is loaded on first access. To read the code,
-start with `docs/architecture.md`.
+The names below are the public interface, described in `docs/reference/api.md`; each is loaded on first access. To read
+the code, start with `docs/development/architecture.md`.
 """
 
 from importlib import import_module

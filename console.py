@@ -17,7 +17,9 @@ from .data.progress import Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-TABLE_WIDTH = 140  # characters of the widest report
+MIN_WIDTH = 80  # characters; tables fit in them unless names are long
+UNLIMITED = 10_000
+COLUMN_GAP = 3  # at most, with a line between columns
 
 
 def emit(result: Mapping[str, Any], as_json: bool, render: Callable[[Mapping[str, Any]], Any]) -> None:
@@ -27,9 +29,31 @@ def emit(result: Mapping[str, Any], as_json: bool, render: Callable[[Mapping[str
         return
     from rich.console import Console
 
-    # A narrower terminal wraps long lines, which stay readable; a table fitted to its width would lose figures.
-    width = max(TABLE_WIDTH, Console(file=sys.stdout).width) if sys.stdout.isatty() else TABLE_WIDTH
-    Console(file=sys.stdout, width=width).print(render(result))
+    shown = render(result)
+    # Long names and lines wrap and stay readable; a table squeezed into fewer characters than its figures need would
+    # lose some of them.
+    width = max(MIN_WIDTH, _least_width(shown))
+    if sys.stdout.isatty():
+        width = max(width, Console(file=sys.stdout).width)
+    Console(file=sys.stdout, width=width).print(shown)
+
+
+def _least_width(shown: Any) -> int:
+    """Returns the characters that the columns which do not wrap take in the widest table."""
+    from rich.console import Console, Group
+    from rich.padding import Padding
+    from rich.table import Table
+
+    if isinstance(shown, Group):
+        return max((_least_width(part) for part in shown.renderables), default=0)
+    if isinstance(shown, Padding):
+        return _least_width(shown.renderable) + shown.left + shown.right
+    if not isinstance(shown, Table):
+        return 0
+    measure = Console(width=UNLIMITED).measure
+    fixed = [column for column in shown.columns if column.no_wrap]
+    widths = [max(measure(cell).maximum for cell in (column.header, *column.cells)) for column in fixed]
+    return sum(widths) + COLUMN_GAP * len(shown.columns) + 1
 
 
 def log(text: str) -> None:

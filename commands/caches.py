@@ -15,12 +15,14 @@ from .values import PATH
 @click.command()
 @click.argument("cache", metavar="DIRECTORY", type=PATH)
 @click.option("--verify", is_flag=True, help="Read every byte and compare it with the recorded digests.")
+@click.option("--choices", type=PATH, help="Instead, check this file of choices against CACHE and show what it holds.")
 @json_option
-def inspect(cache: Path, verify: bool, as_json: bool) -> None:
+def inspect(cache: Path, verify: bool, choices: Path | None, as_json: bool) -> None:
     """Check a cache or controllers in DIRECTORY, and show what they hold.
 
     \b
     knobctl inspect runs/cache --verify
+    knobctl inspect runs/cache --choices runs/choices.parquet
     knobctl inspect runs/controllers
 
     For a cache: shape, provenance, knobs, accuracy and latency by knob, completeness. For controllers, whose digests
@@ -34,13 +36,19 @@ def inspect(cache: Path, verify: bool, as_json: bool) -> None:
         return
     from ..data.cache.describe import describe_cache
     from ..data.cache.verify import verify_cache
-    from .render import render_cache
+    from .render import render_cache, render_record
 
     if verify:
         problems = verify_cache(cache)
         if problems:
             raise KnobctlError("\n".join(str(problem) for problem in problems))
         log(f"{cache}: every file matches its recorded digest")
+    if choices is not None:
+        from ..data.cache.reader import open_cache
+        from ..replay.evaluation.choices import check_choices
+
+        emit(check_choices(choices, open_cache(cache)), as_json, lambda record: render_record("choices", record))
+        return
     emit(describe_cache(cache), as_json, render_cache)
 
 
@@ -56,12 +64,12 @@ def rescore(cache: Path, metrics: tuple[str, ...], out: Path, as_json: bool) -> 
     """
     from ..data.rescore import metrics_from_options
     from ..data.rescore import rescore as run
-    from .render import render_sections
+    from .render import render_record
 
     report = run(cache, metrics_from_options(metrics), out)
     for warning in report.warnings:
         log(warning)
-    emit(report.to_dict(), as_json, lambda record: render_sections("rescored", record["datasets"]))
+    emit(report.to_dict(), as_json, lambda record: render_record("rescored", record["datasets"]))
 
 
 @click.command()

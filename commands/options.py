@@ -26,6 +26,13 @@ def json_option(command: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
 
 
+def details_option(command: Decorated) -> Decorated:
+    """Adds `--details`: print every table of a report instead of its summary."""
+    return click.option(
+        "--details", is_flag=True, help="Print every figure, by budget and by dataset, and what was chosen how often."
+    )(command)
+
+
 def split_option(command: Decorated) -> Decorated:
     """Adds the split that a report covers."""
     return click.option(

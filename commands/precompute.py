@@ -38,16 +38,16 @@ def precompute(
         _import_results(dry_run, as_json, options)
         return
     config = PrecomputeConfig(**options, space=KnobSpace.from_options(tiers, positions, top_k, num_blocks))
-    from .render import render_sections
+    from .render import render_record
 
     if dry_run:
         from ..precompute.run.forecast import forecast
 
-        emit(forecast(config, ConsoleProgress()), as_json, lambda record: render_sections("forecast", record))
+        emit(forecast(config, ConsoleProgress()), as_json, lambda record: render_record("forecast", record))
         return
     from ..precompute.scale.launch import precompute as run
 
-    emit(run(config, ConsoleProgress()), as_json, lambda record: render_sections("cache", record))
+    emit(run(config, ConsoleProgress()), as_json, lambda record: render_record("cache", record))
 
 
 def _import_results(dry_run: bool, as_json: bool, options: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from ..console import ConsoleProgress, emit
 from ..data.protocols import LEAST_RUNS
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options
-from .options import json_option, report_options, split_option, within_option
+from .options import details_option, json_option, report_options, split_option, within_option
 from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
 
 
@@ -51,6 +51,7 @@ from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
     help="Present location of a dataset's files.  [default: as recorded in the cache]",
 )
 @config_options(PrecomputeConfig, only={"revision", "device", "dtype", "images"})
+@details_option
 @json_option
 def validate(
     controllers: str,
@@ -63,6 +64,7 @@ def validate(
     dtype: str,
     images: Path | None,
     runs: int,
+    details: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -73,6 +75,7 @@ def validate(
     knobctl validate runs/controllers --cache runs/cache --live --device cpu
     """
     from ..replay.evaluation.validate import validate_controllers
+    from ..replay.report.summary import render_summary
     from ..replay.report.tables import render_report
 
     factory = None
@@ -92,7 +95,7 @@ def validate(
             runs=runs,
         )
     report = validate_controllers(controllers, cache, executor_factory=factory, progress=ConsoleProgress(), **options)
-    emit(report.to_dict(), as_json, render_report)
+    emit(report.to_dict(), as_json, render_report if details else render_summary)
 
 
 @click.command()
@@ -100,13 +103,15 @@ def validate(
 @click.argument("controllers", nargs=-1, type=PATH_OR_NAME)
 @split_option
 @report_options
+@details_option
 @json_option
-def compare(cache: Path, controllers: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def compare(cache: Path, controllers: tuple[str, ...], details: bool, as_json: bool, **options: Any) -> None:
     """Compare CONTROLLERS... and the baselines on CACHE, with paired intervals.
 
     knobctl compare runs/cache runs/controllers runs/classic
     """
     from ..replay.evaluation.compare import compare as run
+    from ..replay.report.summary import render_summary
     from ..replay.report.tables import render_report
 
-    emit(run(cache, controllers, **options).to_dict(), as_json, render_report)
+    emit(run(cache, controllers, **options).to_dict(), as_json, render_report if details else render_summary)

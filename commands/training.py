@@ -13,7 +13,7 @@ from ..console import ConsoleProgress, emit
 from ..replay.recipes import RECIPE_ONLY, TrainConfig, recipe
 from ..replay.reward import RewardWeights
 from .config_options import config_options
-from .options import command_line, json_option, report_options
+from .options import details_option, json_option, report_options
 from .values import PATH, WholeNumbers
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -61,6 +61,7 @@ def _train_config(options: dict[str, Any]) -> TrainConfig:
 @training_options()
 @click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard (pip install 'knobctl[logging]').")
 @click.option("--wandb-project", help="Also log to this Weights & Biases project (knobctl[logging]).")
+@click.option("--trackio-project", help="Also log to this Trackio project, in local files (knobctl[logging]).")
 @json_option
 def train(
     cache: Path,
@@ -70,6 +71,7 @@ def train(
     resume: bool,
     tensorboard: bool,
     wandb_project: str | None,
+    trackio_project: str | None,
     threads: int,
     as_json: bool,
     **options: Any,
@@ -85,7 +87,7 @@ def train(
     config = _train_config({**options, "seeds": seeds or (None if seed is None else (seed,))})
     from ..devices import num_threads
     from ..replay.training.train import train_controllers
-    from .render import render_sections
+    from .render import render_record
 
     with num_threads(threads):
         report = train_controllers(
@@ -95,9 +97,10 @@ def train(
             resume=resume,
             tensorboard=tensorboard,
             wandb_project=wandb_project,
+            trackio_project=trackio_project,
             progress=ConsoleProgress(),
         )
-    emit(report.to_dict(), as_json, lambda record: render_sections(str(out), record))
+    emit(report.to_dict(), as_json, lambda record: render_record(str(out), record))
 
 
 @click.command("cross-validate")
@@ -118,6 +121,7 @@ def train(
 @report_options
 @training_options(without=frozenset({"log_interval"}))  # it writes no log
 @click.option("--report", "page", type=PATH, help="Also write the page of `knobctl report` to this file.")
+@details_option
 @json_option
 def cross_validate(
     cache: Path,
@@ -130,6 +134,7 @@ def cross_validate(
     seed: int,
     threads: int,
     page: Path | None,
+    details: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -146,7 +151,6 @@ def cross_validate(
 
         require_matplotlib()  # before training
     from ..devices import num_threads
-    from ..replay.report.tables import render_report
     from ..replay.training.cross_validate import cross_validate as run
 
     with num_threads(threads):
@@ -162,8 +166,6 @@ def cross_validate(
             seed=seed,
             progress=ConsoleProgress(),
         )
-    if page is not None:
-        from ..replay.report.page.write import write_report
 
-        write_report(cache, out=page, report=report, made_by=command_line())
-    emit(report.to_dict(), as_json, render_report)
+
+from .options import details_option, json_option, report_options

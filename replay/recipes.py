@@ -1,4 +1,4 @@
-"""Every setting of a training run, and the two recipes. `docs/training.md` reports what was tried and the results."""
+"""Every setting of a training run, and the two recipes. `docs/development/training.md` gives the reasons."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class TrainConfig:
         """Returns the peak learning rate for this many training samples.
 
         If `lr` is None, it grows with the square root of their number, from 1e-3 to 5e-3: with few samples, a high
-        learning rate fits noise (docs/training.md has the figures).
+        learning rate fits noise (docs/development/training.md has the figures).
         """
         if self.lr is not None:
             return self.lr

@@ -1,4 +1,4 @@
-"""docs/architecture.md names files and functions that exist, and shows every package."""
+"""docs/development/architecture.md names files and functions that exist, and shows every package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs" / "development" / "architecture.md").read_text()
 MAX_FUNCTIONS = 35  # that a sample passes
 
 

@@ -43,7 +43,7 @@ def rewards(tables: ReplayTables, setting_NM: np.ndarray) -> np.ndarray:
 def test_it_is_described(baseline: Baseline):
     assert baseline.label
     assert baseline.description
-    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/evaluation.md").read_text(), flags=re.MULTILINE)
+    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/reference/report.md").read_text(), flags=re.MULTILINE)
     assert baseline.name in documented
 
 

@@ -196,7 +196,7 @@ def test_the_report_is_json_and_reproducible(tmp_path: Path):
     assert set(record["policies"]) == set(DEFAULT_BASELINES)
     assert any("lack some outcomes" in warning for warning in record["warnings"])
     text = rendered(record)
-    for name in (*DEFAULT_BASELINES, "Budget by budget", "Dataset by dataset", "most often"):
+    for name in (*DEFAULT_BASELINES, "Budget by budget", "all budgets", "most often"):
         assert name in text
 
 

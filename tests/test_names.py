@@ -24,12 +24,12 @@ SOURCES = sorted(
 
 OPTION = re.compile(r"(?<![\w/-])--[A-Za-z][\w-]*")
 EXTRA = re.compile(r"knobctl\[([\w, -]+)\]")
-# `knobctl NAME ...` in backquotes, or alone on an indented line.
+# `knobctl NAME ...` in backquotes, alone on an indented line, or in a block of shell commands.
 COMMAND = re.compile(r"(?:^ {4,}|`)knobctl ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?(?![\w/.])([^`\n]*)", re.MULTILINE)
 SCRIPT = re.compile(r"-m knobctl\.([\w.]+)|(benchmarks/\w+)\.py")
 # Options of other programs, by the page that names them.
 FOREIGN = {
-    "README.md": {
+    "docs/guides/migrate.md": {
         "--results_dir",  # the original training script's
         "--dataset_names",
         "--model_path",
@@ -40,7 +40,7 @@ FOREIGN = {
         "--group_size",
         "--use_multi_gpu",
     },
-    "docs/engine.md": {"--nproc-per-node"},  # torchrun's
+    "docs/guides/devices.md": {"--nproc-per-node"},  # torchrun's
 }
 
 
@@ -55,9 +55,15 @@ EVERY_OPTION = set().union(*(options_of(command) for command in [main, *COMMANDS
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a page, continued ones joined, or the string literals of a source file, with their lines."""
+    """Yields the lines of a page, continued ones joined, or the string literals of a source file, with their lines.
+
+    Lines of shell blocks are indented, as commands in source files are.
+    """
     if path.suffix == ".md":
-        yield from enumerate(re.sub(r"\s*\\\n\s*", " ", path.read_text()).splitlines(), start=1)
+        is_shell = False
+        for number, line in enumerate(re.sub(r"\s*\\\n\s*", " ", path.read_text()).splitlines(), start=1):
+            is_shell = line == "```sh" if line.startswith("```") else is_shell
+            yield number, "    " + line if is_shell else line
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import sqlite3
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,10 +18,12 @@ import pytest
 
 from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from knobctl.data.errors import CheckpointError, KnobctlError
+from knobctl.data.progress import SILENT, Progress
 from knobctl.replay.recipes import recipe
 from knobctl.replay.training import train
 from knobctl.replay.training.log import MetricsWriter
 from knobctl.replay.training.state import STATE_NAME
+from knobctl.replay.training.trackers import Trackers
 from knobctl.replay.training.train import REPORT_NAME, train_tables
 from knobctl.tests.support.recorded_progress import RecordedProgress
 from knobctl.tests.support.replay_inputs import QUICK, SMALL_SPACE, encoder_for, small_generated, tables_of
@@ -39,9 +44,18 @@ def weights(tables, tmp_path_factory) -> bytes:
     return (out / WEIGHTS_NAME).read_bytes()
 
 
-def run(tables, out, **options):
+def run(tables, out, *, resume: bool = False, progress: Progress = SILENT, **trackers):
     config = recipe("tuned", **QUICK)
-    return train_tables(tables, encoder_for(tables), out, config, where="the test's tables", **options)
+    return train_tables(
+        tables,
+        encoder_for(tables),
+        out,
+        config,
+        where="the test's tables",
+        resume=resume,
+        trackers=Trackers(**trackers),
+        progress=progress,
+    )
 
 
 @contextmanager
@@ -167,6 +181,15 @@ def wandb_runs(out: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
     return found
 
 
+def trackio_runs(folder: Path) -> list[tuple[str, Counter[tuple[str, int]]]]:
+    """Returns the name of each run in Trackio's database, and how often it contains each step of each value."""
+    rows = sqlite3.connect(folder / "knobctl-test.db").execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    steps: dict[str, Counter[tuple[str, int]]] = {}
+    for name, step, metrics in rows:
+        steps.setdefault(name, Counter()).update((value, step) for value in json.loads(metrics))
+    return list(steps.items())
+
+
 def leveldb_records(log: bytes, block: int = 32768) -> Iterator[bytes]:
     """Yields the records of a LevelDB log: pieces of at most a block, each after its checksum, length and kind."""
     place, record = 7, b""  # the header is part of the first block
@@ -217,6 +240,40 @@ def test_resuming_continues_the_wandb_run_and_a_new_run_gets_its_own(tables, tmp
     assert steps == logged(tmp_path)  # the resumed part is complete: offline, the service's last step is unknown
     run(tables, tmp_path, **project)
     assert len({run_id for run_id, _ in wandb_runs(tmp_path)}) == 2
+
+
+TRAINED_TWICE = """
+import sys
+from pathlib import Path
+import pytest
+from knobctl.tests.test_replay_output import SMALL_SPACE, killed_then_resumed, run, small_generated, tables_of
+tables, out = tables_of(small_generated(space=SMALL_SPACE)), Path(sys.argv[1])
+project = {"trackio_project": "knobctl-test"}
+with pytest.MonkeyPatch.context() as patch:
+    killed_then_resumed(tables, out, patch, before=project, after=project)
+print("RESULT")
+if sys.argv[2] == "again":
+    run(tables, out, **project)
+"""
+
+
+@pytest.mark.parametrize("again", ["once", "again"])
+def test_a_resumed_trackio_run_has_each_step_once_and_a_new_run_is_another_one(tmp_path, again):
+    """In a process of its own, because Trackio reads the place of its files when it is imported."""
+    pytest.importorskip("trackio")
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINED_TWICE, str(tmp_path / "out"), again],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "RESULT\n"  # nothing of Trackio on stdout
+    runs = trackio_runs(tmp_path / "trackio")
+    assert len(runs) == (2 if again == "again" else 1)
+    assert logged(tmp_path / "out") in [steps for _, steps in runs]
+    assert all(set(steps.values()) == {1} for _, steps in runs)
 
 
 def test_wandb_receives_each_line_once(tables, tmp_path, monkeypatch):
@@ -278,7 +335,11 @@ def test_a_folder_named_wandb_is_not_taken_for_the_package(tables, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("package", "options"),
-    [("tensorboard", {"tensorboard": True}), ("wandb", {"wandb_project": "mine"})],
+    [
+        ("tensorboard", {"tensorboard": True}),
+        ("wandb", {"wandb_project": "mine"}),
+        ("trackio", {"trackio_project": "mine"}),
+    ],
 )
 def test_a_missing_tracker_package_is_named_and_keeps_the_earlier_run(tables, tmp_path, monkeypatch, package, options):
     run(tables, tmp_path)

@@ -71,7 +71,29 @@ def _provenance(cache: Cache) -> dict[str, Any]:
     )
     names += ("prompt_template", "max_new_tokens", "datasets", "created_by", "created_at")
     known = {name: record[name] for name in names if name in record}
-    return {**known, "budget_encoder": cache.budget_encoder_path is not None, **manifest.extra}
+    extra = {**manifest.extra}
+    if isinstance(shards := extra.pop("shards", None), list):
+        extra |= {"shards": len(shards), **_summed_shards([shard for shard in shards if isinstance(shard, dict)])}
+    return {**known, "budget_encoder": cache.budget_encoder_path is not None, **extra}
+
+
+def _summed_shards(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the shards of a merged cache did, added up, and the latency check of each."""
+    found: dict[str, Any] = {"execution": _sum([shard.get("execution") for shard in shards])}
+    checks = [shard["latency_check"] for shard in shards if isinstance(shard.get("latency_check"), dict)]
+    if checks:
+        found["latency_check"] = {f"shard {place}": check for place, check in enumerate(checks)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _sum(values: list[Any]) -> Any:
+    """Adds numbers, and mappings of numbers entry by entry; of anything else, returns what all agree on, or None."""
+    records = [value for value in values if isinstance(value, dict)]
+    if records and len(records) == len(values):
+        return {name: _sum([record[name] for record in records if name in record]) for name in records[0]}
+    if values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return sum(values)
+    return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def completeness(cache: Cache) -> dict[str, Any]:

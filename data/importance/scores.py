@@ -32,7 +32,7 @@ _SINGLE_NAME = re.compile(r"sensitivity_block_(\d{1,6})\.json", re.ASCII)
 def import_importance(
     files: Sequence[Path], *, method: str | None = None, reverse: bool = False, n_blocks: int = DEFAULT_BLOCKS
 ) -> ImportanceScores:
-    """Reads one score file of any known layout, or the `sensitivity_block_<i>.json` files of one run.
+    """Reads one score file, knobctl's own or of any known layout, or the `sensitivity_block_<i>.json` files of one run.
 
     Args:
         method: which scores to use from a file with several methods.
@@ -48,6 +48,8 @@ def import_importance(
     if len(paths) > _MAX_FILES:
         raise ImportanceError(f"{len(paths):,} files are more than any model has blocks")
     records = [_read(path) for path in paths]
+    if len(paths) == 1 and _is_own(records[0]):
+        return _own_scores(paths[0], records[0], method, reverse, n_blocks)
     if all(is_single_block(record) for record in records):
         return _from_single_blocks(paths, records, method, reverse, n_blocks)
     if len(paths) > 1:
@@ -77,8 +79,18 @@ def load_importance(
     method, reverse: as in `import_importance`. Raises ImportanceError with the reason.
     """
     record = _read(Path(path))
-    if not isinstance(record, dict) or record.get("format") != IMPORTANCE_FORMAT:
-        return import_importance([path], method=method, reverse=reverse, n_blocks=n_blocks or DEFAULT_BLOCKS)
+    if _is_own(record):
+        return _own_scores(Path(path), record, method, reverse, n_blocks)
+    return import_importance([path], method=method, reverse=reverse, n_blocks=n_blocks or DEFAULT_BLOCKS)
+
+
+def _is_own(record: Any) -> bool:
+    return isinstance(record, dict) and record.get("format") == IMPORTANCE_FORMAT
+
+
+def _own_scores(
+    path: Path, record: dict[str, Any], method: str | None, reverse: bool, n_blocks: int | None
+) -> ImportanceScores:
     if record.get("version") != IMPORTANCE_VERSION:
         raise ImportanceError(
             f"{path} has version {record.get('version')!r}; this knobctl reads version {IMPORTANCE_VERSION}"

@@ -1,7 +1,7 @@
 """Accuracy of one prediction against a question's reference answers, 0 to 1.
 
-The four VQA metrics differ in how they normalise text and how they score matches; docs/datasets.md has a table of both.
-`exact_match` is for datasets with one right answer.
+The four VQA metrics differ in how they normalise text and how they score matches; docs/reference/metrics.md has a table
+of both. `exact_match` is for datasets with one right answer.
 """
 
 from __future__ import annotations

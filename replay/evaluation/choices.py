@@ -1,14 +1,17 @@
-"""Writes every choice of a policy as Parquet, so that other programs can evaluate them."""
+"""Choices of a policy as Parquet, for other programs: writes them, and checks those that another program wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ...data.cache.reader import Cache
 from ...data.errors import KnobctlError
 from ...data.files.atomic import write_atomically
 from ..tables import ReplayTables
@@ -23,6 +26,9 @@ CHOICES_SCHEMA = pa.schema(
         ("num_blocks", pa.int8()),
     ]
 )
+
+
+KNOB_COLUMNS = ["tier", "insertion_position", "top_k", "num_blocks"]
 
 
 def choices_table(
@@ -60,3 +66,51 @@ def write_choices(
         write_atomically(path, memoryview(content.getvalue()))
     except OSError as error:
         raise KnobctlError(f"cannot write the choices to {path}: {error.strerror or error}") from error
+
+
+def check_choices(path: Path, cache: Cache) -> dict[str, Any]:
+    """Checks a file of choices against the cache that they are about; returns what it holds as JSON.
+
+    Raises:
+        KnobctlError: the file cannot be read, lacks a column, names a sample, setting or budget that the cache does
+            not have, or has two choices for one sample and budget. Names the first such row.
+    """
+    path = Path(path)
+    try:
+        found = pl.read_parquet(path, columns=CHOICES_SCHEMA.names)
+    except (OSError, pl.exceptions.PolarsError) as cause:
+        raise KnobctlError(f"{path} cannot be read as choices: {' '.join(str(cause).split())[:200]}") from cause
+    settings = pl.DataFrame(
+        [(s.tier, s.insertion_position, s.top_k, s.num_blocks) for s in cache.space.settings],
+        schema={"tier": pl.String, **dict.fromkeys(KNOB_COLUMNS[1:], pl.Int64)},
+        orient="row",
+    )
+    try:
+        rows = found.with_columns(
+            pl.col("sample_id", "tier").cast(pl.String),
+            pl.col(*KNOB_COLUMNS[1:]).cast(pl.Int64),
+            pl.col("budget_ms").cast(pl.Float32),
+        ).with_row_index("row")
+    except pl.exceptions.PolarsError as cause:
+        raise KnobctlError(f"{path}: a column has another type: {' '.join(str(cause).split())[:200]}") from cause
+    budgets = pl.Series(np.asarray(cache.budgets_ms, np.float32))
+    for wrong, what in (
+        (rows.filter(~pl.col("sample_id").is_in(list(cache.sample_ids))), "the cache has no such sample"),
+        (rows.filter(~pl.col("budget_ms").is_in(budgets.implode())), "the budget is not in the cache's grid"),
+        (rows.join(settings, on=KNOB_COLUMNS, how="anti", nulls_equal=True), "the cache has no such setting"),
+        (rows.filter(pl.struct("sample_id", "budget_ms").is_duplicated()), "two choices for this sample and budget"),
+    ):
+        if len(wrong):
+            first = wrong.sort("row").row(0, named=True)
+            shown = ", ".join(f"{name} {first[name]}" for name in CHOICES_SCHEMA.names)
+            raise KnobctlError(f"{path}: row {first['row']} (from 0): {what}: {shown}")
+    return {
+        "file": str(path),
+        "choices": len(rows),
+        "samples": rows["sample_id"].n_unique(),
+        "budgets_ms": sorted(rows["budget_ms"].unique().to_list()),
+        "knobs": {
+            name: {str(value): count / len(rows) for value, count in sorted(rows[name].value_counts().iter_rows())}
+            for name in KNOB_COLUMNS
+        },
+    }

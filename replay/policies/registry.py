@@ -1,6 +1,6 @@
 """The baselines, by the names that `--baseline` takes and in the order in which reports list them.
 
-To add one, write its policy and add an entry to `BASELINES` (and a row to docs/evaluation.md).
+To add one, write its policy and add an entry to `BASELINES` (and a row to docs/reference/report.md).
 """
 
 from __future__ import annotations

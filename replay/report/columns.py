@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 Record = Mapping[str, Any]
 
 
 def figure_table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
-    """Returns an empty table with columns of names, set left, and columns of figures, set right. Nothing is wrapped."""
-    table = Table(title=title, title_justify="left")
+    """Returns an empty table with columns of names, set left, and columns of figures, set right.
+
+    Figures are never wrapped or cut; names wrap where the terminal is too narrow.
+    """
+    heading = Text(title, style="bold")
+    table = Table(title=heading, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 1))
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -17,25 +17,29 @@ SHOWN_DISAGREEMENTS = 10
 def render_live(live: Mapping[str, Any]) -> RenderableType:
     """Returns the live figures, the controllers' own time, and the agreement with replay."""
     title = f"Live: {live['n_samples']} samples x {len(live['budgets_ms'])} budgets"
-    columns = ("requests", "accuracy", "mean reward", "median reward", "mean ms", "p50 ms", "p95 ms", "over budget")
-    table = figure_table(title, ("policy",), columns)
+    columns = ("requests", "accuracy", "mean reward", "median\nreward")
+    rewards = figure_table(title, ("policy",), columns)
+    latencies = figure_table("Live latency", ("policy",), ("mean ms", "p50 ms", "p95 ms", "over budget"))
     for name, figures in live["policies"].items():
         metrics = figures["all_budgets"]
         if "reward" not in metrics:
-            table.add_row(name, str(metrics["requests"]), *["-"] * 7)
+            rewards.add_row(name, str(metrics["requests"]), *["-"] * 3)
             continue
-        table.add_row(
+        rewards.add_row(
             name,
             str(metrics["requests"]),
             figure(metrics["accuracy"], interval=True),
             figure(metrics["reward"], interval=True),
             figure(metrics["reward_p50"]),
+        )
+        latencies.add_row(
+            name,
             figure(metrics["latency_ms"], 1),
             f"{metrics['latency_p50_ms']:.1f}",
             f"{metrics['latency_p95_ms']:.1f}",
             f"{metrics['violation_rate']['value']:.1%}",
         )
-    lines: list[RenderableType] = [table]
+    lines: list[RenderableType] = [rewards, Text(""), latencies, Text("")]
     for name, overhead in live["overhead"].items():
         lines.append(
             Text(f"{name}: own time {_own_time(overhead, 'p50')} in the median, {_own_time(overhead, 'p95')} at p95")

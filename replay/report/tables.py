@@ -20,21 +20,24 @@ def render_report(
 ) -> RenderableType:
     """Returns the report for rich: its data, figures, verdicts, choices, the live run, warnings."""
     record = report.to_dict() if isinstance(report, EvaluationReport) else report
-    parts: list[RenderableType] = [_heading(record), _overall(record)]
+    parts: list[RenderableType] = [_heading(record), *_overall(record)]
     if per_budget and len(record["budgets_ms"]) > 1:
         parts.append(_per_budget(record))
     if per_dataset and len(_datasets(record)) > 1:
-        parts.append(_per_dataset(record))
-    verdicts = _verdicts(record)
-    if verdicts:
-        parts += [Text(""), *verdicts]
+        parts += _per_dataset(record)
+    if verdicts := _verdicts(record):
+        parts.append(Lines(*verdicts))
     parts += _choices(record)
     if record["live"]:
         parts.append(render_live(record["live"]))
-    if record["choices"]:
-        parts.append(Text(f"choices written to {record['choices']}"))
-    parts += [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
-    return Lines(*parts)
+    parts += render_notes(record)
+    return Lines(*[line for part in parts for line in (part, Text(""))][:-1])
+
+
+def render_notes(record: Record) -> list[Text]:
+    """Returns where the choices were written, and the warnings."""
+    lines = [Text(f"choices written to {record['choices']}")] if record["choices"] else []
+    return lines + [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
 
 
 def _heading(record: Record) -> Text:
@@ -56,27 +59,33 @@ def _heading(record: Record) -> Text:
     return Text("\n".join(lines))
 
 
-def _overall(record: Record) -> Table:
-    columns = ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over\nbudget", "of\nfeasible", "gap\nclosed")
-    table = figure_table("All budgets", ("policy",), columns)
+def _overall(record: Record) -> list[Table]:
+    """Returns accuracy and reward of each policy over all budgets, and its latency."""
+    rewards = figure_table("All budgets", ("policy",), ("accuracy", "reward", "gap\nclosed"))
+    latencies = figure_table(
+        "Latency, all budgets", ("policy",), ("mean ms", "p50 ms", "p95 ms", "over budget", "of feasible")
+    )
     for name, policy in record["policies"].items():
         metrics = policy["overall"]["all_budgets"]
-        table.add_row(
+        rewards.add_row(
             _name(name, record),
             figure(metrics["accuracy"], interval=True),
             figure(metrics["reward"], interval=True),
+            figure(metrics.get("gap_closed"), 2),
+        )
+        latencies.add_row(
+            _name(name, record),
             figure(metrics["latency_ms"], 1),
             figure(metrics["latency_p50_ms"], 1),
             figure(metrics["latency_p95_ms"], 1),
             figure(metrics["violation_rate"], percent=True),
             figure(metrics["violation_rate_of_feasible"], percent=True),
-            figure(metrics.get("gap_closed"), 2),
         )
-    return table
+    return [rewards, latencies]
 
 
 def _per_budget(record: Record) -> Table:
-    columns = ("accuracy", "reward", "mean ms", "p50 ms", "p95 ms", "over budget")
+    columns = ("accuracy", "reward", "mean ms", "over budget")
     table = figure_table("Budget by budget", ("budget ms", "policy"), columns)
     table.columns[0].justify = "right"
     for place, budget_ms in enumerate(record["budgets_ms"]):
@@ -89,32 +98,30 @@ def _per_budget(record: Record) -> Table:
                 figure(metrics["accuracy"]),
                 figure(metrics["reward"], interval=name in record["subjects"]),
                 figure(metrics["latency_ms"], 1),
-                figure(metrics["latency_p50_ms"], 1),
-                figure(metrics["latency_p95_ms"], 1),
                 figure(metrics["violation_rate"], percent=True),
             )
-        table.add_section()
     return table
 
 
-def _per_dataset(record: Record) -> Table:
-    columns = ("accuracy", "reward", "mean ms", "over budget", "gap closed")
-    table = figure_table("Dataset by dataset, all budgets", ("dataset", "policy"), columns)
+def _per_dataset(record: Record) -> list[Table]:
+    """Returns a table for each dataset."""
+    columns = ("accuracy", "reward", "mean ms", "over budget", "gap\nclosed")
+    tables = []
     for dataset in _datasets(record):
-        for row, (name, policy) in enumerate(record["policies"].items()):
-            group = policy["datasets"][dataset]
-            metrics = group["all_budgets"]
+        count = next(iter(record["policies"].values()))["datasets"][dataset]["n_samples"]
+        table = figure_table(f"{dataset} ({count}), all budgets", ("policy",), columns)
+        for name, policy in record["policies"].items():
+            metrics = policy["datasets"][dataset]["all_budgets"]
             table.add_row(
-                Text(f"{dataset} ({group['n_samples']})" if row == 0 else ""),  # as Text, since a name is not markup
                 _name(name, record),
-                figure(metrics["accuracy"], interval=True),
+                figure(metrics["accuracy"]),
                 figure(metrics["reward"], interval=True),
                 figure(metrics["latency_ms"], 1),
                 figure(metrics["violation_rate"], percent=True),
                 figure(metrics.get("gap_closed"), 2),
             )
-        table.add_section()
-    return table
+        tables.append(table)
+    return tables
 
 
 def _verdicts(record: Record) -> list[Text]:

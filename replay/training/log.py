@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...data.files.atomic import write_atomically
 from ..reward import TERMS
-from .trackers import TensorBoardLog, Tracker, WandbRun, remove_events
+from .trackers import Tracker, Trackers
 
 COLUMNS = (
     "seed",
@@ -69,7 +69,7 @@ class StepLog:
 
 
 class MetricsWriter:
-    """Appends lines to `log.csv` and `log.jsonl` and, if requested, to TensorBoard and Weights & Biases.
+    """Appends lines to `log.csv` and `log.jsonl` and sends them to trackers.
 
     A resumed run first drops the lines after the step that it resumes from, so that no step is logged twice.
     """
@@ -80,8 +80,7 @@ class MetricsWriter:
         config: dict[str, Any],
         *,
         resume_step: int = 0,
-        tensorboard: bool = False,
-        wandb_project: str | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         log = out / LOG_NAME
         kept = read_log(log, resume_step) if resume_step else []
@@ -90,13 +89,7 @@ class MetricsWriter:
         for line in kept:
             self._note_ties(line)
         with ExitStack() as stack:
-            if wandb_project is not None:  # first: if it fails, the files of an earlier run are untouched
-                run = WandbRun(out, wandb_project, config, resume_step, kept)
-                self._trackers.append(stack.enter_context(run))
-            if not resume_step:
-                remove_events(out)
-            if tensorboard:
-                self._trackers.append(stack.enter_context(TensorBoardLog(out, resume_step, kept)))
+            self._trackers = (trackers or Trackers()).open(stack, out, config, resume_step, kept)
             write_atomically(log, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._jsonl = stack.enter_context(log.open("a", encoding="utf-8"))
             self._csv = stack.enter_context((out / "log.csv").open("w", encoding="utf-8", newline=""))

@@ -35,7 +35,7 @@ from .data import prepare_training, require_trainable
 from .inputs import settings_seen
 from .log import MetricsWriter, StepLog
 from .state import STATE_NAME, data_digest, load_state, save_state
-from .trackers import TENSORBOARD_NAME, WANDB_NAME, require_packages
+from .trackers import TENSORBOARD_NAME, TRACKIO_NAME, WANDB_NAME, Trackers
 from .trainer import Trainer
 
 REPORT_NAME = "train.json"
@@ -50,6 +50,7 @@ OWN_NAMES = {
     "log.jsonl",
     TENSORBOARD_NAME,
     WANDB_NAME,
+    TRACKIO_NAME,
     "wandb",
 }
 
@@ -99,6 +100,7 @@ def train_controllers(
     resume: bool = False,
     tensorboard: bool = False,
     wandb_project: str | None = None,
+    trackio_project: str | None = None,
     progress: Progress = SILENT,
 ) -> TrainReport:
     """Trains Stage1 and Stage2 from the cache and writes the checkpoint to `out` (several seeds: `out/seed-<seed>`).
@@ -108,6 +110,7 @@ def train_controllers(
             a run starts a new one.
         tensorboard: also write the log for TensorBoard, to `out/tensorboard`.
         wandb_project: also log to this Weights & Biases project.
+        trackio_project: also log to this Trackio project.
         progress: receives the warnings, and a step for each epoch.
 
     Raises:
@@ -133,8 +136,7 @@ def train_controllers(
         config,
         where=cache.source,
         resume=resume,
-        tensorboard=tensorboard,
-        wandb_project=wandb_project,
+        trackers=Trackers(tensorboard, wandb_project, trackio_project),
         progress=progress,
         reading_s=time.perf_counter() - start,
     )
@@ -148,8 +150,7 @@ def train_tables(
     *,
     where: str,
     resume: bool = False,
-    tensorboard: bool = False,
-    wandb_project: str | None = None,
+    trackers: Trackers = Trackers(),  # noqa: B008  immutable
     progress: Progress = SILENT,
     reading_s: float = 0.0,
 ) -> TrainReport:
@@ -160,7 +161,7 @@ def train_tables(
         reading_s: seconds that reading the tables took, for the report.
     """
     find_device(config.device)
-    require_packages(tensorboard=tensorboard, wandb_project=wandb_project)
+    trackers.require_packages()
     with _output_errors(out):
         _check_out(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -184,9 +185,7 @@ def train_tables(
         if saved is not None:
             trainer.load_state(saved)
         start = time.perf_counter()
-        with MetricsWriter(
-            out, config.to_dict(), resume_step=trainer.step, tensorboard=tensorboard, wandb_project=wandb_project
-        ) as metrics:
+        with MetricsWriter(out, config.to_dict(), resume_step=trainer.step, trackers=trackers) as metrics:
             if saved is None:
                 _remove_earlier_run(out)
             _train(trainer, metrics, lambda: save_state(out, identity, trainer.state()), progress)
