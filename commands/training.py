@@ -13,7 +13,7 @@ from ..console import ConsoleProgress, emit
 from ..replay.recipes import RECIPE_ONLY, TrainConfig, recipe
 from ..replay.reward import RewardWeights
 from .config_options import config_options
-from .options import details_option, json_option, report_options
+from .options import command_line, details_option, json_option, report_options
 from .values import PATH, WholeNumbers
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -151,6 +151,8 @@ def cross_validate(
 
         require_matplotlib()  # before training
     from ..devices import num_threads
+    from ..replay.report.summary import render_summary
+    from ..replay.report.tables import render_report
     from ..replay.training.cross_validate import cross_validate as run
 
     with num_threads(threads):
@@ -166,6 +168,8 @@ def cross_validate(
             seed=seed,
             progress=ConsoleProgress(),
         )
+    if page is not None:
+        from ..replay.report.page.write import write_report
 
-
-from .options import details_option, json_option, report_options
+        write_report(cache, out=page, report=report, made_by=command_line())
+    emit(report.to_dict(), as_json, render_report if details else render_summary)
