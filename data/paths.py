@@ -8,7 +8,8 @@ from pathlib import Path
 
 from .errors import KnobctlError
 
-BUNDLED_ROOT = Path(__file__).resolve().parent / "bundled"  # the model and the datasets in the package
+BUNDLED_ROOT = Path(__file__).resolve().parent / "bundled"  # the model, the datasets and the cache in the package
+BUNDLED_PREFIX = "bundled:"  # names of these files that hold wherever the package is installed
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .cache.location import cache_directory
 from .cache.parts import ENCODER_NAME, OUTCOMES, SAMPLES, TABLES, TOKENS, open_part, parquet_errors, part_paths
 from .cache.reader import Cache, open_cache
 from .cache.run_record import read_run
@@ -74,6 +75,7 @@ def rescore(cache: Path, metric: str | Mapping[str, str], out: Path) -> RescoreR
         CacheError: Answers or reference answers are not stored (nothing is written then), or `out` cannot be used.
         DatasetError: A metric or dataset is unknown.
     """
+    cache = cache_directory(cache)
     if out.resolve().is_relative_to(cache.resolve()) or cache.resolve().is_relative_to(out.resolve()):
         raise CacheError(
             f"{out} is inside {cache} or contains it, and rescoring never changes its source: choose another directory."

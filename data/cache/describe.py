@@ -11,6 +11,7 @@ import polars as pl
 
 from ..knobs import KnobSetting
 from .accuracy import accuracy_warnings
+from .location import cache_name
 from .parts import TABLES, part_paths
 from .reader import Cache, open_cache
 from .unpacked_tokens import DERIVED_NAME
@@ -29,10 +30,10 @@ def describe_cache(path: Path) -> dict[str, Any]:
     Means and percentiles are over the cells that have a value; None where no cell has one. Raises CacheError as
     `open_cache` does.
     """
-    cache = open_cache(Path(path))
+    cache = open_cache(path)
     manifest = cache.manifest
     return {
-        "path": str(cache.path),
+        "path": cache_name(cache.path),
         "fingerprint": cache.fingerprint,
         "shape": {
             "samples": len(cache.sample_ids),

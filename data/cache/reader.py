@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,8 @@ from ..knobs import KnobSpace
 from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
 from .file_list import Listing, check_files
-from .manifest import Manifest
+from .location import cache_directory
+from .manifest import Manifest, timing_error
 from .outcomes import OutcomeRows, locate, read_outcomes
 from .parts import (
     ENCODER_NAME,
@@ -41,6 +43,9 @@ from .token_store import TokenStore, open_token_store
 
 MAX_FEATURE_NUMBERS = 1 << 32  # S x D: 16 GiB of float32
 MAX_CELLS = 1 << 28  # S x X
+UNSTEADY = (
+    0.2  # relative error of latencies; 0.39 on a machine with other work, where controllers trained on them failed
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,21 +145,21 @@ class Cache:
         return digest.hexdigest()
 
 
-def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) -> Cache:
-    """Opens the cache at `path` for reading.
+def open_cache(path: str | os.PathLike[str], *, tokens: bool = True, derived: Path | None = None) -> Cache:
+    """Opens a cache for reading.
 
     Args:
-        path: The cache's directory.
+        path: The cache's directory, or the name of a bundled cache: `bundled:nano`.
         tokens: Whether to offer latency tokens; their numbers are read on first use.
         derived: Where to keep the unpacked tokens; by default inside the cache, or in the user's cache directory when
-            the cache cannot be written.
+            the cache cannot be written or is a bundled one.
 
     Raises:
         CacheError: The cache does not conform to format 1; names file, row and column.
     """
-    path = Path(path)
+    path = cache_directory(path)
     manifest = Manifest.read(path)
-    warnings: list[str] = []
+    warnings = _timing_warnings(path, manifest)
     parts = {name: part_paths(path, name) for name in (SAMPLES, OUTCOMES, TOKENS)}
     for name in (SAMPLES, OUTCOMES):
         if not parts[name]:
@@ -189,6 +194,17 @@ def open_cache(path: Path, *, tokens: bool = True, derived: Path | None = None) 
         warnings=warnings,
         _outcomes=outcomes,
     )
+
+
+def _timing_warnings(path: Path, manifest: Manifest) -> list[str]:
+    """Warns if the machine was too busy for reliable latencies."""
+    error = timing_error(manifest)
+    if error is None or error <= UNSTEADY:
+        return []
+    return [
+        f"{path}: the machine was busy while latencies were measured: one in twenty is off by {error:.0%} or more. "
+        "Rewards and verdicts depend on latencies: make the cache again while nothing else runs"
+    ]
 
 
 def _read_samples(

@@ -23,6 +23,7 @@ from ..files.atomic import TEMPORARY_PREFIX, sync_directory, write_atomically
 from ..files.bounded_json import dump_json, read_json
 from ..files.lock import FileLock
 from .file_list import CHANGED
+from .location import is_bundled
 from .parts import REMEDY, sha256_file
 
 DERIVED_NAME = "derived"
@@ -48,8 +49,8 @@ def roots(cache: Path, derived: Path | None) -> list[Path]:
     chosen = derived or (Path(os.environ[DERIVED_VARIABLE]) if os.environ.get(DERIVED_VARIABLE) else None)
     if chosen is not None:
         return [chosen]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [cache / DERIVED_NAME, user / "knobctl" / "tokens"]
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knobctl" / "tokens"
+    return [user] if is_bundled(cache) else [cache / DERIVED_NAME, user]
 
 
 def find_store(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import CacheError
 from .file_list import CHANGED
+from .location import cache_directory
 from .manifest import MANIFEST_NAME, Manifest, manifest_changed
 from .parts import SAMPLES, TABLES, companion_digests, part_paths, sha256_file
 from .reader import open_cache
@@ -32,7 +33,7 @@ def verify_cache(path: Path, *, derived: Path | None = None) -> list[Problem]:
     Raises:
         CacheError: There is no cache to check.
     """
-    path = Path(path)
+    path = cache_directory(path)
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
         Manifest.read(path)  # raises CacheError, which names what is missing

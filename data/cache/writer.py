@@ -41,6 +41,10 @@ from .run_record import begin_run
 from .shard import Shard
 
 ZSTD_LEVEL = 3
+COMPACT_ZSTD_LEVEL = 19
+# Numbers that rarely repeat: a dictionary of them would only cost time and space.
+_VECTORS = ("token", "language_feature", "latency_runs_ms")
+_TIMES = ("latency_ms", "latency_std_ms", "vision_ms", "prefill_ms", "decode_ms")
 
 
 class CacheWriter:
@@ -50,6 +54,7 @@ class CacheWriter:
         out: The directory, created if necessary. If the same run started it, the run is resumed.
         run: What the rows depend on (model fingerprint, samples, knob space, ...), a JSON object.
         shard: The share of the samples written here. Parts are named by it, so shards merge without collisions.
+        compact: Make files as small as possible, which takes several times as long to write.
         disk: System calls, which tests replace.
 
     Raises:
@@ -57,11 +62,20 @@ class CacheWriter:
         CacheMismatch: The directory contains another run.
     """
 
-    def __init__(self, out: Path, run: Mapping[str, Any], *, shard: Shard | None = None, disk: Disk = DISK) -> None:
+    def __init__(
+        self,
+        out: Path,
+        run: Mapping[str, Any],
+        *,
+        shard: Shard | None = None,
+        compact: bool = False,
+        disk: Disk = DISK,
+    ) -> None:
         self.out = Path(out)
         self.shard = shard or Shard()
         self.resumed = False
         self._run = run
+        self._compact = compact
         self._disk = disk
         self._exit = ExitStack()
 
@@ -109,10 +123,10 @@ class CacheWriter:
         for name, table in ((TOKENS, tokens), (OUTCOMES, outcomes)):
             if table is not None:
                 columns = latency_tokens_schema(d_model) if name == TOKENS else outcomes_schema()
-                blobs[name] = _parquet(_conform(table, columns, name), name)
+                blobs[name] = _parquet(_conform(table, columns, name), name, compact=self._compact)
         digests = {COMPANION_KEY + name.encode(): hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
         conformed = _conform(samples, samples_schema(d_model), SAMPLES)
-        blobs[SAMPLES] = _parquet(conformed.replace_schema_metadata(digests), SAMPLES)
+        blobs[SAMPLES] = _parquet(conformed.replace_schema_metadata(digests), SAMPLES, compact=self._compact)
         part = self._next_part()
         with self.disk_errors():
             self._commit(part, blobs)
@@ -254,17 +268,20 @@ def _conform(table: pa.Table, schemas: tuple[pa.Schema, pa.Schema], name: str) -
     return table.select([field.name for field in fields]).cast(pa.schema(fields))
 
 
-def _parquet(table: pa.Table, name: str) -> memoryview:
+def _parquet(table: pa.Table, name: str, *, compact: bool) -> memoryview:
     """Returns the bytes of a Parquet file with page checksums."""
     sink = io.BytesIO()
-    # Vectors never repeat, so a dictionary of them would only cost time and space.
-    repeating = [f.name for f in table.schema if f.name not in ("token", "language_feature", "latency_runs_ms")]
+    split = {}  # bytes of one significance together: slower, but compresses better
+    if compact:
+        split = {column: "BYTE_STREAM_SPLIT" for column in _TIMES if column in table.column_names}
+        split |= {f"{column}.list.element": "BYTE_STREAM_SPLIT" for column in _VECTORS if column in table.column_names}
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        compression_level=ZSTD_LEVEL,
-        use_dictionary=repeating,
+        compression_level=COMPACT_ZSTD_LEVEL if compact else ZSTD_LEVEL,
+        use_dictionary=[column for column in table.column_names if column not in (*_VECTORS, *split)],
+        column_encoding=split or None,
         write_page_checksum=True,
         row_group_size=8192 if name == TOKENS else 1 << 20,
     )

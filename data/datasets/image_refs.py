@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from ..paths import BUNDLED_ROOT
+from ..paths import BUNDLED_PREFIX, BUNDLED_ROOT
 from ..samples import ImageSource
 from .images import image_file, short_name
 from .parquet_images import ParquetImage
 from .remote_images import is_remote
-
-BUNDLED_PREFIX = "bundled:"  # references to images in the package; they need no root
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..paths import BUNDLED_ROOT
-from .image_refs import BUNDLED_PREFIX
+from ..paths import BUNDLED_PREFIX, BUNDLED_ROOT
 from .json_files import JsonLinesRows, OfficialRows, has_official_files, official_name
 from .parquet_files import ParquetRows
 from .records import Rows, utf8

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data.cache.location import cache_name
 from ...data.errors import KnobctlError
 from ...data.knobs import KNOBS, KnobSpace
 from ...data.protocols import Policy
@@ -167,7 +168,7 @@ def cache_record(cache: Cache) -> dict[str, Any]:
     """Returns the report's description of the cache."""
     manifest = cache.manifest
     return {
-        "path": str(cache.path),
+        "path": cache_name(cache.path),
         "fingerprint": cache.fingerprint,
         "model": manifest.model_name,
         "latency_mode": manifest.latency_mode,

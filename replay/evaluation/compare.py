@@ -41,7 +41,7 @@ def compare(
     Raises CheckpointError or CacheMismatch for controllers that cannot be loaded or do not fit the cache, and
     KnobctlError for a split, budget or baseline that the cache does not have or support.
     """
-    cache = open_cache(Path(cache_path))
+    cache = open_cache(cache_path)
     names = short_names([Path(path) for path in controllers_paths])
     loaded = [load_controllers(path, cache, name=name) for name, path in zip(names, controllers_paths, strict=True)]
     tables = ReplayTables.from_cache(cache, weights or _common_weights(loaded))

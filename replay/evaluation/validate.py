@@ -70,7 +70,7 @@ def validate_controllers(
         CheckpointError, CacheMismatch: the controllers cannot be loaded or do not fit the cache.
         KnobctlError: a split, budget or baseline that the cache does not have or support.
     """
-    cache = open_cache(Path(cache_path))
+    cache = open_cache(cache_path)
     loaded = load_controllers(controllers_path, cache, name=SUBJECT)
     tables = ReplayTables.from_cache(cache, weights or loaded.weights)
     split_samples(tables, split)  # check the request before anything is fitted

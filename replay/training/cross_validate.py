@@ -114,7 +114,7 @@ def cross_validate(
         KnobctlError: too few images, an unknown baseline, or a cache that cannot train controllers.
     """
     find_device(config.device)
-    cache = open_cache(Path(cache_path))
+    cache = open_cache(cache_path)
     tables = ReplayTables.from_cache(cache, config.reward_weights)
     rows = np.sort(np.concatenate([tables.indices(split) for split in ("train", "val", "test")]))
     require_trainable(

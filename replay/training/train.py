@@ -110,7 +110,7 @@ def train_controllers(
             settings or another cache.
     """
     start = time.perf_counter()
-    cache = open_cache(Path(cache_path))
+    cache = open_cache(cache_path)
     for warning in accuracy_warnings(cache):
         progress.note(warning)
     tables = ReplayTables.from_cache(cache)

@@ -1,5 +1,5 @@
-"""nano, the bundled model: its datasets, its tokenizer and its training. Not needed to run nano.
+"""nano, the bundled model: its datasets, tokenizer, training and cache. Not needed to run nano.
 
 Start with `scenes.py`, `questions.py` and `render.py` for the dataset small_print, and with `stages.py` and `train.py`
-for the training. May import `data` and `precompute/models`.
+for the training. May import `data` and `precompute`.
 """
