@@ -134,7 +134,7 @@ def test_packing_keeps_every_row_and_drops_the_named_columns(tmp_path: Path):
     assert all(packed.outcome_column(name) is None for name in DROPPED)
     assert verify_cache(tmp_path / "packed") == []
     pack(source, tmp_path / "packed")  # replaces it
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "run", "user"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "run"]
 
 
 def test_another_content_is_found(tmp_path: Path):

@@ -188,6 +188,14 @@ def manifest_changed(path: Path) -> bool:
     return record[CHECKSUM] != _digest(sealed) or path.read_bytes() != dump_json({**sealed, CHECKSUM: _digest(sealed)})
 
 
+def timing_error(manifest: Manifest) -> float | None:
+    """Returns the error that 5 % of the checked latencies exceed, relative to whole requests; None if unknown."""
+    found: Any = manifest.latency_check
+    for name in ("stages", "total", "p95_absolute_error"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return float(found) if isinstance(found, int | float) else None
+
+
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 

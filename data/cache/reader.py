@@ -26,7 +26,7 @@ from ..schema import SPLITS, samples_schema
 from .columns import PartColumn, check_schema, codes, typed, vectors
 from .file_list import Listing, check_files
 from .location import located
-from .manifest import Manifest
+from .manifest import Manifest, timing_error
 from .outcomes import OutcomeRows, locate, read_outcomes
 from .parts import (
     ENCODER_NAME,
@@ -43,6 +43,9 @@ from .token_store import TokenStore, open_token_store
 
 MAX_FEATURE_NUMBERS = 1 << 32  # S x D: 16 GiB of float32
 MAX_CELLS = 1 << 28  # S x X
+UNSTEADY = (
+    0.2  # relative error of latencies; 0.39 on a machine with other work, where controllers trained on them failed
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +161,7 @@ def open_cache(path: str | os.PathLike[str], *, tokens: bool = True, derived: Pa
     """
     path, source = located(path)
     manifest = Manifest.read(path)
-    warnings: list[str] = []
+    warnings = _timing_warnings(path, manifest)
     parts = {name: part_paths(path, name) for name in (SAMPLES, OUTCOMES, TOKENS)}
     for name in (SAMPLES, OUTCOMES):
         if not parts[name]:
@@ -194,6 +197,17 @@ def open_cache(path: str | os.PathLike[str], *, tokens: bool = True, derived: Pa
         warnings=warnings,
         _outcomes=outcomes,
     )
+
+
+def _timing_warnings(path: Path, manifest: Manifest) -> list[str]:
+    """Warns if the machine was too busy for reliable latencies."""
+    error = timing_error(manifest)
+    if error is None or error <= UNSTEADY:
+        return []
+    return [
+        f"{path}: the machine was busy while latencies were measured: one in twenty is off by {error:.0%} or more. "
+        "Rewards and verdicts depend on latencies: make the cache again while nothing else runs"
+    ]
 
 
 def _read_samples(
