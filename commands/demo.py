@@ -14,6 +14,7 @@ import click
 from ..console import ConsoleProgress, emit
 from ..data.errors import KnobctlError
 from ..data.files.atomic import write_atomically
+from ..data.knobs import KnobSpace
 from .options import json_option
 from .values import PATH
 
@@ -81,8 +82,10 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
         progress.note(f"{name}: done in {seconds[name]:.0f} s")
         return result
 
+    space = KnobSpace()
     config = PrecomputeConfig(
         model=MODEL,
+        space=space,
         datasets=DATASETS,
         out=cache,
         samples=samples,
@@ -94,7 +97,7 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     )
     step(
         "precompute",
-        f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
+        f"{samples} samples of each of {', '.join(DATASETS)} under {len(space.settings)} settings, "
         f"{RUNS} timed run{'s' if RUNS > 1 else ''}, {config.workers} process{'es' if config.workers > 1 else ''}",
         lambda: precompute(config, progress),
     )

@@ -102,6 +102,8 @@ class Backbone(Protocol):
     geometry: Geometry
     end_ids: frozenset[int]  # tokens that end an answer
     prompt_template: str  # recorded in the cache
+    default_instruction: str | None = None  # put with every question; None: the dataset's style
+    default_max_new_tokens: int | None = None  # of an answer; None: the dataset's limit
 
     @property
     def device(self) -> torch.device: ...
