@@ -14,6 +14,7 @@ import click
 from ..console import ConsoleProgress, emit
 from ..data.errors import KnobctlError
 from ..data.files.atomic import write_atomically
+from ..data.knobs import KnobSpace
 from .options import json_option
 from .values import PATH
 
@@ -82,8 +83,10 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     from ..replay.training.train import train_controllers
 
     files = {"cache": out / "cache", "controllers": out / "controllers", "report": out / "report.json"}
+    space = KnobSpace()
     config = PrecomputeConfig(
         model=MODEL,
+        space=space,
         datasets=DATASETS,
         out=files["cache"],
         samples=samples,
@@ -97,7 +100,7 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     steps = (
         Step(
             "precompute",
-            f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
+            f"{samples} samples of each of {', '.join(DATASETS)} under {len(space.settings)} settings, "
             f"{config.workers} process{'es' if config.workers > 1 else ''}; this takes most of the time",
             lambda: precompute(config, progress),
         ),

@@ -14,7 +14,7 @@ from .options import json_option
 from .values import PATH
 
 MEASURED_WITH = {"model", "datasets", "samples", "seed", "metrics", "max_new_tokens", "data_root", "source_split"}
-MEASURED_WITH |= {"column", "skip_bad", "revision", "device", "dtype", "images"}
+MEASURED_WITH |= {"column", "skip_bad", "revision", "device", "dtype", "images", "prompt"}
 
 
 @click.group()

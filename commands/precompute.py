@@ -8,26 +8,20 @@ from typing import Any
 import click
 
 from ..console import ConsoleProgress, emit
-from ..data.knobs import KnobSpace
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options, default_of
 from .options import json_option
 
 # Fields that have no effect on an import of results.
 MODEL_ONLY = {"samples", "budgets", "shard", "like", "threads", "workers", "column", "source_split"}
+MODEL_ONLY |= {"tiers", "positions", "top_k", "num_blocks", "prompt"}
 
 
 @click.command()
 @config_options(PrecomputeConfig, optional={"model"})
-@click.option("--tiers", default="", help="low,medium,high or NAME=MIN-MAX crops.  [default: low,medium,high]")
-@click.option("--positions", default="", help="Insertion positions.  [default: 1,2,3,4,5]")
-@click.option("--top-k", default="", help="Experts per token.  [default: 4,5,6,7,8]")
-@click.option("--num-blocks", default="", help="Blocks run in total.  [default: 12,13,14,15,16]")
 @click.option("--dry-run", is_flag=True, help="Time a few samples and forecast the run; writes nothing.")
 @json_option
-def precompute(
-    tiers: str, positions: str, top_k: str, num_blocks: str, dry_run: bool, as_json: bool, **options: Any
-) -> None:
+def precompute(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run the frozen model once under every knob setting, into a cache.
 
     \b
@@ -37,7 +31,7 @@ def precompute(
     if options["model"] is None:
         _import_results(dry_run, as_json, options)
         return
-    config = PrecomputeConfig(**options, space=KnobSpace.from_options(tiers, positions, top_k, num_blocks))
+    config = PrecomputeConfig(**options)
     from .render import render_record
 
     if dry_run:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from knobctl.commands import precompute as precompute_command
 from knobctl.commands.config_options import config_options
 from knobctl.data.cache.shard import Shard
+from knobctl.data.knobs import KnobSpace
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale import launch
 from knobctl.replay.recipes import TrainConfig
@@ -103,14 +104,14 @@ def test_the_command_builds_the_config_from_its_options(tmp_path: Path, monkeypa
         column=("answers=x",),
         source_split=("all",),
         skip_bad=True,
-        space=config.space,
+        top_k="4,8",
         seed=7,
         from_results=Path("results"),
         imported_latency=True,
         strict=True,
     )
     assert config == expected
-    assert config.space.top_k == (4, 8)
+    assert config.space_for(KnobSpace()).top_k == (4, 8)
 
 
 def test_training_options_change_the_recipe_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -94,7 +94,7 @@ def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatc
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    monkeypatch.setattr("knobctl.precompute.models.molmoe.checkpoint.snapshot_download", fetch)
+    monkeypatch.setattr("knobctl.precompute.models.checkpoint_files.snapshot_download", fetch)
     Path("here").mkdir()
     cache = make_cache(tmp_path / "cache", samples=40)
     expected = "there is no such home directory" if name.startswith("~") else f"there is no directory {name}"
@@ -124,7 +124,7 @@ def test_owner_and_name_is_a_directory_if_there_is_one_else_a_hub_id(monkeypatch
         asked.append(name)
         raise LocalEntryNotFoundError("no hub here")
 
-    monkeypatch.setattr("knobctl.precompute.models.molmoe.checkpoint.snapshot_download", fetch)
+    monkeypatch.setattr("knobctl.precompute.models.checkpoint_files.snapshot_download", fetch)
     with pytest.raises(CheckpointError, match="owner/tiny is not a directory, and the hub could not be reached"):
         model_directory("owner/tiny")
     assert asked == ["owner/tiny"]

@@ -248,8 +248,8 @@ def test_saved_importance_is_reused_only_with_the_same_token_limit(config):
     inputs = load_inputs(config)
     longer = load_inputs(dataclasses.replace(config, max_new_tokens={"easy_vqa": 4}))
     drawn = inputs.samples[:5]
-    assert importance_key(config, inputs, drawn) == importance_key(config, load_inputs(config), drawn)
-    assert importance_key(config, longer, drawn) != importance_key(config, inputs, drawn)
+    assert importance_key(inputs, drawn) == importance_key(load_inputs(config), drawn)
+    assert importance_key(longer, drawn) != importance_key(inputs, drawn)
 
 
 def test_importance_is_the_accuracy_lost_by_skipping_a_block(tiny_model_dir):

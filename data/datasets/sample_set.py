@@ -45,7 +45,7 @@ class SampleSet:
     samples: tuple[Sample, ...]
     metric: str
     max_new_tokens: int
-    style: str | None  # prompt style prefix; None: no prefix
+    style: str | None  # a style's name or an instruction, put with each question; None: nothing
     seed: int
     source: str
     images_root: Path | None  # absolute folder that image paths are relative to; None: the images need no folder
@@ -95,6 +95,7 @@ def load_samples(
     seed: int = 0,
     metric: str | None = None,
     max_new_tokens: int | None = None,
+    style: str | None = None,
     answer_field: str | None = None,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
@@ -114,6 +115,7 @@ def load_samples(
         limit: Number of samples to draw; None: all. A smaller sample is part of a larger one with the same seed.
         seed: Seed of the draw and of the assignment to the cache's train, val and test.
         metric: Overrides the dataset's default, as do `max_new_tokens` and `answer_field` (answer or raw_answer).
+        style: Overrides the dataset's default: what is put with each question in the prompt. "": nothing.
         columns: Column names of the fields (image, question, answers, question_id, image_id, split) that have another
             name in the source.
         skip_bad: Skip and report rows that cannot be used, instead of failing.
@@ -148,9 +150,10 @@ def load_samples(
         raise _refused(*faults[0]) from faults[0][1]
     order = (kept[i] for i in draw_order(name, [ids[row] for row in kept], seed))
     max_new_tokens = max_new_tokens or spec.max_new_tokens
+    style = spec.style if style is None else style or None
 
     def check(record: Record, size: tuple[int, int]) -> None:
-        check_input(ModelInput(record.question, spec.style, max_new_tokens, *size))
+        check_input(ModelInput(record.question, style, max_new_tokens, *size))
 
     drawn: dict[int, tuple[Record, str]] = {}
     skipped = [SkippedRow(where, str(error)) for where, error in faults]
@@ -169,7 +172,7 @@ def load_samples(
         samples=samples,
         metric=metric,
         max_new_tokens=max_new_tokens,
-        style=spec.style,
+        style=style,
         seed=seed,
         source=opened.label,
         images_root=opened.images_root,

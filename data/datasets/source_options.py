@@ -1,4 +1,4 @@
-"""What a run says about the files of its datasets: `--column` and `--source-split`.
+"""What a run says about its datasets: `--column` and `--source-split` about their files, `--prompt` about questions.
 
 Needs no table library, so that the command line can check these options before it loads one.
 """
@@ -48,4 +48,24 @@ def source_splits(options: Iterable[str], datasets: Collection[str]) -> dict[str
             )
         if (own.setdefault(dataset, split) if equals else (general := general or split)) != split:
             raise DatasetError(f"--source-split {option}: another split was given before: name one.")
+    return own if general is None else {name: own.get(name, general) for name in datasets}
+
+
+def instructions(options: Iterable[str], datasets: Collection[str]) -> dict[str, str]:
+    """Returns the instruction requested for each dataset, from options `[DATASET=]TEXT`; others are left out.
+
+    A text may contain `=`: what precedes the first one counts only if it is a dataset of the run. An empty text means
+    no instruction.
+    """
+    general: str | None = None
+    own: dict[str, str] = {}
+    for option in options:
+        dataset, equals, text = option.partition("=")
+        if equals and dataset in datasets:
+            if own.setdefault(dataset, text) != text:
+                raise DatasetError(f"--prompt {option}: `{dataset}` was given {own[dataset]!r} before: give one text.")
+        elif general not in (None, option):
+            raise DatasetError(f"--prompt {option}: another text was given before: give one, or name datasets.")
+        else:
+            general = option
     return own if general is None else {name: own.get(name, general) for name in datasets}

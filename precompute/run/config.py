@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...data.cache.shard import Shard
 from ...data.datasets.registry import parse_dataset_option
-from ...data.datasets.source_options import column_maps, source_splits
+from ...data.datasets.source_options import column_maps, instructions, source_splits
 from ...data.errors import KnobctlError
 from ...data.knobs import KnobSpace
 from ...data.threads import check_threads
@@ -51,7 +51,29 @@ class PrecomputeConfig:
     seed: int = field(
         default=42, metadata={"help": "Seed of the sample draw, the pilot samples and the budget encoder."}
     )
-    space: KnobSpace = field(default_factory=KnobSpace)
+    space: KnobSpace | None = None  # None: given by the next four, which start from the model's default knobs
+    tiers: str = field(
+        default="",
+        metadata={
+            "help": "Default tiers by name, or NAME=MIN-MAX of your own: crops for MolmoE, visual tokens for others.  "
+            "[default: the model's, as `knobctl check-model` shows]",
+        },
+    )
+    positions: str = field(
+        default="", metadata={"help": "Insertion positions.  [default: the model's; MolmoE: 1 to 5]"}
+    )
+    top_k: str = field(default="", metadata={"help": "Experts per token.  [default: the model's; MolmoE: 4 to 8]"})
+    num_blocks: str = field(
+        default="", metadata={"help": "Blocks run in total.  [default: the model's; MolmoE: 12 to 16]"}
+    )
+    prompt: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Instruction put with every question, or with those of one dataset.  [default: for MolmoE the "
+            "dataset's style, for others a request for a short answer]",
+            "metavar": "[DATASET=]TEXT",
+        },
+    )
     # Empty: a grid from the latencies of the pilot samples.
     budgets: tuple[str, ...] = field(
         default=(),
@@ -87,7 +109,10 @@ class PrecomputeConfig:
     )
     max_new_tokens: Mapping[str, int] = field(
         default_factory=dict,
-        metadata={"help": "Change the limit of answer tokens for a dataset.", "metavar": "DATASET=N"},
+        metadata={
+            "help": "Limit of answer tokens for a dataset.  [default: the dataset's for MolmoE, 32 for other models]",
+            "metavar": "DATASET=N",
+        },
     )
     column: tuple[str, ...] = field(
         default=(),
@@ -163,8 +188,9 @@ class PrecomputeConfig:
                 raise KnobctlError(
                     f"a {option} was given for {sorted(unknown)[0]!r}, which is not a dataset of this run."
                 )
-        column_maps(self.column, self.dataset_names)  # both raise for malformed options
+        column_maps(self.column, self.dataset_names)  # these raise for malformed options
         source_splits(self.source_split, self.dataset_names)
+        instructions(self.prompt, self.dataset_names)
         if self.from_results is None and (self.complete or self.imported_latency or self.strict):
             raise KnobctlError("--complete, --latency imported and --strict need recorded results: add --from-results.")
         if self.complete and self.imported_latency:
@@ -190,6 +216,16 @@ class PrecomputeConfig:
     def source_split_of(self, dataset: str) -> str | None:
         """Returns the requested split of a dataset's source; None: the usual one."""
         return source_splits(self.source_split, self.dataset_names).get(dataset)
+
+    def space_for(self, default: KnobSpace) -> KnobSpace:
+        """Returns the knob space of a model with these default knobs. Raises UnknownSetting for malformed options."""
+        if self.space is not None:
+            return self.space
+        return KnobSpace.from_options(self.tiers, self.positions, self.top_k, self.num_blocks, default=default)
+
+    def instruction_of(self, dataset: str) -> str | None:
+        """Returns the instruction requested for a dataset's questions; None: the usual one."""
+        return instructions(self.prompt, self.dataset_names).get(dataset)
 
     @cached_property
     def dataset_sources(self) -> dict[str, str | None]:

@@ -89,7 +89,7 @@ def run_record(
         "model": {"name": loaded.name, "fingerprint": loaded.fingerprint, "dtype": dtype_name(loaded)},
         "device": device_record(loaded.model.device),
         "datasets": datasets,
-        "knobs": config.space.to_dict(),
+        "knobs": inputs.knobs.space.to_dict(),
         "latency_mode": config.manifest_latency_mode,
         "runs": config.runs,
         "checks_per_tiling": config.checks_per_tiling,

@@ -72,7 +72,7 @@ def forecast(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[str,
     phases = {"loading": loading_s, "importance": importance_s, "pilot": pilot_s, **seconds}
     return {
         "samples": len(samples),
-        "settings": len(config.space.settings),
+        "settings": len(knobs.space.settings),
         "samples_timed": len(results),
         "hours": {phase: seconds_of / 3600 for phase, seconds_of in phases.items()},
         "total_hours": sum(phases.values()) / 3600,

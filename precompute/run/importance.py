@@ -69,7 +69,7 @@ def find_importance(config: PrecomputeConfig, inputs: Inputs, progress: Progress
     drawn = importance_samples(config, inputs)
     with progress.steps("importance", len(drawn)) as advance:
         scores = measure_importance(inputs.knobs, drawn, threads=config.sweep_threads, on_sample=advance)
-    kept = _kept_path(config, inputs, drawn)
+    kept = _kept_path(inputs, drawn)
     if kept is not None:
         try:
             save_importance(scores, kept)
@@ -84,7 +84,7 @@ def importance_before(config: PrecomputeConfig, inputs: Inputs) -> ImportanceSco
         scores = load_importance(config.importance, n_blocks=inputs.knobs.num_blocks)
         check_importance(scores, inputs.loaded.model.geometry)
         return scores
-    kept = _kept_path(config, inputs, importance_samples(config, inputs))
+    kept = _kept_path(inputs, importance_samples(config, inputs))
     if kept is None or not kept.is_file():
         return None
     return load_importance(kept, n_blocks=inputs.knobs.num_blocks)
@@ -167,20 +167,20 @@ def _loss(accuracy_SB: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean_B[0] - mean_B[1:]
 
 
-def _kept_path(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]) -> Path | None:
+def _kept_path(inputs: Inputs, drawn: list[Sample]) -> Path | None:
     """Returns where measured scores are kept beside a model; None for a bundled one, which takes seconds to measure."""
     loaded = inputs.loaded
     if loaded.is_bundled:
         return None
-    return loaded.directory / f"knobctl-importance-{importance_key(config, inputs, drawn)[:16]}.json"
+    return loaded.directory / f"knobctl-importance-{importance_key(inputs, drawn)[:16]}.json"
 
 
-def importance_key(config: PrecomputeConfig, inputs: Inputs, drawn: list[Sample]) -> str:
+def importance_key(inputs: Inputs, drawn: list[Sample]) -> str:
     """Returns a digest of everything that measured scores depend on."""
     content = [
         inputs.loaded.fingerprint,
         dtype_name(inputs.loaded),
-        config.space.tier_ranges,
+        inputs.knobs.space.tier_ranges,
         [[sample.sample_id, sample.image_id, sample.question, list(sample.answers)] for sample in drawn],
         {name: asdict(task) for name, task in inputs.knobs.tasks.items()},
     ]

@@ -67,10 +67,11 @@ def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs
             limit=config.samples_of(name),
             seed=config.seed,
             metric=config.metrics.get(name),
-            max_new_tokens=config.max_new_tokens.get(name),
+            max_new_tokens=config.max_new_tokens.get(name, knobs.model.default_max_new_tokens),
+            style=knobs.model.default_instruction if (own := config.instruction_of(name)) is None else own,
             skip_bad=config.skip_bad,
             check_images=is_checked,
-            check_input=partial(check_input, knobs.model, config.space),
+            check_input=partial(check_input, knobs.model, knobs.space),
         )
         for warning in one.warnings:
             progress.note(f"{name}: {warning}")
@@ -97,9 +98,8 @@ def load_knobs(config: PrecomputeConfig, progress: Progress = SILENT) -> KnobMod
     loaded = load_model(
         config.model, revision=config.revision, device=config.device, dtype=config.dtype, progress=progress
     )
-    return KnobModel(
-        loaded, space=config.space, encoder=BudgetEncoder.from_seed(loaded.model.geometry.d_model, config.seed)
-    )
+    space = config.space_for(loaded.model.default_knobs())
+    return KnobModel(loaded, space=space, encoder=BudgetEncoder.from_seed(loaded.model.geometry.d_model, config.seed))
 
 
 def with_sets(knobs: KnobModel, sets: tuple[SampleSet, ...]) -> Inputs:

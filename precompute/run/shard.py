@@ -128,7 +128,7 @@ def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Kno
         n_experts=geometry.n_experts,
         fingerprint=loaded.fingerprint,
         dtype=dtype_name(loaded),
-        space=config.space,
+        space=inputs.knobs.space,
         budgets_ms=fixed.budgets_ms,
         latency_mode=config.manifest_latency_mode,
         device=device_record(loaded.model.device),

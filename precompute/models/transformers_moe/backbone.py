@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .conformance import check_model
 from .default_knobs import default_knobs
 from .layer_states import LayerState
-from .prompts import Prompts
+from .prompts import DEFAULT_INSTRUCTION, DEFAULT_MAX_NEW_TOKENS, Prompts
 from .verified import is_verified, mark_verified
 from .views import View, Views
 
@@ -36,6 +36,9 @@ _TRIAL_QUESTION = "What is this?"
 
 class TransformersBackbone(Backbone):
     """A checkpoint with its processor. `load` checks it; the constructor does not."""
+
+    default_instruction = DEFAULT_INSTRUCTION
+    default_max_new_tokens = DEFAULT_MAX_NEW_TOKENS
 
     def __init__(self, checkpoint: Checkpoint, *, name: str) -> None:
         """

@@ -23,6 +23,7 @@ from ....data.errors import CheckpointError, DatasetError
 from .views import View, Views
 
 DEFAULT_INSTRUCTION = "Answer the question using a single word or phrase."
+DEFAULT_MAX_NEW_TOKENS = 32  # chat models may write a sentence although asked for a word
 
 # Names under which chat templates let a caller switch thinking off.
 _NO_THINKING = ("enable_thinking", "thinking")
