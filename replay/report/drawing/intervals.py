@@ -64,8 +64,6 @@ def draw_gap_closed(record: GapClosed) -> Figure:
     values = [one.value for one in known if one.value is not None]
     lows = [one.low for one in known if one.low is not None]
     highs = [one.high for one in known if one.high is not None]
-    if min(lows, default=0.0) < min(values) - FAR_BELOW:  # a very wide interval would squeeze all others
-        axes.set_xlim(left=min(values) - FAR_BELOW)
     zoomed = max([*values, *highs]) < ZOOM_BELOW
     if not zoomed:
         axes.axvline(100, color=INK, linewidth=1.2, linestyle="--")
@@ -78,6 +76,9 @@ def draw_gap_closed(record: GapClosed) -> Figure:
     names = [f"{plain(shortened(row.name, 24))}\n(n = {row.n_samples:,})" for row in record.rows]
     axes.set_yticks(range(len(record.rows)), names)
     axes.set_ylim(len(record.rows) - 0.5, -0.5)
+    if min(lows, default=0.0) < min(values) - FAR_BELOW:  # a very wide interval would squeeze all others
+        left, right = min(values) - FAR_BELOW, max(0.0, *values, *highs)
+        axes.set_xlim(left, right + 0.04 * (right - left))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(
