@@ -30,9 +30,9 @@ def inspect(cache: Path, verify: bool, choices: Path | None, as_json: bool) -> N
     """
     if (cache / "controllers.json").is_file():
         from ..controllers.describe import describe_controllers
-        from .render import render_sections
+        from .render import render_record
 
-        emit(describe_controllers(cache), as_json, lambda record: render_sections("controllers", record))
+        emit(describe_controllers(cache), as_json, lambda record: render_record("controllers", record))
         return
     from ..data.cache.describe import describe_cache
     from ..data.cache.verify import verify_cache

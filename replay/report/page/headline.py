@@ -45,7 +45,7 @@ def headline(source: ReportSource) -> Headline:
     if not subjects or FIXED not in report.policies:
         return Headline(_baseline_title(source, place), None, _baseline_lines(source, place), verdicts)
     gains = [in_time_difference(source, name, FIXED, place) for name in subjects]
-    found = [BETTER if gain.above_zero else WORSE if gain.below_zero else NOT_SHOWN for gain in gains]
+    found = [_shown(gain) for gain in gains]
     verdict = found[0] if len(set(found)) == 1 else NOT_SHOWN
     budget = f"{report.budgets_ms[place]:g} ms"
     who = "the controllers" if len(subjects) == 1 else f"the {len(subjects)} sets of controllers"
@@ -61,6 +61,13 @@ def headline(source: ReportSource) -> Headline:
             )
             title = title.replace(": no difference shown", f" ({shown})")
     return Headline(title, verdict, tuple(_lines(source, place, subjects, gains)), verdicts)
+
+
+def _shown(gain: Estimate) -> str:
+    """Returns the verdict of one comparison: its interval, of a single one, needs no correction."""
+    if gain.low is None or gain.high is None:
+        return NOT_SHOWN
+    return BETTER if gain.low > 0 else WORSE if gain.high < 0 else NOT_SHOWN
 
 
 def middle_budget(budgets_ms: Sequence[float], unmet_ms: Sequence[float]) -> int:
