@@ -174,8 +174,11 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
         f"Live: {live['n_samples']} samples on the running model; all {live['agreement']['settings_compared']} "
         f"settings and {live['agreement']['answers_compared']} answers equal those of replay."
     )
+    notes = [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
     files, seconds = (render_record(name, record[name]) for name in ("files", "seconds"))
-    return Group(Text(headline(record)), Text(""), summary_table(record), Text(agreed), Text(""), files, seconds)
+    return Group(
+        Text(headline(record)), Text(""), summary_table(record), Text(agreed), *notes, Text(""), files, seconds
+    )
 
 
 def _write_report(record: dict[str, Any], path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from knobctl.data.cache.manifest import FileRecord, Manifest, manifest_changed
+from knobctl.data.cache.reader import open_cache
 from knobctl.data.errors import CacheError
 from knobctl.data.files.bounded_json import parse_json, read_json
-from knobctl.tests.support.caches import tiny_manifest
+from knobctl.tests.support.caches import make_cache, tiny_manifest
 
 
 def test_round_trip():
@@ -168,3 +170,13 @@ def test_the_manifests_own_digest_detects_any_changed_byte(tmp_path):
     # A bit flipped in the name of the digest's field makes it an unknown field of a manifest without a digest.
     name = whole.index(b"manifest_sha256")
     assert unseen == list(range(name, name + len("manifest_sha256")))
+
+
+@pytest.mark.parametrize(("error", "warned"), [(0.05, False), (0.39, True), ("nonsense", False)])
+def test_latencies_of_a_busy_machine_are_named(tmp_path: Path, error: object, warned: bool):
+    path = make_cache(tmp_path / "cache")
+    manifest = json.loads((path / "cache.json").read_text())
+    manifest["latency_check"] = {"settings": 40, "stages": {"total": {"p95_absolute_error": error}}}
+    (path / "cache.json").write_text(json.dumps(manifest))
+    warnings = open_cache(path).warnings
+    assert [("one in twenty is off by 39% or more" in text) for text in warnings] == [True] * warned

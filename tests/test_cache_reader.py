@@ -130,16 +130,6 @@ def test_a_manifest_without_files_gives_one_warning(tmp_path):
     assert open_cache(make_cache(tmp_path / "ours")).warnings == []
 
 
-@pytest.mark.parametrize(("error", "warned"), [(0.05, False), (0.39, True), ("nonsense", False)])
-def test_latencies_of_a_busy_machine_are_named(tmp_path: Path, error: object, warned: bool):
-    path = make_cache(tmp_path / "cache")
-    manifest = json.loads((path / "cache.json").read_text())
-    manifest["latency_check"] = {"settings": 40, "stages": {"total": {"p95_absolute_error": error}}}
-    (path / "cache.json").write_text(json.dumps(manifest))
-    warnings = open_cache(path).warnings
-    assert [("one in twenty is off by 39% or more" in text) for text in warnings] == [True] * warned
-
-
 def test_missing_outcomes_are_nan_and_masked(tmp_path):
     path = foreign_cache(
         tmp_path / "cache",
