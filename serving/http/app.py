@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,9 +39,16 @@ _GONE = 499  # status of a request whose client is gone, as nginx logs it
 class ChatServer:
     """Serves one engine. `app` is the ASGI application; its lifespan runs the queue."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, fetcher: ImageFetcher | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: ServerConfig,
+        *,
+        fetcher: ImageFetcher | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.engine, self.config = engine, config
-        self.queue = RequestQueue(engine, config.max_queue, config.on_miss)
+        self.queue = RequestQueue(engine, config.max_queue, config.on_miss, clock)
         self.metrics = Metrics()
         self.metrics.open_requests.set_function(lambda: self.queue.open_requests)
         self._fetcher = fetcher or ImageFetcher()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -93,9 +92,7 @@ class RequestQueue:
         clock: seconds.
     """
 
-    def __init__(
-        self, engine: Engine, max_queue: int, on_miss: OnMiss, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, engine: Engine, max_queue: int, on_miss: OnMiss, clock: Callable[[], float]) -> None:
         self.draining = False
         self.open_requests = 0
         self.clock = clock

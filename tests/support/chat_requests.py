@@ -41,8 +41,8 @@ def chat_body(question: str = "What shape is it?", **fields: Any) -> dict[str, A
 
 @asynccontextmanager
 async def running_app(engine: Engine, **options: Any) -> AsyncIterator[tuple[ChatServer, httpx.AsyncClient]]:
-    """Runs the application in this process, and yields it with a client."""
-    server = ChatServer(engine, ServerConfig(**options))
+    """Runs the application in this process, and yields it with a client. Its clock stands still: no time is queued."""
+    server = ChatServer(engine, ServerConfig(**options), clock=lambda: 0.0)
     transport = httpx.ASGITransport(server.app)
     async with (
         server.app.router.lifespan_context(server.app),
