@@ -95,7 +95,8 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     step(
         "precompute",
         f"{samples} samples of each of {', '.join(DATASETS)} under {len(config.space.settings)} settings, "
-        f"{RUNS} timed run{'s' if RUNS > 1 else ''}, {config.workers} process{'es' if config.workers > 1 else ''}",
+        f"{RUNS} timed run{'s' if RUNS > 1 else ''}, "
+        f"{config.num_workers} process{'es' if config.num_workers > 1 else ''}",
         lambda: precompute(config, progress),
     )
     training = recipe("tuned", seeds=(seed,))

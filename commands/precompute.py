@@ -14,7 +14,19 @@ from .config_options import config_options, default_of
 from .options import json_option
 
 # Fields that have no effect on an import of results.
-MODEL_ONLY = {"samples", "budgets", "shard", "like", "threads", "workers", "column", "source_split"}
+MODEL_ONLY = {
+    "samples",
+    "budgets",
+    "shard",
+    "like",
+    "threads",
+    "workers",
+    "ray",
+    "ray_wait",
+    "stall_timeout",
+    "column",
+    "source_split",
+}
 
 
 @click.command()
