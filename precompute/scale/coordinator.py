@@ -19,6 +19,7 @@ from ...data.cache.manifest import MANIFEST_NAME, RUN_NAME
 from ...data.cache.run_record import check_same_run, differences
 from ...data.cache.writer import CacheWriter
 from ...data.errors import CacheMismatch, KnobctlError
+from ...data.files.atomic import DISK, Disk
 from ...data.progress import SILENT, Progress
 from ..run.config import PrecomputeConfig
 from ..run.fixed import Fixed, fixed_before
@@ -96,6 +97,7 @@ class Coordinator:
 
     Args:
         clock: seconds, of any origin.
+        disk: System calls, which tests replace.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class Coordinator:
         pool: Pool,
         progress: Progress = SILENT,
         clock: Callable[[], float] = time.monotonic,
+        disk: Disk = DISK,
     ) -> None:
-        self._config, self._pool, self._progress, self._clock = config, pool, progress, clock
+        self._config, self._pool, self._progress, self._clock, self._disk = config, pool, progress, clock, disk
         self._workers: dict[int, _Worker] = {}
         self._share: Share | None = None
         self._fixed: Fixed | None = None
@@ -134,7 +137,7 @@ class Coordinator:
             share = self._prepare(Fixed.read(config.out), workers=1)
             check_same_run(config.out, share.record, config.shard)
         else:
-            with CacheWriter(config.out, shard=config.shard) as writer:
+            with CacheWriter(config.out, shard=config.shard, disk=self._disk) as writer:
                 share = self._prepare(fixed_before(config) or fixed_by_shares(config.out))
                 writer.begin(share.record)
                 adopt_shares(writer, share.record)
