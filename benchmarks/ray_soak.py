@@ -3,8 +3,8 @@
     python benchmarks/ray_soak.py --times 10
 
 Each run is `knobctl precompute --model nano --ray ADDRESS` on a cluster of three nodes of this machine. Something is
-killed (SIGKILL) at a seeded random moment of the run; if that was the driver, the same command is started again. The rows
-must then equal those of one process, times aside. No run may take longer than --limit-s.
+killed (SIGKILL) at a seeded random moment of the run; if that was the driver, the same command is started again. The
+rows must then equal those of one process, times aside. No run may take longer than --limit-s.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_parts_shrink_so_that_workers_end_together():
     sizes = []
     while part := queue.next(workers=2):
         sizes.append(len(part))
-    assert sizes == [16, 12, 6, 3, 2, 1]
+    assert sizes == [10, 8, 6, 4, 3, 3, 2, 1, 1, 1, 1]
     alone = PartQueue([str(number) for number in range(40)], part_samples=16)
     assert [len(alone.next(1) or ()) for _ in range(4)] == [16, 16, 8, 0]
 

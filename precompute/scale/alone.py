@@ -20,6 +20,11 @@ class Alone:
         self._worker: PartWorker | None = None
         self._call: tuple[Any, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return 1
+
     def fill(self, wanted: int) -> None:
         """Does nothing: there is no other worker."""
 

@@ -47,6 +47,10 @@ class Pool(Protocol):
 
     is_alone: bool  # one worker in this process
 
+    @property
+    def size(self) -> int:
+        """The number of workers, with those that have not joined yet."""
+
     def fill(self, wanted: int) -> None:
         """Starts workers, as many as the pool may have but not more than `wanted`. Does not wait for them."""
 
@@ -209,10 +213,13 @@ class Coordinator:
                 self._handle(number, Message("lost", (reason, True)))
         for number, worker in self._workers.items():
             if worker.call is None:
-                worker.call = self._next_call(worker)
-                if worker.call is not None:
-                    worker.heard_at, worker.steps = self._clock(), 0
-                    self._pool.call(number, *worker.call)
+                self._give_call(number, worker)
+
+    def _give_call(self, number: int, worker: _Worker) -> None:
+        worker.call = self._next_call(worker)
+        if worker.call is not None:
+            worker.heard_at, worker.steps = self._clock(), 0
+            self._pool.call(number, *worker.call)
 
     def _next_call(self, worker: _Worker) -> tuple[Any, ...] | None:
         if self._is_stopping:
@@ -224,7 +231,7 @@ class Coordinator:
             return None if is_taken else ("prepare", self._fixed)
         if worker.state == "loaded":
             return ("begin", self._share.sets, self._share.fixed)
-        part = None if self._commit is None else self._queue.next(len(self._workers))
+        part = None if self._commit is None else self._queue.next(self._pool.size)
         return None if part is None else ("run", part)
 
     def _handle(self, number: int, message: Message) -> None:
@@ -248,7 +255,7 @@ class Coordinator:
                 self._progress.note(value)
             self._notes.add(value)
         elif kind == "result":
-            self._take(worker, value)
+            self._take(number, worker, value)
         elif kind == "failed":
             worker.call = None
             self._fail(f"{worker.name} failed: {value}")
@@ -260,7 +267,7 @@ class Coordinator:
         else:
             worker.show(self._progress, kind, value)
 
-    def _take(self, worker: _Worker, result: Any) -> None:
+    def _take(self, number: int, worker: _Worker, result: Any) -> None:
         """Handles the result of a worker's call."""
         assert worker.call is not None
         name, worker.call = worker.call[0], None
@@ -279,6 +286,7 @@ class Coordinator:
                 )
         else:
             assert self._commit is not None
+            self._give_call(number, worker)  # so that it need not wait for the disk
             self._commit(result)
             self._parts += 1
             self._early_losses = 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 PartIds = tuple[str, ...]
 
+PARTS_LEFT = 2  # that each worker should still be able to run: fewer make fast workers wait for slow ones at the end
+
 
 class PartQueue:
     """Hands out parts, and takes back those of lost workers.
@@ -27,12 +29,13 @@ class PartQueue:
         """Returns the next part; None if there is none. Near the end parts shrink, so that all workers end together.
 
         Args:
-            workers: how many run parts.
+            workers: how many run parts, or soon will.
         """
         if self._returned:
             return self._returned.pop()
-        fair = -(-len(self._waiting) // max(workers, 1))
-        size = min(self._part_samples, fair)
+        size = self._part_samples
+        if workers > 1:
+            size = min(size, -(-len(self._waiting) // (workers * PARTS_LEFT)))
         part, self._waiting = tuple(self._waiting[:size]), self._waiting[size:]
         return part or None
 

@@ -97,6 +97,11 @@ class Processes:
         """Adds a worker that has connected; any thread may call this."""
         self._added.put(_Peer(connection, place))
 
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return len(self._peers)
+
     def fill(self, wanted: int) -> None:
         """Starts processes for free places, and takes those that were added."""
         while self._free and len(self._peers) < wanted:

@@ -121,6 +121,11 @@ class RayActors:
         for number in list(self._actors):
             self.kill(number)
 
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return len(self._actors)
+
     def fill(self, wanted: int) -> None:
         """Creates actors. Those for which there is no room wait in Ray, whose autoscaler sees them."""
         if time.monotonic() - self._looked_at > LOOK_S:

@@ -44,6 +44,11 @@ class FaultyPool:
         self.killed: list[int] = []
         self.parts: list[tuple[int, tuple[str, ...]]] = []  # (worker, samples) of each part that was handed out
 
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return len(self._workers)
+
     def fill(self, wanted: int) -> None:
         while len(self._workers) < min(wanted, self._count):
             self._workers[self._next] = PartWorker(self._config)
