@@ -244,16 +244,19 @@ def main(prepare_s: float, preempted_every_h: float) -> None:
         f"As the first, every GPU preempted once in {preempted_every_h:g} h on average": replace(
             base, preempted_every_h=preempted_every_h
         ),
+        "As the first, with the model on every machine's own disk (`storage_gb_s` without limit)": replace(
+            base, storage_gb_s=1e9
+        ),
         "As the first, with parts of 16 samples up to the end": replace(base, shrinking=False),
     }
     named = ", ".join(f"{count:g} {name}" for name, count in sorted(cost.operations.items()))
     click.echo(
-        f"Measured here: committing a part of {PART_SAMPLES} samples ({cost.megabytes:.1f} MB) takes the coordinator "
-        f"{cost.commit_s * 1000:.0f} ms and {operations:g} storage operations ({named}).\n\n"
-        f"Assumed: {base.samples:,} samples of {base.sample_s:g} s each on average (8 GPUs for a day), standard deviation "
-        f"of the logarithm {base.sample_spread:g}; {base.slow_share:.0%} of the workers at half speed; a model of "
-        f"{base.model_gb:g} GB, read at up to {base.worker_gb_s:g} GB/s by a worker and {base.storage_gb_s:g} GB/s by all; "
-        f"a preempted GPU is replaced after {base.replaced_after_s / 60:.0f} min."
+        f"Measured: committing a part of {PART_SAMPLES} samples ({cost.megabytes:.1f} MB) takes the coordinator "
+        f"{cost.commit_s * 1000:.0f} ms and {operations:g} storage operations ({named}), beside 1,000 other parts.\n\n"
+        f"Assumed: {base.samples:,} samples of {base.sample_s:g} s each on average (8 GPUs for a day), standard "
+        f"deviation of the logarithm {base.sample_spread:g}; {base.slow_share:.0%} of the workers at half speed; a "
+        f"model of {base.model_gb:g} GB, read at up to {base.worker_gb_s:g} GB/s by a worker and {base.storage_gb_s:g} "
+        f"GB/s by all; a preempted GPU is replaced after {base.replaced_after_s / 60:.0f} min."
     )
     for title, case in cases.items():
         click.echo(f"\n## {title}\n\n{HEADER}")

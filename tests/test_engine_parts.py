@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from itertools import count
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from knobctl.data.cache.reader import open_cache
-from knobctl.data.cache.verify import verify_cache
+from knobctl.data.cache.verify import verify_cache, verify_parts
 from knobctl.data.errors import CacheError, CacheMismatch, KnobctlError
+from knobctl.data.files.atomic import Disk
 from knobctl.data.files.lock import DirectoryLock
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.coordinator import LOSSES, Coordinator
@@ -159,6 +161,34 @@ def test_workers_with_another_version_are_refused(config):
     pool = FaultyPool(config, 2, place=lambda _number: Place(host="far", version="0.0.1"))
     with pytest.raises(KnobctlError, match=r"on far has knobctl 0\.0\.1, but this is"):
         Coordinator(config, pool).run()
+
+
+class FullDisk(Disk):
+    """Takes so many files, then is full."""
+
+    def __init__(self, files: int) -> None:
+        self.files = files
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self.files -= 1
+        if self.files < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(descriptor, data)
+
+
+def test_a_full_disk_loses_no_committed_part(config, tiny_run):
+    with pytest.raises(CacheError, match=r"the disk is full.*run the same command again to resume"):
+        Coordinator(config, FaultyPool(config, 2), disk=FullDisk(files=1 + 3 + 2)).run()  # run.json, a part, two files
+    assert [path.name for path in (config.out / "samples").iterdir()] == ["part-0000-000000.parquet"]
+    assert verify_parts(config.out) == []
+    precompute(config)
+    assert_same_rows(config.out, tiny_run.out)
+
+
+def test_workers_need_not_see_the_directory_of_the_cache(config, tiny_run):
+    elsewhere = replace(config, out=Path("/dev/null/not-shared"))
+    Coordinator(config, FaultyPool(elsewhere, 2)).run()
+    assert_same_rows(config.out, tiny_run.out)
 
 
 def test_a_directory_has_one_coordinator_at_a_time(config):

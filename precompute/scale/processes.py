@@ -152,9 +152,10 @@ class Processes:
             self._free.append(peer.place)
 
     def farewell(self, value: object) -> None:
-        """Sends all workers a last call, `end`."""
-        for worker in self._peers:
-            self.call(worker, "end", value)
+        """Sends a last call, `end`, to the workers that were added."""
+        for worker, peer in self._peers.items():
+            if peer.process is None:
+                self.call(worker, "end", value)
 
 
 def _check_cores(config: PrecomputeConfig, workers: int) -> None:
