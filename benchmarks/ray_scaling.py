@@ -15,7 +15,9 @@ import random
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -80,6 +82,7 @@ class Simulation:
     seed: int = 0
     events: list[tuple[float, int, str, int]] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
+    order: Iterator[int] = field(default_factory=count)  # of events at the same time
 
     def run(self) -> Outcome:
         """Returns the outcome."""
@@ -135,7 +138,7 @@ class Simulation:
         return self.outcome
 
     def _add(self, at: float, kind: str, worker: int) -> None:
-        heapq.heappush(self.events, (at, len(self.events) + self.outcome.parts * 1000, kind, worker))
+        heapq.heappush(self.events, (at, next(self.order), kind, worker))
 
 
 class CountingDisk(Disk):
@@ -187,7 +190,7 @@ def measure_commit(folder: Path, repeats: int = 8, others: int = 1000) -> PartCo
             started = time.perf_counter()
             writer.commit_part(pickle.loads(message))  # noqa: S301  made above
             times.append(time.perf_counter() - started)
-    operations = {name: count / repeats for name, count in disk.counts.items()}
+    operations = {name: number / repeats for name, number in disk.counts.items()}
     return PartCost(median(times), operations, len(message) / 1e6)
 
 
@@ -249,7 +252,7 @@ def main(prepare_s: float, preempted_every_h: float) -> None:
         ),
         "As the first, with parts of 16 samples up to the end": replace(base, shrinking=False),
     }
-    named = ", ".join(f"{count:g} {name}" for name, count in sorted(cost.operations.items()))
+    named = ", ".join(f"{number:g} {name}" for name, number in sorted(cost.operations.items()))
     click.echo(
         f"Measured: committing a part of {PART_SAMPLES} samples ({cost.megabytes:.1f} MB) takes the coordinator "
         f"{cost.commit_s * 1000:.0f} ms and {operations:g} storage operations ({named}), beside 1,000 other parts.\n\n"
