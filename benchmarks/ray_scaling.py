@@ -29,7 +29,7 @@ from knobctl.data.cache.parts import SAMPLES as SAMPLES_TABLE
 from knobctl.data.cache.writer import CacheWriter, encode_part
 from knobctl.data.files.atomic import Disk
 from knobctl.data.knobs import KnobSpace
-from knobctl.precompute.scale.part_queue import PartIds, PartQueue
+from knobctl.precompute.scale.part_queue import PARTS_LEFT, PartIds, PartQueue
 from knobctl.tests.support.caches import outcome_table, sample_table, token_table
 
 PART_SAMPLES = 16
@@ -52,6 +52,7 @@ class Cluster:
     preempted_every_h: float | None = None  # mean, for each GPU
     replaced_after_s: float = 600.0
     commit_s: float = 0.1  # the coordinator's work for one part
+    parts_left: int = PARTS_LEFT
     shrinking: bool = True  # parts near the end; else all have 16 samples
 
     @property
@@ -92,7 +93,7 @@ class Simulation:
             str(n): cluster.sample_s * draw.lognormvariate(-(spread**2) / 2, spread) for n in range(cluster.samples)
         }
         self.outcome.work_s = sum(cost.values())
-        queue = PartQueue(tuple(cost), PART_SAMPLES)
+        queue = PartQueue(tuple(cost), PART_SAMPLES, parts_left=cluster.parts_left)
         speed: dict[int, float] = {}
         running: dict[int, tuple[PartIds, float]] = {}
         idle: set[int] = set()
@@ -250,6 +251,7 @@ def main(prepare_s: float, preempted_every_h: float) -> None:
         "As the first, with the model on every machine's own disk (`storage_gb_s` without limit)": replace(
             base, storage_gb_s=1e9
         ),
+        "As the first, with parts cut twice as fine": replace(base, parts_left=2 * PARTS_LEFT),
         "As the first, with parts of 16 samples up to the end": replace(base, shrinking=False),
     }
     named = ", ".join(f"{number:g} {name}" for name, number in sorted(cost.operations.items()))

@@ -41,6 +41,7 @@ FOREIGN = {
         "--use_multi_gpu",
     },
     "docs/engine.md": {"--nproc-per-node"},  # torchrun's
+    "docs/scale.md": {"--nproc-per-node", "--address", "--array", "--gpus-per-task"},  # torchrun's, Ray's, Slurm's
 }
 
 

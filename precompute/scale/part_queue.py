@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 PartIds = tuple[str, ...]
 
-PARTS_LEFT = 2  # that each worker should still be able to run: fewer make fast workers wait for slow ones at the end
+PARTS_LEFT = 2  # with fewer, fast workers wait longer for slow ones at the end; with more, there are more files
 
 
 class PartQueue:
@@ -16,11 +16,12 @@ class PartQueue:
     Args:
         sample_ids: in the order in which they are run.
         part_samples: the most samples of a part.
+        parts_left: a part is at most a worker's fair share of the rest divided by this.
     """
 
-    def __init__(self, sample_ids: Sequence[str], part_samples: int) -> None:
+    def __init__(self, sample_ids: Sequence[str], part_samples: int, *, parts_left: int = PARTS_LEFT) -> None:
         self._waiting = list(sample_ids)
-        self._part_samples = part_samples
+        self._part_samples, self._parts_left = part_samples, parts_left
         self._returned: list[PartIds] = []
         self._losses: Counter[PartIds] = Counter()
         self._shown: Counter[PartIds] = Counter()  # samples that the progress bar has counted
@@ -35,7 +36,7 @@ class PartQueue:
             return self._returned.pop()
         size = self._part_samples
         if workers > 1:
-            size = min(size, -(-len(self._waiting) // (workers * PARTS_LEFT)))
+            size = min(size, -(-len(self._waiting) // (workers * self._parts_left)))
         part, self._waiting = tuple(self._waiting[:size]), self._waiting[size:]
         return part or None
 
