@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 check: lint types test
 
@@ -42,14 +42,17 @@ $(TYPED)/knobctl:
 	mkdir -p $(TYPED)
 	ln -sfn ../.. $@
 
-# Kills a small writer 200 times, precompute 200 times and train 50 times: hours on a small machine. Try KILLS=20 first.
+# Kills a small writer 200 times, precompute 200 times, workers, nodes and drivers of Ray 10 times each, and train 50
+# times: hours on a small machine. Try KILLS=20 first.
 KILLS ?= 200
+RAY_KILLS ?= 10
 TRAIN_KILLS ?= 50
 SOAK := runs/soak
 soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/soak.py --kills $(KILLS)
 	$(BIN)/python benchmarks/soak.py --kind cache --kills $(KILLS) --command \
 	  '$(BIN)/knobctl precompute --model nano --dataset easy_vqa --samples 40 --tiers low --top-k 4,8 --num-blocks 12,16 --runs 1 --budgets 15,20,25 --device cpu --out {out}'
+	$(BIN)/python benchmarks/ray_soak.py --times $(RAY_KILLS)
 	test -d $(SOAK)/cache || $(BIN)/python -m knobctl.data.generated.cache $(SOAK)/cache --train 800 --val 200 --test 200 --d-model 64
 	$(BIN)/python benchmarks/soak.py --kind files --kills $(TRAIN_KILLS) \
 	  --command '$(BIN)/knobctl train $(SOAK)/cache --epochs 1500 --out {out}' \

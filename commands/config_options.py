@@ -7,6 +7,7 @@ Further metadata:
     option   name of the option where it differs from the field's
     metavar  placeholder of the value in the help text
     choices  valid values, or a mapping from what the user types to the field's value
+    without value  value of an option that is given without one
     type     key of `NAMED_TYPES`, where the annotation alone does not determine how text is parsed
 """
 
@@ -83,6 +84,8 @@ def _option(
     metadata, origin = item.metadata, get_origin(kinds[0])
     default = default_of(item) if defaults else None
     found: dict[str, Any] = {"help": metadata["help"], "metavar": metadata.get("metavar")}
+    if "without value" in metadata:
+        found |= {"is_flag": False, "flag_value": metadata["without value"]}
     choices = metadata.get("choices")
     if isinstance(choices, Mapping):
         found |= {"type": click.Choice(list(choices)), "callback": lambda _ctx, _param, value: choices.get(value)}

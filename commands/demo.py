@@ -101,7 +101,7 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
         Step(
             "precompute",
             f"{samples} samples of each of {', '.join(DATASETS)} under {len(space.settings)} settings, "
-            f"{config.workers} process{'es' if config.workers > 1 else ''}; this takes most of the time",
+            f"{config.num_workers} process{'es' if config.num_workers > 1 else ''}; this takes most of the time",
             lambda: precompute(config, progress),
         ),
         Step(

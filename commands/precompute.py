@@ -13,8 +13,8 @@ from .config_options import config_options, default_of
 from .options import json_option
 
 # Fields that have no effect on an import of results.
-MODEL_ONLY = {"samples", "budgets", "shard", "like", "threads", "workers", "column", "source_split"}
-MODEL_ONLY |= {"tiers", "positions", "top_k", "num_blocks", "prompt"}
+MODEL_ONLY = {"samples", "budgets", "shard", "like", "threads", "workers", "ray", "ray_wait", "stall_timeout"}
+MODEL_ONLY |= {"column", "source_split", "tiers", "positions", "top_k", "num_blocks", "prompt"}
 
 
 @click.command()

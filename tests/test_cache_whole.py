@@ -150,7 +150,7 @@ def test_a_killed_merge_is_resumed(tmp_path):
 
 def test_missing_repeated_and_unrelated_shards_are_refused(tmp_path):
     a, b, c = (make_cache(tmp_path / f"{i}", shard=Shard(i, 3), tokens=False, samples=6) for i in range(3))
-    with pytest.raises(CacheError, match="missing: 1/3"):
+    with pytest.raises(CacheError, match="missing: shard 1/3"):
         merge_caches([a, c], tmp_path / "out")
     with pytest.raises(CacheError, match="shard 0/3 is given 2 times"):
         merge_caches([a, b, c, a], tmp_path / "out")
@@ -160,7 +160,9 @@ def test_missing_repeated_and_unrelated_shards_are_refused(tmp_path):
     half = tmp_path / "half"
     shutil.copytree(c, half)
     (half / "cache.json").unlink()
-    with pytest.raises(CacheError, match="half-written"):
+    with pytest.raises(CacheError, match=r"missing: shard 1/3; the rest of shard 2/3 in .*half, which has 2 samples"):
+        merge_caches([a, half], tmp_path / "out")
+    with pytest.raises(CacheError, match="missing: the rest of shard 2/3"):
         merge_caches([a, b, half], tmp_path / "out")
     with pytest.raises(CacheMismatch, match=r"0 is shard 0/3, but .*one is shard 0/1"):
         merge_caches([a, make_cache(tmp_path / "one", tokens=False, samples=6)], tmp_path / "out")

@@ -11,8 +11,8 @@ from typing import Any
 from ..errors import CacheError, CacheMismatch
 from ..files.atomic import DISK, Disk
 from ..schema import SPLITS
-from .manifest import Manifest
-from .parts import ENCODER_NAME, SAMPLES, part_paths
+from .manifest import MANIFEST_NAME, Manifest
+from .parts import ENCODER_NAME, SAMPLES, part_paths, read_part
 from .reader import Cache, open_cache
 from .run_record import differences, read_run
 from .shard import Shard
@@ -21,6 +21,7 @@ from .writer import CacheWriter
 # Fields that may differ between shards; all others in the manifests must be equal.
 _OWN = ("files", "created_at", "created_by", "latency_check", "datasets", "extra")
 _OWN_SOURCE = ("source", "images", "skipped")  # the same in a dataset's record: each machine has its own paths
+MAX_MISSING = 8  # named in a message
 
 
 def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk = DISK) -> Manifest:
@@ -34,9 +35,10 @@ def merge_caches(sources: Sequence[Path], out: Path, *, disk: Disk = DISK) -> Ma
     """
     if not sources:
         raise CacheError("no shards to merge: give the directories that `precompute --shard` wrote")
-    runs = [read_run(Path(source)) for source in sources]
-    caches = [open_cache(Path(source), tokens=False) for source in sources]
+    sources = [Path(source) for source in sources]
+    runs = [read_run(source) for source in sources]
     order = _one_of_each(sources, [shard for _, shard in runs])
+    caches = [open_cache(source, tokens=False) for source in sources]
     for index in order[1:]:
         differing = list(differences(runs[order[0]][0], runs[index][0]))
         differing += list(differences(_shared(caches[order[0]].manifest), _shared(caches[index].manifest)))
@@ -69,10 +71,22 @@ def _one_of_each(sources: Sequence[Path], shards: Sequence[Shard]) -> list[int]:
     if twice:
         names = [str(s) for s, shard in zip(sources, shards, strict=True) if shard.index == twice[0]]
         raise CacheError(f"shard {twice[0]}/{count} is given {times[twice[0]]} times: {', '.join(names)}")
-    missing = [f"{index}/{count}" for index in range(count) if index not in times]
+    missing = [f"shard {index}/{count}" for index in range(count) if index not in times]
+    for source, shard in zip(sources, shards, strict=True):
+        if not (source / MANIFEST_NAME).is_file():
+            missing.append(f"the rest of shard {shard} in {source}, which has {_num_samples(source)} samples so far")
     if missing:
-        raise CacheError(f"shards missing: {', '.join(missing[:8])}. Run `knobctl precompute --shard` for them first.")
+        more = f"; and {len(missing) - MAX_MISSING} more" if len(missing) > MAX_MISSING else ""
+        raise CacheError(
+            f"missing: {'; '.join(missing[:MAX_MISSING])}{more}. Run `knobctl precompute --shard` for them first."
+        )
     return sorted(range(len(sources)), key=lambda place: shards[place].index)
+
+
+def _num_samples(cache: Path) -> int:
+    """Returns the number of samples in committed parts."""
+    paths = part_paths(cache, SAMPLES)
+    return sum(read_part(cache, path, ["sample_id"]).num_rows for path in paths)
 
 
 def _shared(manifest: Manifest) -> dict[str, Any]:

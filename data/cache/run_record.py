@@ -52,14 +52,14 @@ def begin_run(disk: Disk, directory: Path, run: Mapping[str, Any], shard: Shard)
     record: dict[str, Any] = {"format": RUN_FORMAT, "version": RUN_VERSION}
     if shard.count > 1:
         record["shard"] = {"index": shard.index, "count": shard.count}
-    write_atomically(directory / RUN_NAME, dump_json({**record, "run": _as_read(run)}), disk)
+    write_atomically(directory / RUN_NAME, dump_json({**record, "run": as_read(run)}), disk)
     return False
 
 
 def check_same_run(directory: Path, run: Mapping[str, Any], shard: Shard) -> None:
     """Raises CacheMismatch, naming the differences, if `directory` was started with another run or shard."""
     found, found_shard = read_run(directory)
-    differing = list(differences(found, _as_read(run)))
+    differing = list(differences(found, as_read(run)))
     if found_shard != shard:
         differing.insert(0, f"shard: {found_shard} there, {shard} now")
     if differing:
@@ -70,7 +70,7 @@ def check_same_run(directory: Path, run: Mapping[str, Any], shard: Shard) -> Non
         )
 
 
-def _as_read(run: Mapping[str, Any]) -> Any:
+def as_read(run: Mapping[str, Any]) -> Any:
     """Returns `run` as it will be read back: tuples become lists."""
     return json.loads(json.dumps(run, allow_nan=False))
 

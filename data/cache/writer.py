@@ -10,7 +10,7 @@ import errno
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +54,8 @@ class CacheWriter:
 
     Args:
         out: The directory, created if necessary. If the same run started it, the run is resumed.
-        run: What the rows depend on (model fingerprint, samples, knob space, ...), a JSON object.
+        run: What the rows depend on (model fingerprint, samples, knob space, ...), a JSON object. None: not known yet;
+            the caller passes it to `begin` before it writes anything.
         shard: The share of the samples written here. Parts are named by it, so shards merge without collisions.
         compact: Make files as small as possible, which takes several times as long to write.
         disk: System calls, which tests replace.
@@ -67,7 +68,7 @@ class CacheWriter:
     def __init__(
         self,
         out: Path,
-        run: Mapping[str, Any],
+        run: Mapping[str, Any] | None = None,
         *,
         shard: Shard | None = None,
         compact: bool = False,
@@ -84,12 +85,25 @@ class CacheWriter:
     def __enter__(self) -> CacheWriter:
         with ExitStack() as stack:
             with self.disk_errors():
+                if not self.out.exists():
+                    stack.callback(self._remove_empty)
                 self._disk.make_directory(self.out)
                 stack.enter_context(DirectoryLock(self.out, CacheError))
-                self.resumed = begin_run(self._disk, self.out, self._run, self.shard)
-                self._remove_uncommitted()
+                if self._run is not None:
+                    self.begin(self._run)
             self._exit = stack.pop_all()
         return self
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Writes `run.json`, or checks that the directory was started with the same run."""
+        with self.disk_errors():
+            self.resumed = begin_run(self._disk, self.out, run, self.shard)
+            self._remove_uncommitted()
+
+    def _remove_empty(self) -> None:
+        """Removes the directory of a run that ended before it began."""
+        with suppress(OSError):
+            self.out.rmdir()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -113,37 +127,30 @@ class CacheWriter:
         return done
 
     def write_part(self, samples: pa.Table, outcomes: pa.Table, tokens: pa.Table | None) -> str:
-        """Commits the rows of some samples, in all tables or none, and returns the part's name.
+        """Encodes and commits the rows of some samples: see `encode_part` and `commit_part`."""
+        return self.commit_part(encode_part(samples, outcomes, tokens, compact=self._compact))
 
-        Tables are cast to the schema of `data/schema.py`. All rows of a sample must be in one call. Raises ValueError
-        for unknown columns, which would otherwise be lost, and for missing ones.
-        """
-        if self.complete:
-            raise CacheError(f"{self.out} is already complete: nothing more can be written to it")
-        d_model = _d_model(samples.schema)
-        blobs = {}
-        for name, table in ((TOKENS, tokens), (OUTCOMES, outcomes)):
-            if table is not None:
-                columns = latency_tokens_schema(d_model) if name == TOKENS else outcomes_schema()
-                blobs[name] = parquet_bytes(conform(table, columns, name), name, compact=self._compact)
-        digests = {COMPANION_KEY + name.encode(): hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
-        conformed = conform(samples, samples_schema(d_model), SAMPLES)
-        blobs[SAMPLES] = parquet_bytes(conformed.replace_schema_metadata(digests), SAMPLES, compact=self._compact)
-        part = self._next_part()
+    def commit_part(self, files: Mapping[str, bytes | memoryview]) -> str:
+        """Commits the files of `encode_part`, all or none, and returns the part's name."""
+        self._refuse_if_complete()
+        part = self.next_part()
         with self.disk_errors():
-            self._commit(part, blobs)
+            self._commit(part, files)
         return part
 
-    def adopt_part(self, source: Path, part: str) -> None:
-        """Commits a part of another cache with its bytes unchanged: hard links where possible, else copies."""
-        if self.complete:
-            raise CacheError(f"{self.out} is already complete: nothing more can be written to it")
-        paths = {name: source / name / part for name in TABLES if (source / name / part).is_file()}
+    def adopt_part(self, source: Path, part: str, name: str | None = None) -> None:
+        """Commits a part of another cache with its bytes unchanged: hard links where possible, else copies.
+
+        Args:
+            name: the part's name here; None: as in `source`.
+        """
+        self._refuse_if_complete()
+        paths = {table: source / table / part for table in TABLES if (source / table / part).is_file()}
         with self.disk_errors():
-            for name in TABLES:
-                self._disk.make_directory(self.out / name)
-            for name, path in paths.items():  # in the order of TABLES: samples, the commit, last
-                target = self.out / name / part
+            for table in TABLES:
+                self._disk.make_directory(self.out / table)
+            for table, path in paths.items():  # in the order of TABLES: samples, the commit, last
+                target = self.out / table / (name or part)
                 try:
                     self._disk.link(path, target)
                 except OSError as cause:
@@ -193,7 +200,11 @@ class CacheWriter:
                         "command again, which computes its samples again."
                     )
 
-    def _commit(self, part: str, blobs: Mapping[str, memoryview]) -> None:
+    def _refuse_if_complete(self) -> None:
+        if self.complete:
+            raise CacheError(f"{self.out} is already complete: nothing more can be written to it")
+
+    def _commit(self, part: str, blobs: Mapping[str, bytes | memoryview]) -> None:
         temporaries: dict[str, Path] = {}
         try:
             for name in TABLES:
@@ -228,7 +239,8 @@ class CacheWriter:
                     if path.name not in committed:
                         self._disk.unlink(path)
 
-    def _next_part(self) -> str:
+    def next_part(self) -> str:
+        """Returns the name of the next part."""
         prefix = f"part-{self.shard.index:04d}-"
         numbers = [
             int(path.stem[len(prefix) :]) for path in part_paths(self.out, SAMPLES) if path.name.startswith(prefix)
@@ -253,6 +265,26 @@ class CacheWriter:
             if cause.errno in (errno.EEXIST, errno.ENOTDIR):
                 raise CacheError(f"{self.out} is not a directory: choose another name") from cause
             raise CacheError(f"{self.out}: {cause.strerror or cause} ({cause.filename or 'disk'}). {resume}") from cause
+
+
+def encode_part(
+    samples: pa.Table, outcomes: pa.Table, tokens: pa.Table | None, *, compact: bool = False
+) -> dict[str, memoryview]:
+    """Returns the files of a part: table -> bytes of its Parquet file.
+
+    Tables are cast to the schema of `data/schema.py`. All rows of a sample must be in one part. Raises ValueError
+    for unknown columns, which would otherwise be lost, and for missing ones.
+    """
+    d_model = _d_model(samples.schema)
+    files = {}
+    for name, table in ((TOKENS, tokens), (OUTCOMES, outcomes)):
+        if table is not None:
+            columns = latency_tokens_schema(d_model) if name == TOKENS else outcomes_schema()
+            files[name] = parquet_bytes(conform(table, columns, name), name, compact=compact)
+    digests = {COMPANION_KEY + name.encode(): hashlib.sha256(file).hexdigest() for name, file in files.items()}
+    conformed = conform(samples, samples_schema(d_model), SAMPLES)
+    files[SAMPLES] = parquet_bytes(conformed.replace_schema_metadata(digests), SAMPLES, compact=compact)
+    return files
 
 
 def _d_model(samples: pa.Schema) -> int:

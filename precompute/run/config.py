@@ -143,8 +143,27 @@ class PrecomputeConfig:
     threads: int | None = field(
         default=None, metadata={"help": "CPU threads of the answer sweep.  [default: 1]", "type": "count"}
     )
-    workers: int = field(
-        default=1, metadata={"help": "Processes of this machine that share the samples.", "type": "count"}
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that share the samples.  [default: 1; with --ray, as many as the cluster has room for]",
+            "type": "count",
+        },
+    )
+    ray: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run on a Ray cluster: HOST:PORT, auto (that of this machine), or local (starts one).",
+            "metavar": "[ADDRESS]",
+            "without value": "auto",
+        },
+    )
+    ray_wait: float = field(
+        default=300.0, metadata={"help": "Seconds to wait for the cluster to have room for a first worker."}
+    )
+    stall_timeout: float = field(
+        default=1800.0,
+        metadata={"help": "Seconds after which a worker that has finished no sample is ended and replaced."},
     )
     # Recorded results of other runs: see `recorded.py`.
     from_results: Path | None = field(
@@ -173,9 +192,12 @@ class PrecomputeConfig:
         if self.latency_mode not in MEASURED_MODES:
             raise KnobctlError(f"latency mode {self.latency_mode!r} is unknown: use {' or '.join(MEASURED_MODES)}.")
         check_threads(self.sweep_threads)
-        for name in ("runs", "part_samples", "importance_samples", "workers"):
+        for name in ("runs", "part_samples", "importance_samples", "num_workers"):
             if getattr(self, name) < 1:
                 raise KnobctlError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("ray_wait", "stall_timeout"):
+            if not getattr(self, name) > 0:
+                raise KnobctlError(f"--{name.replace('_', '-')} must be above 0 s, not {getattr(self, name)}.")
         counts = self.samples if isinstance(self.samples, Mapping) else {}
         named_options = (
             ("metric", self.metrics),
@@ -197,8 +219,6 @@ class PrecomputeConfig:
             raise KnobctlError(
                 "--complete measures latencies, --latency imported keeps recorded ones: use one of them."
             )
-        if self.workers > 1 and self.shard.count > 1:
-            raise KnobctlError("--shard and --workers both divide the samples: use one of them.")
         if self.shard.count > 1 and self.shard.index > 0 and self.like is None:
             raise KnobctlError(
                 f"shard {self.shard} needs the budgets and importance scores of the first one: use --like DIR to name "
@@ -240,6 +260,11 @@ class PrecomputeConfig:
     def manifest_latency_mode(self) -> str:
         """The mode as the cache names it: `imported` where recorded latencies are kept and none is measured."""
         return "imported" if self.imported_latency else self.latency_mode
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes of this machine."""
+        return 1 if self.workers is None else self.workers
 
     @property
     def sweep_threads(self) -> int:

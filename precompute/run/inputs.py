@@ -41,8 +41,8 @@ class Inputs:
         return self.samples[config.shard.index :: config.shard.count]
 
 
-def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs:
-    """Loads the model and the samples, and checks that they and the knob space fit together.
+def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT, knobs: KnobModel | None = None) -> Inputs:
+    """Loads the model, unless it is given, and the samples, and checks that they and the knob space fit together.
 
     Images are decoded and prompts checked once per run: the first shard does so for all, and other shards only read
     their own images. They check all if the draw depends on which are bad (`skip_bad`), or if they are on the hub,
@@ -51,7 +51,7 @@ def load_inputs(config: PrecomputeConfig, progress: Progress = SILENT) -> Inputs
     Raises:
         KnobctlError: a name, a file or a value is wrong.
     """
-    knobs = load_knobs(config, progress)
+    knobs = knobs or load_knobs(config, progress)
     sets, unread = [], set()
     for name, source in config.dataset_sources.items():
         is_checked = config.shard.index == 0 or config.skip_bad or _is_remote(config, name, source)

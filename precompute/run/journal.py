@@ -27,12 +27,23 @@ class Journal:
         self._path = directory / JOURNAL_NAME
 
     def append(self, part: str, ledger: Ledger, checks: Sequence[LatencyCheck]) -> None:
-        """Adds the line of a committed part and syncs it to disk."""
-        line = {
-            "part": part,
-            **ledger.to_dict(),
-            "checks": [[list(check.blockwise_ms), list(check.end_to_end_ms)] for check in checks],
-        }
+        """Adds the line of a committed part."""
+        self.append_record(
+            {
+                "part": part,
+                **ledger.to_dict(),
+                "checks": [[list(check.blockwise_ms), list(check.end_to_end_ms)] for check in checks],
+            }
+        )
+
+    def adopt(self, directory: Path, part: str, name: str) -> None:
+        """Adds the line that another directory has for `part`, if any, under another name."""
+        for record in Journal(directory)._records():
+            if record["part"] == part:
+                self.append_record({**record, "part": name})
+
+    def append_record(self, line: dict[str, Any]) -> None:
+        """Adds a line and syncs it to disk."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(("" if self._ends_with_newline() else "\n") + json.dumps(line) + "\n")
             file.flush()

@@ -1,30 +1,30 @@
-"""One share of a run, from its first part to the manifest: resumes after a kill, stops when interrupted."""
+"""One share of a run: what it depends on, its parts, its manifest. `scale/` decides which process runs which part.
+
+A share is the whole run or a `--shard`.
+"""
 
 from __future__ import annotations
 
 import datetime
-import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ... import __version__
 from ...controllers.budget_encoder import encoder_bytes
-from ...data.cache.manifest import RUN_NAME, Manifest
-from ...data.cache.run_record import check_same_run
-from ...data.cache.writer import CacheWriter
-from ...data.errors import KnobctlError
+from ...data.cache.manifest import Manifest
+from ...data.cache.writer import CacheWriter, encode_part
+from ...data.datasets.sample_set import SampleSet
 from ...data.progress import SILENT, Progress
-from ...data.samples import Sample
 from ...data.schema import SPLITS
 from ...devices import device_record
-from ..execution.knob_model import KnobModel
+from ..latency.block_times import LatencyCheck
 from ..latency.device_lock import DeviceTurn
 from ..latency.slow_spells import Pace
 from .config import PrecomputeConfig
 from .fixed import Fixed, run_record
-from .inputs import Inputs, dtype_name, load_inputs
-from .interrupt import Interrupted, stop_on_interrupt
+from .inputs import Inputs, dtype_name
 from .journal import Journal, check_summary
 from .recorded import find_known
 from .rows import part_tables
@@ -32,94 +32,102 @@ from .sample import Known, MeasureConfig, SampleRunner
 from .work_counts import Ledger
 
 
-def run_shard(
-    config: PrecomputeConfig,
-    inputs: Inputs,
-    fixed: Fixed,
-    *,
-    turn: DeviceTurn | None = None,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """Runs the config's share of the samples into `config.out` and completes that cache. Returns its summary.
+@dataclass(frozen=True)
+class Share:
+    """What is known of a share before its first part. The process that writes the cache needs no model."""
 
-    A share is the whole run, a `--shard`, a rank's or a worker's. If the cache is complete already, nothing runs.
+    sets: tuple[SampleSet, ...]  # all samples of the run
+    fixed: Fixed
+    record: dict[str, Any]  # the content of `run.json`
+    sample_ids: tuple[str, ...]  # of this share, in the order in which they are run
+    manifest: Manifest  # without what the parts add
+    encoder: bytes
 
-    Raises:
-        Interrupted: after SIGINT, once the current part is committed.
-        CacheMismatch: the directory was started with another request.
-    """
-    started = time.perf_counter()
-    known = find_known(config, inputs, fixed, progress)
-    samples = inputs.share(config)
-    with CacheWriter(config.out, _run_record(config, inputs, fixed, known), shard=config.shard) as writer:
-        if not writer.complete:
-            knobs = inputs.knobs.with_run(fixed.importance, fixed.budgets_ms)
-            _write_parts(config, knobs, samples, writer, known, turn, progress)
-            writer.finish(_manifest(config, inputs, fixed, known), encoder_bytes(knobs.encoder))
-            Journal(config.out).remove()
-    return summary(config, len(samples), time.perf_counter() - started)
+    def finish(self, writer: CacheWriter, journal: Journal) -> None:
+        """Writes the manifest, once every part is committed."""
+        ledger, checks = journal.read()
+        manifest = replace(
+            self.manifest,
+            latency_check=check_summary(checks),
+            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            extra={"execution": ledger.to_dict(), **self.manifest.extra},
+        )
+        writer.finish(manifest, self.encoder)
+        journal.remove()
 
 
-def complete_run(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[str, Any]:
-    """Returns the summary of a complete cache, after checking that this request made it. Runs and writes nothing.
+@dataclass(frozen=True)
+class Part:
+    """The rows of up to `part_samples` samples, as the files that are committed, and the work that made them."""
 
-    Raises:
-        CacheMismatch: the cache was made by another request.
-        KnobctlError: the cache was not made by `knobctl precompute` with a model.
-    """
-    started = time.perf_counter()
-    if not (config.out / RUN_NAME).is_file():
-        raise KnobctlError(f"{config.out} was not made by precompute: choose another directory.")
-    inputs = load_inputs(config, progress)
-    fixed = Fixed.read(config.out)
-    known = find_known(config, inputs, fixed, progress)
-    check_same_run(config.out, _run_record(config, inputs, fixed, known), config.shard)
-    return summary(config, len(inputs.share(config)), time.perf_counter() - started)
+    files: dict[str, bytes]
+    ledger: Ledger
+    checks: tuple[LatencyCheck, ...]
 
-
-def _run_record(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known) -> dict[str, Any]:
-    return run_record(config, inputs, fixed, known.notes.get("results", {}).get("sources_sha256"))
+    def commit(self, writer: CacheWriter, journal: Journal) -> None:
+        """Writes the part and its line of the journal."""
+        with self.ledger.timed("write"):
+            name = writer.commit_part(self.files)
+        with writer.disk_errors():
+            journal.append(name, self.ledger, self.checks)
 
 
-def _write_parts(
-    config: PrecomputeConfig,
-    knobs: KnobModel,
-    samples: Sequence[Sample],
-    writer: CacheWriter,
-    known: Known,
-    turn: DeviceTurn | None,
-    progress: Progress,
-) -> None:
-    done = writer.done_samples()
-    waiting = [sample for sample in samples if sample.sample_id not in done]
-    journal = Journal(config.out)
-    measure = MeasureConfig.of(config)
-    pace = Pace()
-    with progress.steps("samples", len(samples), len(done)) as advance, stop_on_interrupt() as stop_asked:
-        for start in range(0, len(waiting), config.part_samples):
-            ledger = Ledger(knobs.model.device)
-            runner = SampleRunner(knobs, measure, ledger, turn, pace)
-            results = []
-            for sample in waiting[start : start + config.part_samples]:
-                results.append(runner.run(sample, known.outcomes.get(sample.sample_id), complete=known.complete))
+class PartRunner:
+    """Runs parts of a share, one after the other, in the process that has the model."""
+
+    def __init__(
+        self,
+        config: PrecomputeConfig,
+        inputs: Inputs,
+        fixed: Fixed,
+        turn: DeviceTurn | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._config, self._inputs, self._fixed, self._turn = config, inputs, fixed, turn
+        self._known = find_known(config, inputs, fixed, progress)
+        self._knobs = inputs.knobs.with_run(fixed.importance, fixed.budgets_ms)
+        self._samples = {sample.sample_id: sample for sample in inputs.share(config)}
+        self._pace = Pace()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of `run.json`, as this process determines it."""
+        results = self._known.notes.get("results", {})
+        return run_record(self._config, self._inputs, self._fixed, results.get("sources_sha256"))
+
+    def share(self) -> Share:
+        """Returns what the writer of the cache needs to know."""
+        return Share(
+            self._inputs.sets,
+            self._fixed,
+            self.record,
+            tuple(self._samples),
+            _manifest(self._config, self._inputs, self._fixed, self._known),
+            encoder_bytes(self._knobs.encoder),
+        )
+
+    def run(self, sample_ids: Sequence[str], progress: Progress = SILENT) -> Part:
+        """Runs some samples of the share under every setting."""
+        ledger, known = Ledger(self._knobs.model.device), self._known
+        runner = SampleRunner(self._knobs, MeasureConfig.of(self._config), ledger, self._turn, self._pace)
+        results = []
+        with progress.steps("samples", len(sample_ids)) as advance:
+            for sample_id in sample_ids:
+                sample, outcomes = self._samples[sample_id], known.outcomes.get(sample_id)
+                results.append(runner.run(sample, outcomes, complete=known.complete))
                 advance()
             runner.retake_slowed()
-            with ledger.timed("write"):
-                part = writer.write_part(*part_tables(results, knobs.positions, knobs.budgets_ms))
-            with writer.disk_errors():
-                journal.append(part, ledger, [check for result in results for check in result.checks])
-            left = len(waiting) - start - len(results)
-            if stop_asked() and left:
-                raise Interrupted(
-                    f"stopped as asked: {len(samples) - left} of {len(samples)} samples are in {config.out}. "
-                    "Run the same command again to continue."
-                )
+        with ledger.timed("write"):
+            files = encode_part(*part_tables(results, self._knobs.positions, self._knobs.budgets_ms))
+        work = Ledger()  # without the device, which the process that writes the cache may not have
+        work.absorb(ledger.to_dict())
+        checks = tuple(check for result in results for check in result.checks)
+        return Part({name: bytes(file) for name, file in files.items()}, work, checks)
 
 
 def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Known) -> Manifest:
-    """Returns the content of `cache.json` except its list of files."""
+    """Returns the content of `cache.json` except what the parts add."""
     loaded, geometry = inputs.loaded, inputs.loaded.model.geometry
-    ledger, checks = Journal(config.out).read()
     return Manifest(
         model_name=loaded.name,
         d_model=geometry.d_model,
@@ -135,13 +143,11 @@ def _manifest(config: PrecomputeConfig, inputs: Inputs, fixed: Fixed, known: Kno
         importance=fixed.importance,
         runs=config.runs,
         latency_statistic="median",
-        latency_check=check_summary(checks),
         prompt_template=loaded.model.prompt_template,
         max_new_tokens={one.name: one.max_new_tokens for one in inputs.sets},
         datasets=_dataset_records(config, inputs),
         created_by=f"knobctl {__version__}",
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        extra={"execution": ledger.to_dict(), **known.notes},
+        extra=dict(known.notes),
     )
 
 

@@ -1,4 +1,5 @@
-"""Several processes that divide the samples of one run: worker processes on one machine, or ranks of a launcher.
+"""Who runs the parts of a run: this process, worker processes, the ranks of a launcher, or actors of a Ray cluster.
 
-May import every other part of `precompute`. Start with `launch.py`.
+One coordinator hands out parts and is the only writer of the cache; workers pull parts, run them and return their
+files. May import every other part of `precompute`. Start with `launch.py`, then `coordinator.py` and `worker.py`.
 """

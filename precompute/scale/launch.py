@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...data.cache.manifest import MANIFEST_NAME
+from ...data.errors import KnobctlError
 from ...data.progress import SILENT, Progress
 from ..run.config import PrecomputeConfig
-from ..run.fixed import fixed_of
-from ..run.inputs import load_inputs
 from ..run.interrupt import Interrupted
-from ..run.shard import complete_run, run_shard
+from .alone import Alone
+from .coordinator import Coordinator
+from .processes import Processes
 from .ranks import Launch, precompute_ranks
-from .workers import precompute_workers
 
 __all__ = ["Interrupted", "PrecomputeConfig", "precompute"]
 
@@ -20,21 +20,28 @@ __all__ = ["Interrupted", "PrecomputeConfig", "precompute"]
 def precompute(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Runs the model under every knob setting of every sample and writes the cache. Returns a JSON-able summary.
 
-    Called again with the same config, it resumes. Under `torchrun` each rank runs a share of the samples; with
-    `config.workers` each of that many processes does.
+    Called again with the same config, it resumes, with any number of processes. They are those of `torchrun`, of
+    `config.workers`, or the workers of the Ray cluster that `config.ray` names.
 
     Raises:
         KnobctlError: a problem the user can fix; Interrupted after SIGINT.
     """
     launch = Launch.from_environment()
     if launch is not None:
-        config = launch.config(config)
+        launch.check(config)
         progress = progress if launch.rank == 0 else SILENT
     if (config.out / MANIFEST_NAME).is_file():
-        return complete_run(config, progress)
+        return Coordinator(config, Alone(config), progress).run()
     if launch is not None:
         return precompute_ranks(config, launch, progress)
-    if config.workers > 1:
-        return precompute_workers(config, progress)
-    inputs = load_inputs(config, progress)
-    return run_shard(config, inputs, fixed_of(config, inputs, progress), progress=progress)
+    if config.ray is not None:
+        try:
+            from .ray_actors import RayActors
+        except ModuleNotFoundError as error:
+            raise KnobctlError("--ray needs the package ray: pip install 'knobctl[ray]'.") from error
+        with RayActors(config) as actors:
+            return Coordinator(config, actors, progress).run()
+    if config.num_workers > 1:
+        with Processes(config, config.num_workers) as processes:
+            return Coordinator(config, processes, progress).run()
+    return Coordinator(config, Alone(config), progress).run()

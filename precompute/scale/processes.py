@@ -1,6 +1,7 @@
-"""Runs tasks in separate processes: passes SIGINT on to them, shows their progress, and reports why one failed.
+"""Workers in other processes, reached over pipes or sockets; and the pool of worker processes of `--workers`.
 
-Independent of models, so that a task needs only its own imports.
+On the CPU each worker is pinned to its own cores, so latencies are those of a machine whose other cores are busy too.
+Each GPU is used by one worker, or by several in turn if there are more workers than GPUs: a timed run has it alone.
 """
 
 from __future__ import annotations
@@ -8,93 +9,162 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 from ...data.errors import KnobctlError
-from ...data.progress import SILENT, Progress
-from ..run.interrupt import Interrupted, stop_on_interrupt
+from ..run.config import PrecomputeConfig
+from .coordinator import Handle
+from .worker import Message, PartWorker, Place, answer
 
 # A fork of this process would inherit torch's threads and the locks that they hold; the fork server has no threads.
 FORKS = multiprocessing.get_context("forkserver")
 
-# A worker's task; it reports its progress, and the parent shows it.
-Work = Callable[[Progress], object]
+
+@dataclass
+class _Peer:
+    """A worker in another process."""
+
+    connection: Connection
+    place: Place
+    process: ForkServerProcess | None = None  # None: started by someone else
+    has_joined: bool = False
+
+    def reason_of_end(self) -> str:
+        if self.process is None:
+            return "the connection to it has ended; its own output may say why"
+        self.process.join()
+        return _cause_of_death(self.process.exitcode)
+
+    def kill(self) -> None:
+        self.connection.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
 
 
-def run_processes(
-    works: Sequence[Work], progress: Progress = SILENT, advance: Callable[[], None] = lambda: None
-) -> None:
-    """Runs each task in a separate process and waits for all. Tasks are pickled, so they are module-level functions.
+class Processes:
+    """Worker processes of this machine, of which lost ones are replaced, and any that `add` brings.
 
     Args:
-        progress: shows the workers' notes, each text once.
-        advance: called for each step that a worker reports.
+        count: processes to start.
+        slot: number of the first one among the workers of this machine.
+        slots: how many workers the machine has; None: `count`.
+        locks: directory of the devices' lock files; None: one of its own.
 
     Raises:
-        Interrupted: after SIGINT, which is passed on to every worker.
-        KnobctlError: a worker failed; the message gives the cause.
+        KnobctlError: the machine has fewer cores than the processes need.
     """
-    notes: set[str] = set()
 
-    def note(text: str) -> None:
-        if text not in notes:
-            progress.note(text)
-        notes.add(text)
+    is_alone = False
 
-    with stop_on_interrupt() as stop_asked:
-        workers = [_Worker(index, work) for index, work in enumerate(works)]
-        while any(worker.running for worker in workers):
-            wait([worker.messages for worker in workers if worker.running], timeout=0.5)
-            for worker in workers:
-                worker.listen(note, advance, stop=stop_asked())
-    errors = [worker.error for worker in workers if worker.error is not None]
-    for error in sorted(errors, key=lambda error: isinstance(error, Interrupted)):  # failures before interruptions
-        raise error
+    def __init__(
+        self,
+        config: PrecomputeConfig,
+        count: int,
+        *,
+        slot: int = 0,
+        slots: int | None = None,
+        locks: Path | None = None,
+    ) -> None:
+        _check_cores(config, count)
+        self._config = config
+        self._own_locks = tempfile.TemporaryDirectory(prefix="knobctl-") if locks is None else None
+        locks = locks or Path(self._own_locks.name if self._own_locks else "")
+        self._free = [Place(slot + index, slots or count, locks) for index in reversed(range(count))]
+        self._peers: dict[int, _Peer] = {}
+        self._added: SimpleQueue[_Peer] = SimpleQueue()
+        self._count = 0
+
+    def __enter__(self) -> Processes:
+        FORKS.set_forkserver_preload([__name__])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._peers):
+            self.kill(number)
+        if self._own_locks is not None:
+            self._own_locks.cleanup()
+
+    def add(self, connection: Connection, place: Place) -> None:
+        """Adds a worker that has connected; any thread may call this."""
+        self._added.put(_Peer(connection, place))
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return len(self._peers)
+
+    def fill(self, wanted: int) -> None:
+        """Starts processes for free places, and takes those that were added."""
+        while self._free and len(self._peers) < wanted:
+            place = self._free.pop()
+            here, there = FORKS.Pipe()
+            process = FORKS.Process(target=_serve, args=(self._config, there), daemon=True)
+            process.start()
+            there.close()
+            self._take(_Peer(here, place, process))
+        while not self._added.empty():
+            self._take(self._added.get())
+
+    def _take(self, peer: _Peer) -> None:
+        self._peers[self._count] = peer
+        self._count += 1
+
+    def call(self, worker: int, *call: Any) -> None:
+        """Sends the call to the worker."""
+        with suppress(OSError):  # it has ended, which `wait` reports
+            self._peers[worker].connection.send(call)
+
+    def wait(self, handle: Handle, timeout_s: float) -> None:
+        """Handles the messages that arrive."""
+        for number, peer in self._peers.items():
+            if not peer.has_joined:
+                peer.has_joined = True
+                handle(number, Message("joined", peer.place))
+                timeout_s = 0.0
+        ready = wait([peer.connection for peer in self._peers.values()], timeout=timeout_s)
+        for number, peer in list(self._peers.items()):
+            if peer.connection in ready:
+                self._listen(number, peer, handle)
+
+    def _listen(self, number: int, peer: _Peer, handle: Handle) -> None:
+        try:
+            while peer.connection.poll():
+                handle(number, peer.connection.recv())
+        except (EOFError, OSError):
+            reason = peer.reason_of_end()
+            self.kill(number)
+            handle(number, Message("lost", (reason, True)))
+
+    def kill(self, worker: int) -> None:
+        """Ends a worker: its process, or the connection to it. Its place becomes free."""
+        peer = self._peers.pop(worker)
+        peer.kill()
+        if peer.process is not None:
+            self._free.append(peer.place)
+
+    def farewell(self, value: object) -> None:
+        """Sends a last call, `end`, to the workers that were added."""
+        for worker, peer in self._peers.items():
+            if peer.process is None:
+                self.call(worker, "end", value)
 
 
-class _Worker:
-    """The parent's view of one process."""
-
-    def __init__(self, index: int, work: Work) -> None:
-        self.messages, send = FORKS.Pipe(duplex=False)
-        self.error: KnobctlError | None = None
-        self.running = True
-        self._index = index
-        self._can_stop = self._stopped = False
-        self._process = FORKS.Process(target=_work, args=(work, send), daemon=True)
-        with _sigint_ignored():  # until the worker reports that it handles SIGINT
-            self._process.start()
-        send.close()
-
-    def listen(self, note: Callable[[str], None], advance: Callable[[], None], *, stop: bool) -> None:
-        """Handles the worker's messages; if `stop`, passes SIGINT on to it, once."""
-        while self.running and self.messages.poll():
-            try:
-                kind, text = self.messages.recv()
-            except EOFError:
-                self._process.join()
-                kind, text = "failed", _cause_of_death(self._process.exitcode)
-            if kind == "ready":
-                self._can_stop = True
-            elif kind == "step":
-                advance()
-            elif kind == "note":
-                note(text)
-            else:
-                self._end(kind, text)
-        if stop and self.running and self._can_stop and not self._stopped and self._process.pid is not None:
-            os.kill(self._process.pid, signal.SIGINT)
-            self._stopped = True
-
-    def _end(self, kind: str, text: str) -> None:
-        self.running = False
-        self._process.join()
-        if kind == "stopped":
-            self.error = Interrupted(text)
-        elif kind == "failed":
-            self.error = KnobctlError(f"worker {self._index} failed: {text}")
+def _check_cores(config: PrecomputeConfig, workers: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if config.device == "cpu" and workers * config.sweep_threads > cores:
+        raise KnobctlError(
+            f"{workers} workers of {config.sweep_threads} thread(s) each are more than the {cores} core(s) that this "
+            "process may use: use fewer, or the workers would wait for each other while they are timed."
+        )
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -103,59 +173,24 @@ def _cause_of_death(exitcode: int | None) -> str:
         number = -exitcode
         name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
         hint = ": the system may have run out of memory" if name == "SIGKILL" else ""
-        return f"it was ended by signal {number} ({name}){hint}. Run the same command again to continue."
-    return f"it ended with exit code {exitcode}; see what it wrote to stderr."
+        return f"it was ended by signal {number} ({name}){hint}"
+    return f"it ended with exit code {exitcode}; see what it wrote to stderr"
 
 
-@contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Makes processes started in the body ignore SIGINT until they set a handler."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread, the only one that may set handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _serve(config: PrecomputeConfig, connection: Connection) -> None:
+    """Answers the calls of the parent process until it ends."""
+    os.setpgid(0, 0)  # SIGINT from a terminal goes to the parent, which lets the current part be finished
+    calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, calls), daemon=True).start()
+    worker = PartWorker(config)
+    while True:
+        answer(worker, calls.get(), connection.send)
 
 
-class _SentProgress(Progress):
-    """Sends steps and notes to the parent."""
-
-    def __init__(self, send: Connection) -> None:
-        self._send = send
-
-    def note(self, text: str) -> None:
-        self._send.send(("note", text))
-
-    @contextmanager
-    def steps(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-        del title, total
-        for _ in range(done):
-            self._advance()
-        yield self._advance
-
-    def _advance(self) -> None:
-        self._send.send(("step", ""))
-
-
-def _work(work: Work, send: Connection) -> None:
-    """Runs one task. Sends `ready`, its progress, then `done`, or `stopped` or `failed` with the reason."""
-    os.setpgid(0, 0)  # SIGINT from a terminal then comes only from the parent, and not twice
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    send.send(("ready", ""))
-    try:
-        work(_SentProgress(send))
-    except Interrupted as error:
-        send.send(("stopped", str(error)))
-    except KeyboardInterrupt:
-        send.send(("stopped", "stopped as asked. Run the same command again to continue."))
-    except KnobctlError as error:
-        send.send(("failed", str(error)))
-    except Exception as error:  # a bug: the parent names it, and the traceback goes to stderr
-        send.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())}"))
-        raise
-    else:
-        send.send(("done", ""))
+def _receive(connection: Connection, calls: SimpleQueue[tuple[Any, ...]]) -> None:
+    """Receives calls. Ends this process at once when the parent has ended, even in the middle of a part."""
+    while True:
+        try:
+            calls.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(1)

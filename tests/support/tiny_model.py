@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
-import time
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from knobctl.data.datasets.sample_set import load_samples
 from knobctl.data.errors import KnobctlError
 from knobctl.data.knobs import KnobSpace
 from knobctl.data.plans import ImportanceScores
-from knobctl.data.progress import Progress
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import load_model
@@ -27,6 +23,7 @@ from knobctl.precompute.models.molmoe.config import MolmoeConfig, VisionConfig
 from knobctl.precompute.models.molmoe.model import Molmoe
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.sample import SampleRunner
+from knobctl.precompute.run.shard import Part
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tools.nano.tokenizer import build_tokenizer
 
@@ -143,32 +140,21 @@ def assert_same_rows(left: Path, right: Path) -> None:
         assert one.equals(other)
 
 
-def run_share_until_sigint(share: PrecomputeConfig, progress: Progress) -> None:
-    """A worker's task: one share, whose first sample runs until the worker gets a SIGINT."""
-    while share.like is not None and not (share.like / "run.json").is_file():
-        time.sleep(0.01)
-    run_sample, held = SampleRunner.run, share.out.with_name(f"held-{share.shard.index}")
-
-    def run_held(runner: SampleRunner, *args: Any, **options: Any) -> Any:
-        if not held.exists():
-            read, write = os.pipe()
-            os.set_blocking(write, False)
-            signal.set_wakeup_fd(write)  # before the mark, so that no signal is missed
-            held.touch()
-            arrived, _, _ = select.select([read], [], [], 60)
-            signal.set_wakeup_fd(-1)
-            assert arrived, "no SIGINT within a minute"
-        return run_sample(runner, *args, **options)
-
-    SampleRunner.run = run_held
-    precompute(share, progress)
-
-
 def run_rank(config: PrecomputeConfig, rank: int, count: int, dies_at: int | None, answer: SimpleQueue) -> None:
-    """One rank as torchrun starts it; puts (rank, samples run, summary or error message). May die at a sample."""
+    """One rank as torchrun starts it; puts (rank, samples run, summary or error message).
+
+    `dies_at` is the number of the sample that it dies at or, for the first rank, of the part that it commits.
+    """
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
-    run_sample, ran = SampleRunner.run, []
+    run_sample, commit, ran = SampleRunner.run, Part.commit, []
+    committed = []
+
+    def counted_commit(part, *args):
+        commit(part, *args)
+        committed.append(part)
+        if len(committed) == dies_at:
+            os._exit(9)
 
     def counted(runner, sample, *args, **options):
         ran.append(sample.sample_id)
@@ -176,7 +162,7 @@ def run_rank(config: PrecomputeConfig, rank: int, count: int, dies_at: int | Non
             os._exit(9)
         return run_sample(runner, sample, *args, **options)
 
-    SampleRunner.run = counted
+    SampleRunner.run, Part.commit = counted, counted_commit
     try:
         answer.put((rank, ran, precompute(config)))
     except KnobctlError as error:
