@@ -41,7 +41,6 @@ FOREIGN = {
         "--use_multi_gpu",
     },
     "docs/scale.md": {"--nproc-per-node", "--address", "--array", "--gpus-per-task"},  # torchrun's, Ray's, Slurm's
-    "docs/guides/devices.md": {"--nproc-per-node"},  # torchrun's
 }
 
 
