@@ -49,7 +49,10 @@ class Reply:
 
 
 def load(server: RunningServer, clients: int, seconds: float) -> list[Reply]:
-    """Returns the replies to `clients` clients, each of which sends a request as soon as it has the last reply."""
+    """Returns the replies to `clients` clients, each of which sends a request as soon as it has the last reply.
+
+    A client that finds the queue full waits as long as the reply says.
+    """
     replies: list[list[Reply]] = [[] for _ in range(clients)]
     stop_s = time.monotonic() + seconds
 
@@ -75,8 +78,10 @@ def _ask(client: openai.OpenAI, draw: random.Random) -> Reply:
             model="fake", messages=messages(question, IMAGES[image]), extra_body={"budget_ms": budget_ms}
         )
     except openai.RateLimitError as error:
+        seconds = time.perf_counter() - sent_s
         code = str(error.body["code"]) if isinstance(error.body, dict) else "unknown"
-        return Reply(image, question, budget_ms, code, time.perf_counter() - sent_s)
+        time.sleep(float(error.response.headers.get("retry-after", 0)))
+        return Reply(image, question, budget_ms, code, seconds)
     seconds = time.perf_counter() - sent_s
     completion, headers = raw.parse(), raw.headers
     return Reply(
