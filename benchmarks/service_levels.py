@@ -57,7 +57,7 @@ class Pool(NamedTuple):
 @click.option("--draws", default=100, show_default=True, help="Calibrations of each population.")
 def main(structures: tuple[str, ...], train: int, pool: int, images: int, draws: int) -> None:
     start = time.perf_counter()
-    rows = []
+    rows: list[dict[str, str]] = []
     for structure in structures:
         if structure not in STRUCTURES:
             raise click.BadParameter(f"unknown structure {structure}: {', '.join(STRUCTURES)}")
@@ -68,17 +68,7 @@ def main(structures: tuple[str, ...], train: int, pool: int, images: int, draws:
         "can meet, in the whole pool. A level may be missed in at most 5 % of calibrations, with the chance of "
         f"{draws} draws.\n"
     )
-    header = [
-        "population",
-        "level",
-        "calibrations that found a factor",
-        "with a true share below the level",
-        "true share: lowest, median",
-        "median factor",
-        "mean reward",
-        "without a level: share, reward",
-    ]
-    click.echo(markdown(header, rows))
+    click.echo(markdown(("levels", row) for row in rows))
     click.echo(f"\n{time.perf_counter() - start:.0f} s")
 
 
@@ -113,7 +103,7 @@ def _trained(tables: ReplayTables) -> Controllers:
     return controllers
 
 
-def _rows(structure: str, pool: Pool, images: int, draws: int) -> list[list[str]]:
+def _rows(structure: str, pool: Pool, images: int, draws: int) -> list[dict[str, str]]:
     rng = np.random.default_rng(0)
     true_share_F = [kept_share(pool.tables, pool.sample_N, kept_NM, pool.controllers_ms) for kept_NM in pool.kept_FNM]
     feasible = np.flatnonzero(can_be_met(pool.tables, pool.sample_N, pool.controllers_ms).any(axis=1))
@@ -129,16 +119,16 @@ def _rows(structure: str, pool: Pool, images: int, draws: int) -> list[list[str]
         places = [FACTORS.index(factor) for factor in found]
         shares = [true_share_F[place] for place in places]
         rows.append(
-            [
-                structure,
-                f"{level:.2f}",
-                f"{len(found)} of {draws}",
-                f"{sum(share < level for share in shares)} of {len(found)}",
-                f"{min(shares):.4f}, {np.median(shares):.4f}" if found else "-",
-                f"{np.median(found):.2f}" if found else "-",
-                f"{np.mean([pool.reward_F[place] for place in places]):.4f}" if found else "-",
-                f"{pool.plain_share:.4f}, {pool.plain_reward:.4f}",
-            ]
+            {
+                "population": structure,
+                "level": f"{level:.2f}",
+                "calibrations that found a factor": f"{len(found)} of {draws}",
+                "with a true share below the level": f"{sum(share < level for share in shares)} of {len(found)}",
+                "true share: lowest, median": f"{min(shares):.4f}, {np.median(shares):.4f}" if found else "-",
+                "median factor": f"{np.median(found):.2f}" if found else "-",
+                "mean reward": f"{np.mean([pool.reward_F[place] for place in places]):.4f}" if found else "-",
+                "without a level: share, reward": f"{pool.plain_share:.4f}, {pool.plain_reward:.4f}",
+            }
         )
     return rows
 
