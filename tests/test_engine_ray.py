@@ -129,6 +129,7 @@ def test_workers_and_nodes_may_be_killed_in_the_middle_of_a_part(reference, clus
     assert actors() == []
     assert verify_cache(config.out) == []
     assert_same_rows(config.out, reference.out)
+    assert precompute(config)["samples"] == SAMPLES  # complete: nothing runs again
 
 
 @pytest.mark.slow

@@ -30,9 +30,8 @@ def precompute(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[st
     if launch is not None:
         launch.check(config)
         progress = progress if launch.rank == 0 else SILENT
-    if (config.out / MANIFEST_NAME).is_file():
-        return Coordinator(config, Alone(config), progress).run()
-    if launch is not None:
+    is_complete = (config.out / MANIFEST_NAME).is_file()  # so that nothing but the request is checked
+    if launch is not None and not is_complete:
         return precompute_ranks(config, launch, progress)
     if config.ray is not None:
         try:
@@ -41,7 +40,7 @@ def precompute(config: PrecomputeConfig, progress: Progress = SILENT) -> dict[st
             raise KnobctlError("--ray needs the package ray: pip install 'knobctl[ray]'.") from error
         with RayActors(config) as actors:
             return Coordinator(config, actors, progress).run()
-    if config.num_workers > 1:
+    if config.num_workers > 1 and not is_complete:
         with Processes(config, config.num_workers) as processes:
             return Coordinator(config, processes, progress).run()
     return Coordinator(config, Alone(config), progress).run()
