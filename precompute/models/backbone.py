@@ -112,12 +112,12 @@ class Backbone(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def check(self) -> tuple[Check, ...]:
-        """Runs the checks that decide whether the model is accepted, on its real weights.
+        """Runs the checks that decide whether the model is accepted, on its real weights; by default none.
 
         Raises:
             ModelRefused: a check failed.
         """
-        ...
+        return ()
 
     def default_knobs(self) -> KnobSpace:
         """Returns a knob space that suits this model."""
@@ -204,13 +204,13 @@ class Backbone(Protocol):
         """
         ...
 
-    def skip_block(self, index: int, hidden: Tensor, positions: Positions) -> Tensor:
+    def skip_block(self, index: int, hidden: Tensor, positions: Positions) -> Tensor:  # noqa: ARG002
         """Returns what becomes of the last N prompt positions [R, N, D] when a block is left out.
 
-        The same tensor, or with what the model adds after that block (such as image features). Only prompt positions
-        get additions, so nothing is called for a skipped block while decoding.
+        By default the same tensor; a family may add what its model adds after that block (such as image features).
+        Only prompt positions get additions, so nothing is called for a skipped block while decoding.
         """
-        ...
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: [R, N, D] -> [R, N, V]."""

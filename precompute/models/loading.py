@@ -13,10 +13,15 @@ from ...data.progress import SILENT, Progress
 from ...devices import find_device, find_dtype
 from .backbone import Backbone
 from .checkpoint_files import checkpoint_directory
-from .molmoe.backbone import MODEL_TYPES as MOLMOE_TYPES
+from .molmoe.backbone import MODEL_TYPE as MOLMOE
 from .molmoe.backbone import MolmoeBackbone
 
 BUNDLED_MODELS = ("nano",)
+
+# Called with a checkpoint directory and, by keyword: name, dtype, device, and check (whether to check the model).
+Loader = Callable[..., Backbone]
+# The `model_type` of a config.json -> its family. Other types are those of transformers.
+FAMILIES: dict[str, Loader] = {MOLMOE: MolmoeBackbone.load}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def load_model(
     return LoadedModel(name, directory, model)
 
 
-def _family(directory: Path) -> Callable[..., Backbone]:
+def _family(directory: Path) -> Loader:
     """Returns the loader of the family that a checkpoint's `config.json` names. Code of the checkpoint is never run.
 
     Raises:
@@ -74,8 +79,8 @@ def _family(directory: Path) -> Callable[..., Backbone]:
     model_type = fields.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"{path} names no model_type: it is not the config of a model.")
-    if model_type in MOLMOE_TYPES:
-        return MolmoeBackbone.load
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
     from .transformers_moe.backbone import TransformersBackbone  # loads all of transformers
 
     return TransformersBackbone.load

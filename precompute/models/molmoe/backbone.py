@@ -18,7 +18,6 @@ from torch import Tensor
 from ....data.errors import DatasetError
 from ....data.knobs import KnobSpace
 from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Prompt, View
-from ..checks import Check
 from ..embedding_norm import median_norm
 from ..router_ties import TieWatch
 from .checkpoint import load_molmoe
@@ -30,7 +29,7 @@ from .prompt import PROMPT_TEMPLATE, PromptTokenizer
 from .tiling import Tiling, choose_tiling
 
 FAMILY = "molmoe"
-MODEL_TYPES = ("molmo",)  # in the config.json of its checkpoints
+MODEL_TYPE = "molmo"  # in the config.json of its checkpoints
 
 
 class ImagePrompt(NamedTuple):
@@ -92,10 +91,6 @@ class MolmoeBackbone(Backbone):
     @property
     def dtype(self) -> torch.dtype:
         return self.molmoe.dtype
-
-    def check(self) -> tuple[Check, ...]:
-        """None: this implementation is compared with the released model by its parity tests."""
-        return ()
 
     def default_knobs(self) -> KnobSpace:
         return KnobSpace()
@@ -196,9 +191,6 @@ class MolmoeBackbone(Backbone):
             cache=cache,
             watch=watch,
         )
-
-    def skip_block(self, index: int, hidden: Tensor, positions: CallPositions) -> Tensor:  # noqa: ARG002
-        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.molmoe.logits(hidden)

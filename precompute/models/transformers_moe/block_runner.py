@@ -9,7 +9,7 @@ Shapes: S prompt positions, N positions of one call, M probes, R rows, D d_model
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -74,6 +74,15 @@ class BlockRunner:
     @property
     def d_model(self) -> int:
         return int(self._embedding.weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that have an embedding."""
+        return int(self._embedding.weight.shape[0])
+
+    @property
+    def max_positions(self) -> int:
+        return int(cast(Any, self.text.config).max_position_embeddings)
 
     @property
     def always_run(self) -> frozenset[int]:
@@ -190,11 +199,7 @@ class BlockRunner:
         return median_norm(self._embedding.weight) * self._embedding_scale()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        if self._head is not None:
-            norm, head = self._head
-            scores: Tensor = head(norm(hidden))
-            return scores
-        return self._whole_head(hidden)
+        return self._head(hidden)
 
     def _whole_head(self, hidden: Tensor) -> Tensor:
         """Runs what the whole model does after its last layer."""
@@ -204,14 +209,28 @@ class BlockRunner:
         return logits
 
     @torch.inference_mode()
-    def _find_head(self) -> tuple[nn.Module, nn.Module] | None:
-        """Returns the final norm and head, if they alone are what follows the last layer."""
-        norm, head = getattr(self.text, "norm", None), self.model.get_output_embeddings()
-        if norm is None or head is None:
-            return None
+    def _find_head(self) -> Callable[[Tensor], Tensor]:
+        """Returns what follows the last layer: norm, head and soft cap if they give the same as the whole model.
+
+        Raises:
+            CheckpointError: the model cannot be run from embeddings.
+        """
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(1, 2, self.d_model, generator=generator).to(self.device, self.dtype)
-        return (norm, head) if torch.equal(head(norm(hidden)), self._whole_head(hidden)) else None
+        try:
+            wanted = self._whole_head(hidden)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{type(self.model).__name__} cannot be run from embeddings: {error}") from error
+        norm, head = getattr(self.text, "norm", None), self.model.get_output_embeddings()
+        cap = getattr(self.text.config, "final_logit_softcapping", None)
+        if norm is None or head is None:
+            return self._whole_head
+
+        def plain(hidden: Tensor) -> Tensor:
+            scores: Tensor = head(norm(hidden))
+            return scores if cap is None else (scores / cap).tanh() * cap
+
+        return plain if torch.equal(plain(hidden), wanted) else self._whole_head
 
     def _embedding_scale(self) -> float:
         """Returns the factor by which the embedding's output exceeds its weights."""
