@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.budgets import normalise_budgets
-from knobctl.data.knobs import KnobSetting, KnobSpace
+from knobctl.data.knobs import KnobSetting
 from knobctl.data.plans import ImportanceScores
 from knobctl.data.samples import Sample
 from knobctl.devices import single_thread
@@ -98,8 +98,8 @@ def main() -> None:
     ]
     knobs = KnobModel(
         loaded,
-        space=KnobSpace(),
-        importance=PUBLISHED_ORDER,
+        space=loaded.model.default_knobs(),
+        importance=ImportanceScores(PUBLISHED_ORDER.scores[: loaded.model.geometry.n_blocks]),
         encoder=BudgetEncoder.from_seed(loaded.model.geometry.d_model, 0),
         tasks={one.name: Task(one.metric, one.max_new_tokens, one.style) for one in sets},
         budgets_ms=normalise_budgets(np.geomspace(10, 160, 16)),

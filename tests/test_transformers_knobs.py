@@ -56,5 +56,5 @@ def test_a_short_context_limits_the_tiers():
 
 
 def test_a_processor_with_one_setting_has_one_tier():
-    space = default_knobs(geometry(16, 8), Steps(((),), (576,)))
+    space = default_knobs(geometry(16, 8), Steps(((),), (576,), 576))
     assert (space.tiers, space.tier_vision_tokens) == (("high",), ((1, 576),))

@@ -20,6 +20,7 @@ from ...data.paths import existing_directory
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 # Config, weights, tokenizer and chat template; never code, and no second copy of the weights in another format.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

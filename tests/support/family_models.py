@@ -132,11 +132,10 @@ class FamilyModel:
 
 
 def small_space(default: KnobSpace, n_blocks: int) -> KnobSpace:
-    """Two tiers of the default space, positions 1 and 3, two values of the other knobs."""
+    """The first two tiers of the default space, positions 1 and 3, two values of the other knobs."""
     ranges = default.tier_ranges
     assert ranges is not None
-    tiers = (default.tiers[0], default.tiers[-1])
-    return KnobSpace(tiers, (1, 3), (1, 3), (n_blocks - 1, n_blocks), tier_vision_tokens=(ranges[0], ranges[-1]))
+    return KnobSpace(default.tiers[:2], (1, 3), (1, 3), (n_blocks - 1, n_blocks), tier_vision_tokens=tuple(ranges[:2]))
 
 
 def picture(size: tuple[int, int], seed: int) -> Any:

@@ -110,7 +110,7 @@ def gemma4(ids: Ids, text: Mapping[str, Any]) -> PreTrainedConfig:
     vision = {**_VIT, "num_key_value_heads": 4, "head_dim": 8, "patch_size": 8, "pooling_kernel_size": 2}
     return transformers.Gemma4Config(
         text_config={**_GROUPED, **own, **text},
-        vision_config={**vision, "position_embedding_size": 64},
+        vision_config={**vision, "position_embedding_size": 256},
         audio_config=None,
         image_token_id=ids["<|image|>"],
         video_token_id=ids["<|video|>"],

@@ -219,7 +219,13 @@ FAMILIES: dict[str, TinyFamily] = {
 
 
 def write_family(
-    name: str, directory: Path, *, seed: int = 0, text: Mapping[str, Any] | None = None, std: float = 0.2
+    name: str,
+    directory: Path,
+    *,
+    seed: int = 0,
+    text: Mapping[str, Any] | None = None,
+    std: float = 0.3,
+    shard_size: str = "150KB",
 ) -> Path:
     """Writes a checkpoint directory of a family and returns it.
 
@@ -239,7 +245,7 @@ def write_family(
     )
     config = family.config(ids, text or {})
     model = random_model(config, seed=seed, std=std)
-    model.save_pretrained(directory, max_shard_size="150KB")
+    model.save_pretrained(directory, max_shard_size=shard_size)
     _write_json(directory / "preprocessor_config.json", family.preprocessor)
     if family.processor:
         _write_json(directory / "processor_config.json", family.processor)
@@ -248,7 +254,7 @@ def write_family(
     return directory
 
 
-def random_model(config: PreTrainedConfig, *, seed: int = 0, std: float = 0.2) -> PreTrainedModel:
+def random_model(config: PreTrainedConfig, *, seed: int = 0, std: float = 0.3) -> PreTrainedModel:
     """Returns the model of a config with normally distributed weights, float32."""
     torch.manual_seed(seed)
     model = model_class(config)._from_config(config, dtype=torch.float32)

@@ -15,13 +15,11 @@ from torch import nn
 
 from ....data.errors import CheckpointError
 from ....data.files.bounded_json import read_json_object
-from ..checkpoint_files import SINGLE_FILE, checkpoint_directory, few, open_shard, shard_tensors
+from ..checkpoint_files import FLOAT_DTYPES, SINGLE_FILE, checkpoint_directory, few, open_shard, shard_tensors
 from .config import MolmoeConfig
 from .model import Molmoe
 from .preprocess import IMAGE_MEAN, IMAGE_STD
 from .tensor_names import Target, published_tensors
-
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_molmoe(
@@ -122,7 +120,7 @@ def _check_tensors(targets: dict[str, Target], shards: dict[Path, list[str]], di
                     raise CheckpointError(
                         f"{shard}: {name} has shape {list(shape)}, but its config requires {list(wanted)}."
                     )
-                if part.get_dtype() not in _FLOAT_DTYPES:
+                if part.get_dtype() not in FLOAT_DTYPES:
                     raise CheckpointError(f"{shard}: {name} has type {part.get_dtype()}, which is not a float type.")
 
 

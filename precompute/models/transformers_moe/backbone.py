@@ -48,8 +48,7 @@ class TransformersBackbone(Backbone):
         self.checkpoint = checkpoint
         self.runner = BlockRunner(checkpoint.model)
         self.views = Views(checkpoint.processor)
-        rows = checkpoint.model.get_input_embeddings().weight.shape[0]
-        self.prompts = Prompts(checkpoint.processor, self.views, vocabulary=rows)
+        self.prompts = Prompts(checkpoint.processor, self.views, vocabulary=self.runner.vocabulary)
         self.prompt_template = self.prompts.template
         self.end_ids = checkpoint.end_ids
         runner = self.runner
@@ -60,7 +59,7 @@ class TransformersBackbone(Backbone):
             d_model=runner.d_model,
             native_top_k=runner.native_top_k,
             n_experts=runner.n_experts,
-            max_positions=int(runner.text.config.max_position_embeddings),
+            max_positions=runner.max_positions,
             tier_unit="vision_tokens",
             always_run=runner.always_run,
             weight_bytes=sum(weight.numel() * weight.element_size() for weight in checkpoint.model.parameters()),

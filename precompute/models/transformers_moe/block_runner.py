@@ -76,6 +76,15 @@ class BlockRunner:
         return int(self._embedding.weight.shape[1])
 
     @property
+    def vocabulary(self) -> int:
+        """The number of tokens that have an embedding."""
+        return int(self._embedding.weight.shape[0])
+
+    @property
+    def max_positions(self) -> int:
+        return int(cast(Any, self.text.config).max_position_embeddings)
+
+    @property
     def always_run(self) -> frozenset[int]:
         """The blocks before the first router: no k applies to them, and the rest depends on them most."""
         first = next(index for index, native in enumerate(self.native_top_k) if native is not None)

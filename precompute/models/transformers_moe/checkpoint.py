@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.processing_utils import ProcessorMixin
@@ -23,9 +24,11 @@ from ....data.files.bounded_json import read_json_object
 from ..checkpoint_files import few
 from .fingerprint import checkpoint_fingerprint
 from .processor import load_processor
-from .weights import readable_weights, stack_experts
+from .weights import stack_experts, stored_weights
 
 _CLASSES = AutoModelForImageTextToText._model_mapping
+# What transformers raises for fields of a wrong type or value.
+_MALFORMED = (AttributeError, ImportError, KeyError, OSError, StrictDataclassError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_config(directory: Path) -> tuple[PreTrainedConfig, str]:
         raise CheckpointError(f"{path}: {version} has no model of type {model_type!r}.{code}")
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise CheckpointError(f"{path} is not a config of {model_type}: {error}") from error
     found = _vision_language_part(config)
     if found is None:
@@ -102,7 +105,8 @@ def _load_model(
     with torch.device("meta"):
         empty = model_class._from_config(config, dtype=dtype)
     _check_memory(empty, directory, device)
-    with readable_weights(directory, prefix) as weights, _one_thread():
+    kept = {*(empty._keep_in_fp32_modules or ()), *(empty._keep_in_fp32_modules_strict or ())}
+    with stored_weights(directory, prefix, dtype, kept) as weights, _one_thread():
         try:
             model, found = model_class.from_pretrained(
                 None,

@@ -93,8 +93,10 @@ def _image_processor(directory: Path, config: PreTrainedConfig, settings: Mappin
             directory, config=config, backend="pil", trust_remote_code=False, local_files_only=True
         )
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        hint = f" {_TORCHVISION}." if "torchvision" in str(error) else ""
-        raise CheckpointError(f"{directory}: its image processor cannot be loaded: {error}{hint}") from error
+        hint = f" {_TORCHVISION}." if "torchvision" in str(error).lower() else ""
+        raise CheckpointError(
+            f"{directory}: its image processor cannot be loaded: {str(error).strip()}{hint}"
+        ) from error
 
 
 def _tokenizer(directory: Path) -> Any:

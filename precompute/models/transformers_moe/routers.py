@@ -103,8 +103,9 @@ class BlockRouters:
                 k_T = torch.full((len(hidden_TD),), top_k, device=hidden_TD.device)
             else:
                 # The tokens of a row are consecutive, and every row has equally many: rows belong to one prompt.
-                k_T = top_k.to(hidden_TD.device).repeat_interleave(len(hidden_TD) // rows)
+                k_T = top_k.repeat_interleave(len(hidden_TD) // rows)  # on the CPU, so that nothing waits for a GPU
                 output = self._each_k(module, hidden_TD, k_T, args, kwargs)
+                k_T = k_T.to(hidden_TD.device)
             if watch is not None:
                 watch.note(_tied(module, output, k_T).view(rows, -1).any(dim=-1))
             return output
@@ -119,7 +120,7 @@ class BlockRouters:
         parts = {}
         for k in distinct:
             self._set(k)
-            token = (k_T == k).nonzero()[:, 0]
+            token = (k_T == k).nonzero()[:, 0].to(hidden_TD.device)
             parts[k] = token, self._forward[module](hidden_TD[token], *args, **kwargs)
         logits, weights, experts = parts[distinct[0]][1]
         all_logits = logits.new_zeros(len(hidden_TD), logits.shape[-1])

@@ -107,10 +107,12 @@ class Steps:
 
     Args:
         most_tokens: of each choice, for images of the sizes that need most.
+        own: the same of the processor's own setting, which no default range exceeds.
     """
 
     choices: tuple[Settings, ...]
     most_tokens: tuple[int, ...]
+    own: int
 
     def settings(self, count: Count, low: int, high: int) -> Settings:
         counts = [count(choice) for choice in self.choices]
@@ -119,7 +121,7 @@ class Steps:
 
     def default_ranges(self, most: int) -> tuple[tuple[int, int], ...]:
         ends = sorted(set(self.most_tokens))
-        ends = [end for end in ends if end <= most] or ends[:1]
+        ends = [end for end in ends if end <= min(most, self.own)] or ends[:1]
         chosen = sorted({ends[0], min(ends, key=lambda end: abs(end * end - ends[0] * ends[-1])), ends[-1]})
         lower = [1, *(end + 1 for end in chosen)]
         return tuple(zip(lower, chosen, strict=False))
@@ -143,7 +145,8 @@ def find_convention(processor: ProcessorMixin, count: CountSize, *, accepts: Cal
     if (most := _own(processor, "max_patches")) and most > _MOST_TILES:
         return Cap("max_patches", merge**2, most // merge**2)
     choices = tuple(choice for choice in _steps(processor) if accepts(choice)) or ((),)
-    return Steps(choices, tuple(max(count(size, choice) for size in _TYPICAL_SIZES) for choice in choices))
+    most_tokens = [max(count(size, choice) for size in _TYPICAL_SIZES) for choice in ((), *choices)]
+    return Steps(choices, tuple(most_tokens[1:]), most_tokens[0])
 
 
 def _pixel_bounds(size: dict[str, int], side: int, count: CountSize) -> PixelBounds | None:

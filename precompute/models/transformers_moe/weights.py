@@ -1,13 +1,17 @@
-"""Weights for transformers to load: read tensor by tensor, with a layer's experts copied into place one by one.
+"""Weights for transformers to load: read a piece at a time, in their final dtype, with experts stacked in place.
 
-Many checkpoints hold one tensor for each expert, and transformers stacks them. It would hold both at once, and with its
-threads, those of many layers. Here the stacked tensor is allocated once and filled.
+Many checkpoints hold one tensor for each expert, and transformers stacks them, which holds both at once. Here the
+stacked tensor is allocated once and filled. Large tensors have memory of their own, which returns to the system when a
+conversion (such as a transposition) has used them; from the heap it would not, and the process would stay larger than
+the model.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +29,43 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from ..checkpoint_files import open_shard, shard_tensors
+from ..checkpoint_files import FLOAT_DTYPES, open_shard, shard_tensors
+
+_PIECE_BYTES = 1 << 20  # read at once
+_OWN_MEMORY_BYTES = 1 << 17  # the heap keeps smaller tensors
 
 
-class Readable:
-    """A tensor in a file; `[...]` reads it, as transformers does."""
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file; `[...]` reads it, as transformers does.
 
-    def get_shape(self) -> list[int]: ...
-    def get_dtype(self) -> str: ...
-    def __getitem__(self, index: Any) -> Tensor: ...
+    Args:
+        source: safetensors' slice of the whole tensor.
+        dtype: of the result; None keeps the file's.
+    """
+
+    source: Any
+    dtype: torch.dtype | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.get_shape())
+
+    def __getitem__(self, index: Any) -> Tensor:
+        assert index is Ellipsis, "read as a whole"
+        if not self.shape or 0 in self.shape:
+            whole: Tensor = self.source[...]
+            return whole if self.dtype is None else whole.to(self.dtype)
+        made = _allocate(self.shape, self.dtype or self.source[0:1].dtype)
+        self.read_into(made)
+        return made
+
+    def read_into(self, place: Tensor) -> None:
+        """Reads the tensor into memory of its shape."""
+        rows = max(_PIECE_BYTES // max(place[0].numel() * 4, 1), 1)
+        for start in range(0, len(place), rows):
+            end = min(start + rows, len(place))
+            place[start:end].copy_(self.source[start:end])
 
 
 @dataclass(frozen=True)
@@ -44,38 +76,55 @@ class StackedExperts:
         parts: the tensors of each expert.
     """
 
-    parts: tuple[tuple[Any, ...], ...]
+    parts: tuple[tuple[StoredTensor, ...], ...]
 
     def __getitem__(self, index: Any) -> Tensor:
         assert index is Ellipsis, "read as a whole"
-        rows = [part.get_shape()[0] for part in self.parts[0]]
-        first = self.parts[0][0][...]
-        stacked = torch.empty((len(self.parts), sum(rows), *first.shape[1:]), dtype=first.dtype)
+        first = self.parts[0][0]
+        rows = [part.shape[0] for part in self.parts[0]]
+        dtype = first.dtype or first.source[0:1].dtype
+        stacked = _allocate((len(self.parts), sum(rows), *first.shape[1:]), dtype)
         for expert, parts in enumerate(self.parts):
             for place, part in zip(stacked[expert].split(rows), parts, strict=True):
-                place.copy_(part[...])
+                part.read_into(place)
         return stacked
 
 
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns uninitialised memory; if it is large, pages of its own."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _OWN_MEMORY_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.empty(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
 @contextmanager
-def readable_weights(directory: Path, prefix: str = "") -> Iterator[dict[str, Any]]:
+def stored_weights(
+    directory: Path, prefix: str, dtype: torch.dtype, kept: Collection[str]
+) -> Iterator[dict[str, StoredTensor]]:
     """Opens every weight file and gives its tensors by name, unread.
 
     Args:
+        dtype: of what is read, except for integers.
+        kept: parts of names of tensors that keep the file's dtype.
         prefix: gives only tensors whose names start with it, and leaves it out of the names.
 
     Raises:
         CheckpointError: there are no safetensors, or a file cannot be read.
     """
     with ExitStack() as files:
-        tensors: dict[str, Any] = {}
+        tensors: dict[str, StoredTensor] = {}
         for shard, names in shard_tensors(directory).items():
             opened = files.enter_context(open_shard(shard, map_file=False))
-            tensors |= {name: opened.get_slice(name) for name in names}
+            for name in names:
+                source = opened.get_slice(name)
+                is_cast = source.get_dtype() in FLOAT_DTYPES and not any(part in name for part in kept)
+                tensors[name] = StoredTensor(source, dtype if is_cast else None)
         yield {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def stack_experts(weights: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+def stack_experts(weights: Mapping[str, StoredTensor], model: PreTrainedModel) -> dict[str, Any]:
     """Replaces the tensors that transformers would stack into one parameter by one tensor under that parameter's name.
 
     Args:
@@ -98,7 +147,7 @@ def stack_experts(weights: Mapping[str, Any], model: PreTrainedModel) -> dict[st
         (converter,) = {id(by_pattern[pattern]): by_pattern[pattern] for pattern in sources}.values()
         columns = [[weights[name] for name in sources.get(pattern, ())] for pattern in converter.source_patterns]
         stacked = StackedExperts(tuple(zip(*columns, strict=False)))
-        shapes = {tuple(part.get_shape()) for column in columns for part in column[:1]}
+        shapes = {part.shape for column in columns for part in column[:1]}
         whole = len({len(column) for column in columns}) == 1 and len({shape[1:] for shape in shapes}) == 1
         if whole and target not in kept:
             kept[target] = stacked
