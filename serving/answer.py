@@ -16,9 +16,9 @@ FinishReason = Literal["stop", "length"]
 class StageLatency:
     """Measured ms of one request's stages, which follow each other."""
 
-    vision: float  # preprocessing, vision encoder, embedding
+    vision: float  # vision encoder, embedding
     prefill: float  # all blocks over the prompt, with the probe
-    controllers: float  # Stage1 and Stage2
+    controllers: float  # Stage1 and Stage2, with their inputs: expected latencies, language feature, probe
     decode: float  # from the first output token to the last
 
     @property
@@ -39,6 +39,7 @@ class Answer:
     prompt_tokens: int  # text and visual tokens
     output_tokens: int
     finish_reason: FinishReason  # `length`: the token limit ended the answer
+    preparing_ms: float  # decoding and preparing the image; not part of the latency, as in a cache
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the answer as JSON values; the stages' latencies with their total."""
