@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -23,15 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..controllers.checkpoint import Controllers
-from ..controllers.conditions import ModelIdentity
 from ..controllers.single_request import SingleRequestChooser, StageChoice
-from ..data.datasets.image_input import ImageInput, image_pixels
-from ..data.datasets.images import InlineImage
-from ..data.errors import BudgetUnmet, CacheMismatch, CheckpointError, DatasetError, KnobctlError
+from ..data.datasets.image_input import ImageInput
+from ..data.errors import BudgetUnmet, CheckpointError, KnobctlError
 from ..data.knobs import KnobSetting
 from ..data.plans import BlockPlan
 from ..data.progress import SILENT, Progress
-from ..data.samples import Sample
 from ..devices import device_record
 from ..precompute.execution.knob_model import KnobModel, view_in_tier
 from ..precompute.execution.request_decoder import RequestDecoder
@@ -40,11 +36,11 @@ from ..precompute.latency.timed_request import run_request
 from ..precompute.models.loading import LoadedModel, load_model
 from .answer import Answer, OnMiss, StageLatency
 from .explanation import Explanation
+from .model_check import check_model
+from .request import MIN_BUDGET_MS, Request, checked_on_miss, checked_request
 from .text_stream import TextStream
 from .warm_up import WARM_UP_REQUESTS, check_pace, warm_up_requests
 
-MIN_BUDGET_MS = 1.0
-MAX_BUDGET_MS = 1e9
 MAX_PROBES = 4096  # kept; a server may get a new budget with every request
 _CAPACITY_STEP = 256  # positions
 
@@ -99,13 +95,13 @@ class Engine:
                 dtype=dtype or controllers.model.dtype or "auto",
                 progress=progress,
             )
-        _check_model(controllers, model)
+        check_model(controllers, model)
         conditions, expected = controllers.conditions, controllers.expected_latency
         assert expected is not None, "checked by require_answerable"
         self.controllers, self.within = controllers, within
         self._expected = expected
         self._tasks = {name: one for name, one in conditions.tasks.items() if one is not None}
-        self._task, self._on_miss = task, _checked_on_miss(on_miss)
+        self._task, self._on_miss = task, checked_on_miss(on_miss)
         if task is not None:
             self._task_name(task)
         self._knobs = KnobModel(
@@ -212,32 +208,19 @@ class Engine:
         task: str | None,
         max_new_tokens: int | None,
         on_miss: OnMiss | None,
-    ) -> _Request:
-        """Checks what a caller gave, and decodes the image."""
+    ) -> Request:
         name = self._task_name(task)
-        whole_ms = _whole_ms(budget_ms)
-        if not isinstance(question, str) or not question.strip():
-            raise DatasetError("the question is empty: write one.")
-        limit = self._tasks[name].max_new_tokens
-        if max_new_tokens is not None:
-            if max_new_tokens < 1:
-                raise KnobctlError(f"an answer of {max_new_tokens} tokens is not possible: it has at least 1.")
-            limit = min(limit, max_new_tokens)
-        start = time.perf_counter()
-        rgb = image_pixels(image)
-        decode_ms = 1e3 * (time.perf_counter() - start)
-        sample = Sample("the request", name, "test", question, (), "", InlineImage("", b""))
-        return _Request(
-            sample,
-            rgb,
+        return checked_request(
+            image,
+            question,
             budget_ms,
-            whole_ms,
-            limit,
-            self._on_miss if on_miss is None else _checked_on_miss(on_miss),
-            decode_ms,
+            task=name,
+            limit=self._tasks[name].max_new_tokens,
+            max_new_tokens=max_new_tokens,
+            on_miss=self._on_miss if on_miss is None else on_miss,
         )
 
-    def _run(self, request: _Request, on_token: Callable[[str], None] | None) -> tuple[Answer, Explanation]:
+    def _run(self, request: Request, on_token: Callable[[str], None] | None) -> tuple[Answer, Explanation]:
         knobs, chooser, space = self._knobs, self._chooser, self._knobs.space
         sample, height, width = request.sample, *request.rgb.shape[:2]
         budget_ms = request.whole_ms
@@ -364,19 +347,6 @@ class Engine:
         )
 
 
-@dataclass(frozen=True)
-class _Request:
-    """A request whose parts have been checked."""
-
-    sample: Sample
-    rgb: NDArray[np.uint8]
-    budget_ms: float  # as received
-    whole_ms: float  # what the controllers get
-    max_new_tokens: int
-    on_miss: OnMiss
-    decode_ms: float  # decoding the image
-
-
 class _Watch:
     """Measures consecutive spans on the host."""
 
@@ -387,46 +357,3 @@ class _Watch:
         now_s = time.perf_counter()
         ms, self._last_s = 1e3 * (now_s - self._last_s), now_s
         return ms
-
-
-def _whole_ms(budget_ms: float) -> float:
-    """Returns a budget rounded down to whole ms. Raises KnobctlError for one that is none."""
-    if not (math.isfinite(budget_ms) and MIN_BUDGET_MS <= budget_ms <= MAX_BUDGET_MS):
-        raise KnobctlError(
-            f"a latency budget of {budget_ms:g} ms is not possible: it must be from {MIN_BUDGET_MS:g} to "
-            f"{MAX_BUDGET_MS:.0f}."
-        )
-    return float(math.floor(budget_ms))
-
-
-def _checked_on_miss(on_miss: OnMiss) -> OnMiss:
-    if on_miss not in ("fastest", "refuse"):
-        raise KnobctlError(f"on_miss is {on_miss!r}: it must be fastest or refuse.")
-    return on_miss
-
-
-def _check_model(controllers: Controllers, loaded: LoadedModel) -> None:
-    """Raises CacheMismatch unless the controllers were trained for this model."""
-    model = loaded.model
-    geometry, dtype = model.geometry, str(model.dtype).removeprefix("torch.")
-    if controllers.model.dtype not in (None, dtype):
-        raise CacheMismatch(
-            f"the controllers were trained for {controllers.model.name} in {controllers.model.dtype}, but "
-            f"{loaded.name} is loaded in {dtype}: load it in {controllers.model.dtype}."
-        )
-    identity = ModelIdentity(
-        loaded.name,
-        geometry.d_model,
-        geometry.n_blocks,
-        geometry.largest_top_k,
-        loaded.fingerprint,
-        dtype,
-        geometry.family,
-    )
-    controllers.check_fits(f"model {loaded.name}", space=controllers.space, model=identity, encoder=None)
-    template = controllers.conditions.prompt_template
-    if template not in (None, model.prompt_template):
-        raise CacheMismatch(
-            f"the controllers were trained on prompts of the form {template!r}, but {loaded.name} is asked with "
-            f"{model.prompt_template!r}: train controllers on a cache that this version of knobctl made."
-        )

@@ -13,15 +13,14 @@ from PIL import Image
 from knobctl.controllers.checkpoint import Controllers
 from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.cache.reader import Cache
-from knobctl.data.datasets.images import decode_image
 from knobctl.data.errors import BudgetUnmet, CacheMismatch, CheckpointError, DatasetError, KnobctlError
 from knobctl.data.progress import Progress
-from knobctl.data.protocols import Requests
 from knobctl.precompute.models.loading import load_model
 from knobctl.precompute.run.live import LiveExecutor
 from knobctl.serving.engine import Engine
 from knobctl.tests.support.answering import answering_controllers
 from knobctl.tests.support.tiny_model import easy_samples, tiny_knobs, write_tiny_model
+from knobctl.tests.support.two_calls import two_calls
 
 GENEROUS_MS = 500.0
 SAMPLES = easy_samples(4)
@@ -41,30 +40,6 @@ def engine(controllers: Controllers) -> Engine:
 @pytest.fixture(scope="module")
 def png() -> bytes:
     return SAMPLES[0].image.read_bytes()
-
-
-def two_calls(live: LiveExecutor, policy: TwoStagePolicy, sample, budget_ms: float):
-    """Returns the setting and the text of the live executor with the policy's decisions between its calls."""
-    space, model = policy.space, live.knobs.model
-    height, width = decode_image(sample.image.read_bytes(), "").shape[:2]
-    sizes = [
-        model.prompt_size(sample.question, None, model.view(height, width, span)) for span in space.tier_ranges or ()
-    ]
-    feature_D = live.language_feature(sample)
-    requests = Requests(
-        (sample.sample_id,),
-        (sample.dataset,),
-        feature_D[None],
-        np.array([budget_ms], dtype=np.float32),
-        vision_tokens_BT=np.array([[size.vision_tokens for size in sizes]], dtype=np.float32),
-        text_tokens_B=np.array([sizes[0].text_tokens], dtype=np.float32),
-    )
-    tier_B, position_B = policy.choose_image(requests)
-    tier, position = space.tiers[tier_B[0]], space.insertion_positions[position_B[0]]
-    token_D, handle = live.latency_token(sample, tier, position, budget_ms)
-    top_k_B, blocks_B = policy.choose_compute(requests, tier_B, position_B, token_D[None])
-    top_k, num_blocks = space.top_k[top_k_B[0]], space.num_blocks[blocks_B[0]]
-    return (tier, position, top_k, num_blocks), live.finish(handle, top_k, num_blocks).answer
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
