@@ -104,7 +104,7 @@ class Engine:
         self._task, self._on_miss = task, checked_on_miss(on_miss)
         if task is not None:
             self._task_name(task)
-        self._knobs = KnobModel(
+        self.knobs = KnobModel(
             model,
             space=controllers.space,
             encoder=controllers.budget_encoder,
@@ -121,7 +121,7 @@ class Engine:
     @property
     def model_name(self) -> str:
         """The name that clients use for the model."""
-        return self._knobs.loaded.name
+        return self.knobs.loaded.name
 
     @property
     def tasks(self) -> Mapping[str, int]:
@@ -198,7 +198,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees the model. No other member is used afterwards."""
-        del self._knobs, self._decoder
+        del self.knobs, self._decoder
 
     def _request(
         self,
@@ -221,7 +221,7 @@ class Engine:
         )
 
     def _run(self, request: Request, on_token: Callable[[str], None] | None) -> tuple[Answer, Explanation]:
-        knobs, chooser, space = self._knobs, self._chooser, self._knobs.space
+        knobs, chooser, space = self.knobs, self._chooser, self.knobs.space
         sample, height, width = request.sample, *request.rgb.shape[:2]
         budget_ms = request.whole_ms
         watch = _Watch()
@@ -296,7 +296,7 @@ class Engine:
 
     def _expected_ms(self, question: str, task: str, height: int, width: int) -> NDArray[np.float64]:
         """Returns the expected latency of every setting, [X]."""
-        knobs, style = self._knobs, self._tasks[task].style
+        knobs, style = self.knobs, self._tasks[task].style
         views = [view_in_tier(knobs.model, knobs.space, tier, height, width) for tier in knobs.space.tiers]
         sizes = {view: knobs.model.prompt_size(question, style, view) for view in dict.fromkeys(views)}
         vision_T = [sizes[view].vision_tokens for view in views]
@@ -309,14 +309,14 @@ class Engine:
         if probe_D is None:
             if len(self._probes) >= MAX_PROBES:
                 self._probes.clear()
-            probe_D = self._probes[budget_ms] = self._knobs.probes((budget_ms,))[0]
+            probe_D = self._probes[budget_ms] = self.knobs.probes((budget_ms,))[0]
         return probe_D
 
     def _reserve(self, positions: int) -> None:
         """Makes room for a prompt and its answer. The memory is kept for later requests."""
         if positions > self._decoder.capacity:
             capacity = _CAPACITY_STEP * math.ceil(positions / _CAPACITY_STEP)
-            self._decoder = RequestDecoder(self._knobs.model, capacity)
+            self._decoder = RequestDecoder(self.knobs.model, capacity)
 
     def _task_name(self, task: str | None) -> str:
         """Returns the dataset that a request is asked as. Raises KnobctlError if it is unknown or ambiguous."""
@@ -341,7 +341,7 @@ class Engine:
             ratios.append(made.latency_ms.total / made.expected_latency_ms)
         ratios = ratios[len(ratios) - count :]
         self.warm_up_ratio = median(ratios) if ratios else None
-        here = device_record(self._knobs.model.device)
+        here = device_record(self.knobs.model.device)
         check_pace(
             self.warm_up_ratio, self.controllers.conditions.device_name, str(here["name"]), self.within, progress
         )
