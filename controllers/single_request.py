@@ -53,6 +53,7 @@ class SingleRequestChooser:
         self._setting_JA = np.maximum(space.setting_JA, 0)
         trained_JA = (stage2.allowed_JA & stage1.allowed_J[:, None]).numpy()
         self._allowed_JA = trained_JA & (space.setting_JA >= 0)
+        self._allowed_J = self._allowed_JA.any(axis=1)
         self._encoder = copy.deepcopy(controllers.stage1_budget_encoder).double()
         self._budget_basis = copy.deepcopy(stage1.budget_basis).double()
         self._budgets: dict[float, Tensor] = {}
@@ -93,7 +94,8 @@ class SingleRequestChooser:
     ) -> StageChoice:
         """Returns Stage1's choice of a (tier, position) pair."""
         feature_F = self._language(torch.from_numpy(language_feature_D), self._language_offset_F)
-        return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_JA.any(axis=1))
+        allowed_J = self._allowed_J if allowed_JA is self._allowed_JA else allowed_JA.any(axis=1)
+        return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_J)
 
     @torch.inference_mode()
     def choose_compute(self, token_D: NDArray[np.float16], pair: int, allowed_JA: NDArray[np.bool_]) -> StageChoice:

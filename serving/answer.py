@@ -18,7 +18,7 @@ class StageLatency:
 
     vision: float  # vision encoder, embedding
     prefill: float  # all blocks over the prompt, with the probe
-    controllers: float  # Stage1 and Stage2, with their inputs: expected latencies, language feature, probe
+    controllers: float  # the language feature, Stage1 and Stage2
     decode: float  # from the first output token to the last
 
     @property
@@ -39,7 +39,7 @@ class Answer:
     prompt_tokens: int  # text and visual tokens
     output_tokens: int
     finish_reason: FinishReason  # `length`: the token limit ended the answer
-    preparing_ms: float  # decoding and preparing the image; not part of the latency, as in a cache
+    preparing_ms: float  # decoding the image, encoding the prompt; not part of the latency, as in a cache
 
     def summary(self) -> str:
         """Returns setting and latency in one line."""

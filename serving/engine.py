@@ -12,14 +12,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..controllers.checkpoint import Controllers
 from ..controllers.single_request import SingleRequestChooser, StageChoice
@@ -33,6 +34,7 @@ from ..precompute.execution.knob_model import KnobModel, view_in_tier
 from ..precompute.execution.request_decoder import RequestDecoder
 from ..precompute.latency.clocks import quiet, request_times, stopwatch
 from ..precompute.latency.timed_request import run_request
+from ..precompute.models.backbone import View
 from ..precompute.models.loading import LoadedModel, load_model
 from .answer import Answer, OnMiss, StageLatency
 from .explanation import Explanation
@@ -41,7 +43,7 @@ from .request import MIN_BUDGET_MS, Request, checked_on_miss, checked_request
 from .text_stream import TextStream
 from .warm_up import WARM_UP_REQUESTS, check_pace, warm_up_requests
 
-MAX_PROBES = 4096  # kept; a server may get a new budget with every request
+KEPT = 4096  # results of each kind: a server may get a new budget with every request
 _CAPACITY_STEP = 256  # positions
 
 
@@ -99,7 +101,7 @@ class Engine:
         conditions, expected = controllers.conditions, controllers.expected_latency
         assert expected is not None, "checked by require_answerable"
         self.controllers, self.within = controllers, within
-        self._expected = expected
+        self._expected_latency = expected
         self._tasks = {name: one for name, one in conditions.tasks.items() if one is not None}
         self._task, self._on_miss = task, checked_on_miss(on_miss)
         if task is not None:
@@ -112,7 +114,10 @@ class Engine:
             importance=conditions.importance,
         )
         self._chooser = SingleRequestChooser(controllers, budget_factor=budget_factor)
-        self._probes: dict[float, Tensor] = {}
+        # What depends on budget, image size or token counts alone is computed once.
+        self._probe = lru_cache(KEPT)(lambda budget_ms: self.knobs.probes((budget_ms,))[0])
+        self._views = lru_cache(KEPT)(self._find_views)
+        self._expected_by_size: dict[tuple[str, tuple[View, ...], int], _Expected] = {}
         self._decoder = RequestDecoder(model.model, _CAPACITY_STEP)
         self.warm_up_ratio: float | None = None  # median of measured over expected latency
         if warm_up or within is not None:
@@ -155,15 +160,9 @@ class Engine:
             BudgetUnmet: no setting is expected to meet the budget, and `on_miss` is "refuse".
             KnobctlError: the image, the question or an option cannot be used. The next request is not affected.
         """
-        return self.explain(
-            image,
-            question,
-            budget_ms,
-            task=task,
-            max_new_tokens=max_new_tokens,
-            on_miss=on_miss,
-            on_token=on_token,
-        )[0]
+        request = self._request(image, question, budget_ms, task, max_new_tokens, on_miss)
+        with quiet():
+            return self._run(request, on_token).answer
 
     def explain(
         self,
@@ -174,18 +173,12 @@ class Engine:
         task: str | None = None,
         max_new_tokens: int | None = None,
         on_miss: OnMiss | None = None,
-        on_token: Callable[[str], None] | None = None,
     ) -> tuple[Answer, Explanation]:
-        """Answers as `answer` does, and returns what the controllers considered too."""
+        """Answers as `answer` does, and also returns what the controllers considered."""
         request = self._request(image, question, budget_ms, task, max_new_tokens, on_miss)
         with quiet():
-            return self._run(request, on_token)
-
-    def choose(self, image: ImageInput, question: str, budget_ms: float, *, task: str | None = None) -> KnobSetting:
-        """Returns the setting that `answer` would use, without the answer."""
-        request = self._request(image, question, budget_ms, task, 1, None)
-        with quiet():
-            return self._run(request, None)[0].setting
+            made = self._run(request, None)
+        return made.answer, Explanation.of(self.knobs.space, made.stage1, made.stage2, made.expected_ms_X)
 
     def fastest_expected_ms(
         self, question: str, image_size: tuple[int, int], *, task: str | None = None
@@ -193,8 +186,7 @@ class Engine:
         """Returns the expected latency of the fastest setting for an image of (width, height) pixels."""
         name = self._task_name(task)
         width, height = image_size
-        expected_ms_X = self._expected_ms(question, name, height, width)
-        return float(np.nanmin(expected_ms_X))
+        return self._expected(question, name, self._views(height, width)).fastest_ms
 
     def close(self) -> None:
         """Frees the model. No other member is used afterwards."""
@@ -220,20 +212,23 @@ class Engine:
             on_miss=self._on_miss if on_miss is None else on_miss,
         )
 
-    def _run(self, request: Request, on_token: Callable[[str], None] | None) -> tuple[Answer, Explanation]:
+    def _run(self, request: Request, on_token: Callable[[str], None] | None) -> _Answered:
         knobs, chooser, space = self.knobs, self._chooser, self.knobs.space
         sample, height, width = request.sample, *request.rgb.shape[:2]
         budget_ms = request.whole_ms
         watch = _Watch()
-        expected_ms_X = self._expected_ms(sample.question, sample.dataset, height, width)
-        allowed_JA = chooser.allowed(expected_ms_X, budget_ms)
-        if float(np.nanmin(expected_ms_X)) > budget_ms:
+        views = self._views(height, width)
+        expected = self._expected(sample.question, sample.dataset, views)  # encodes the prompt's text
+        preparing_ms = request.decode_ms + watch.lap_ms()
+
+        allowed_JA = chooser.allowed(expected.ms_X, budget_ms)
+        if expected.fastest_ms > budget_ms:
             if request.on_miss == "refuse":
                 raise BudgetUnmet(
                     f"no setting is expected to take at most {budget_ms:g} ms: the fastest takes "
-                    f"{np.nanmin(expected_ms_X):.1f} ms."
+                    f"{expected.fastest_ms:.1f} ms."
                 )
-            allowed_JA = chooser.fastest(expected_ms_X)
+            allowed_JA = chooser.fastest(expected.ms_X)
         feature_D = knobs.language_feature(sample)
         first = chooser.choose_image(feature_D, budget_ms, allowed_JA)
         tier, place = divmod(first.index, len(space.insertion_positions))
@@ -241,9 +236,7 @@ class Engine:
         probe_D = self._probe(budget_ms)
         controllers_ms = watch.lap_ms()
 
-        prepared = knobs.prepare(
-            sample, request.rgb, knobs.view(request.rgb, space.tiers[tier]), request.max_new_tokens
-        )
+        prepared = knobs.prepare(sample, request.rgb, views[tier], request.max_new_tokens)
         self._reserve(prepared.length + request.max_new_tokens + 1)
         second: list[StageChoice] = []
 
@@ -259,7 +252,7 @@ class Engine:
             return knobs.plans[setting]
 
         stream = None if on_token is None else TextStream(knobs.text, knobs.model.end_ids, on_token)
-        preparing_ms = request.decode_ms + watch.lap_ms()
+        preparing_ms += watch.lap_ms()
         clock = stopwatch(knobs.model.device)
         tokens = run_request(
             knobs,
@@ -284,7 +277,7 @@ class Engine:
             text=text,
             setting=space.settings[setting_index],
             latency_ms=latency,
-            expected_latency_ms=float(expected_ms_X[setting_index]),
+            expected_latency_ms=float(expected.ms_X[setting_index]),
             budget_ms=request.budget_ms,
             within_budget=latency.total <= request.budget_ms,
             prompt_tokens=prepared.length,
@@ -292,25 +285,26 @@ class Engine:
             finish_reason="stop" if tokens[-1] in knobs.model.end_ids else "length",
             preparing_ms=preparing_ms,
         )
-        return answer, Explanation.of(space, first, second[0], expected_ms_X)
+        return _Answered(answer, first, second[0], expected.ms_X)
 
-    def _expected_ms(self, question: str, task: str, height: int, width: int) -> NDArray[np.float64]:
-        """Returns the expected latency of every setting, [X]."""
-        knobs, style = self.knobs, self._tasks[task].style
-        views = [view_in_tier(knobs.model, knobs.space, tier, height, width) for tier in knobs.space.tiers]
-        sizes = {view: knobs.model.prompt_size(question, style, view) for view in dict.fromkeys(views)}
-        vision_T = [sizes[view].vision_tokens for view in views]
-        text = sizes[views[0]].text_tokens
-        return self._expected.expected_ms((task,), np.array([vision_T]), np.array([text]))[0]
+    def _expected(self, question: str, task: str, views: tuple[View, ...]) -> _Expected:
+        """Returns the expected latency of every setting for an image with these views by tier."""
+        model, style = self.knobs.model, self._tasks[task].style
+        text_tokens = model.prompt_size(question, style, views[0]).text_tokens
+        key = (task, views, text_tokens)
+        if key not in self._expected_by_size:
+            if len(self._expected_by_size) >= KEPT:
+                self._expected_by_size.clear()
+            vision_T = [model.prompt_size(question, style, view).vision_tokens for view in views]
+            ms_X = self._expected_latency.expected_ms((task,), np.array([vision_T]), np.array([text_tokens]))[0]
+            self._expected_by_size[key] = _Expected(ms_X, float(np.nanmin(ms_X)))
+        return self._expected_by_size[key]
 
-    def _probe(self, budget_ms: float) -> Tensor:
-        """Returns the probe of a budget, [D]. Made once for each budget."""
-        probe_D = self._probes.get(budget_ms)
-        if probe_D is None:
-            if len(self._probes) >= MAX_PROBES:
-                self._probes.clear()
-            probe_D = self._probes[budget_ms] = self.knobs.probes((budget_ms,))[0]
-        return probe_D
+    def _find_views(self, height: int, width: int) -> tuple[View, ...]:
+        """Returns how each tier presents an image of this size in pixels."""
+        return tuple(
+            view_in_tier(self.knobs.model, self.knobs.space, one, height, width) for one in self.knobs.space.tiers
+        )
 
     def _reserve(self, positions: int) -> None:
         """Makes room for a prompt and its answer. The memory is kept for later requests."""
@@ -345,6 +339,22 @@ class Engine:
         check_pace(
             self.warm_up_ratio, self.controllers.conditions.device_name, str(here["name"]), self.within, progress
         )
+
+
+class _Expected(NamedTuple):
+    """Expected latencies of one request."""
+
+    ms_X: NDArray[np.float64]  # NaN: not known
+    fastest_ms: float
+
+
+class _Answered(NamedTuple):
+    """An answer, and how its setting was chosen."""
+
+    answer: Answer
+    stage1: StageChoice
+    stage2: StageChoice
+    expected_ms_X: NDArray[np.float64]
 
 
 class _Watch:
