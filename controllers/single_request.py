@@ -11,7 +11,8 @@ num_blocks) pairs, X settings.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +28,7 @@ from .mlp import Mlp
 MAX_BUDGETS = 4096  # encodings kept; a server may get a new budget with every request
 
 
-@dataclass(frozen=True)
-class StageChoice:
+class StageChoice(NamedTuple):
     """What one stage chose, and the logits of its choices; -inf for one that is not allowed."""
 
     index: int
@@ -88,7 +88,6 @@ class SingleRequestChooser:
         """Returns the pair of choices with the lowest expected latency, [J, A] with one True, or several that tie."""
         return self._of_settings(expected_ms_X == np.nanmin(expected_ms_X))
 
-    @torch.inference_mode()
     def choose_image(
         self, language_feature_D: NDArray[np.float32], budget_ms: float, allowed_JA: NDArray[np.bool_]
     ) -> StageChoice:
@@ -97,7 +96,6 @@ class SingleRequestChooser:
         allowed_J = self._allowed_J if allowed_JA is self._allowed_JA else allowed_JA.any(axis=1)
         return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_J)
 
-    @torch.inference_mode()
     def choose_compute(self, token_D: NDArray[np.float16], pair: int, allowed_JA: NDArray[np.bool_]) -> StageChoice:
         """Returns Stage2's choice of a (top-k, num_blocks) pair, after Stage1 chose `pair`."""
         basis = self._token_P[pair % len(self._token_P)]
@@ -113,8 +111,9 @@ class SingleRequestChooser:
         if constant_H is None:
             if len(self._budgets) >= MAX_BUDGETS:
                 self._budgets.clear()
-            feature_1F = self._budget_basis(self._encoder(torch.tensor([budget_ms])))
-            constant_H = self._budgets[budget_ms] = self._head1.constant(feature_1F)[0]
+            with torch.no_grad():
+                feature_1F = self._budget_basis(self._encoder(torch.tensor([budget_ms])))
+                constant_H = self._budgets[budget_ms] = self._head1.constant(feature_1F)[0]
         return constant_H
 
 
@@ -166,6 +165,6 @@ def _transposed(tensor: Tensor) -> Tensor:
 def _chosen(logit: Tensor, allowed_C: NDArray[np.bool_]) -> StageChoice:
     logit_C = np.where(allowed_C, logit.numpy(), -np.inf)
     index = int(logit_C.argmax())
-    if not np.isfinite(logit_C[index]):
+    if not math.isfinite(logit_C[index]):  # NaN, for an input that is not finite, comes first in argmax
         raise UnknownSetting("no setting is left that the controllers may choose: train them on a complete cache")
     return StageChoice(index, logit_C)

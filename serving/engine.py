@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from ..controllers.checkpoint import Controllers
 from ..controllers.single_request import SingleRequestChooser, StageChoice
 from ..data.datasets.image_input import ImageInput
-from ..data.errors import BudgetUnmet, CheckpointError, KnobctlError
-from ..data.knobs import KnobSetting
+from ..data.errors import BudgetUnmet, CheckpointError, KnobctlError, UnknownSetting
 from ..data.plans import BlockPlan
 from ..data.progress import SILENT, Progress
 from ..devices import device_record
@@ -113,6 +112,8 @@ class Engine:
             tasks=self._tasks,
             importance=conditions.importance,
         )
+        self._setting_JA = controllers.space.setting_JA
+        self._plans_X = list(self.knobs.plans.values())
         self._chooser = SingleRequestChooser(controllers, budget_factor=budget_factor)
         # What depends on budget, image size or token counts alone is computed once.
         self._probe = lru_cache(KEPT)(lambda budget_ms: self.knobs.probes((budget_ms,))[0])
@@ -241,15 +242,16 @@ class Engine:
         second: list[StageChoice] = []
 
         def decide(token_D: NDArray[np.float16]) -> BlockPlan:
-            if not np.isfinite(token_D).all():
+            try:
+                second.append(chooser.choose_compute(token_D, first.index, allowed_JA))
+            except UnknownSetting:
+                if np.isfinite(token_D).all():
+                    raise
                 raise CheckpointError(
                     f"the latency token of a prompt of {prepared.length} positions does not fit float16, or is not "
                     "finite: the model's activations are too large."
-                )
-            second.append(chooser.choose_compute(token_D, first.index, allowed_JA))
-            top_k, num_blocks = divmod(second[0].index, len(space.num_blocks))
-            setting = KnobSetting(space.tiers[tier], position, space.top_k[top_k], space.num_blocks[num_blocks])
-            return knobs.plans[setting]
+                ) from None
+            return self._plans_X[self._setting_JA[first.index, second[0].index]]
 
         stream = None if on_token is None else TextStream(knobs.text, knobs.model.end_ids, on_token)
         preparing_ms += watch.lap_ms()
@@ -272,7 +274,7 @@ class Engine:
         if stream is not None:
             stream.finish(text)
         latency = StageLatency(times.vision_ms, times.prefill_ms, controllers_ms + times.decide_ms, times.decode_ms)
-        setting_index = int(space.setting_JA[first.index, second[0].index])
+        setting_index = int(self._setting_JA[first.index, second[0].index])
         answer = Answer(
             text=text,
             setting=space.settings[setting_index],
