@@ -3,7 +3,7 @@
 The engine reads one probe row where the cache read a grid, so a latency token may differ in its last bit. A budget that
 no setting is expected to meet gets the fastest setting in both.
 
-    python benchmarks/engine_agreement.py runs/controllers runs/cache > benchmarks/results/engine-agreement.md
+    python benchmarks/engine_agreement.py runs/controllers runs/cache
 """
 
 from __future__ import annotations
