@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from .replay.report.page.write import write_report
     from .replay.training.cross_validate import cross_validate
     from .replay.training.train import train_controllers
+    from .serving.engine import Engine
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Controllers",
+    "Engine",
     "PrecomputeConfig",
     "TrainConfig",
     "build_cache",
@@ -38,6 +40,7 @@ __all__ = [
 # Name -> module that defines it; `module:name` where it is defined under another name.
 _HOMES = {
     "Controllers": "controllers.checkpoint",
+    "Engine": "serving.engine",
     "PrecomputeConfig": "precompute.run.config",
     "TrainConfig": "replay.recipes",
     "build_cache": "precompute.scale.launch:precompute",  # `knobctl.precompute` is the package

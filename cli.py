@@ -27,6 +27,8 @@ COMMANDS = {
     "push": "sharing",
     "report": "report",
     "check-model": "models",
+    "answer": "answer",
+    "serve": "serve",
     "demo": "demo",
 }
 
@@ -74,6 +76,7 @@ def main() -> None:
     knobctl precompute --model nano --dataset easy_vqa --samples 200 --out runs/cache --device cpu
     knobctl train runs/cache --out runs/controllers
     knobctl validate runs/controllers --cache runs/cache --live --device cpu
+    knobctl answer runs/controllers --image photo.png --question "Is there a circle?" --budget-ms 25
     """
 
 

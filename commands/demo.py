@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MODEL = "nano"
 DATASETS = ("easy_vqa", "small_print")
 RUNS = 1  # timed runs in the cache; for the same time, more samples help more than more runs
+ANSWER_SAMPLES = 32  # tried until both budgets give different settings
 LIVE_SAMPLES = 20  # of the test split; each live request is timed three times, and this keeps the demo short
 MAX_WORKERS = 2  # parallel processes; more would compete for memory bandwidth during timings
 # Multiples of the full setting's latency on an idle machine; two processes side by side are a few percent slower.
@@ -55,7 +57,7 @@ class Step(NamedTuple):
 )
 @json_option
 def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
-    """Run precompute, cross-validate, train and validate --live with the bundled model on the CPU.
+    """Run precompute, cross-validate, train, validate --live and answer with the bundled model on the CPU.
 
     knobctl demo --samples 50 --out runs/small-demo
     """
@@ -130,12 +132,18 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
                 progress=progress,
             ),
         ),
+        Step(
+            "answer",
+            "one question under a small and a large latency budget",
+            lambda: answer_twice(files["controllers"], out / "question.png", progress),
+        ),
     )
     with single_thread():
         results, seconds = _run(steps, progress)
     record = {
         **results["cross-validate"].to_dict(),
         "live": results["validate --live"].to_dict()["live"],
+        "answers": results["answer"],
         "demo_seed": seed,
         "seconds": seconds,
         "files": {name: str(path) for name, path in files.items()},
@@ -143,6 +151,35 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     _write_report(record, files["report"])
     _check_agreement(record["live"]["agreement"], out)
     return record
+
+
+def answer_twice(controllers: Path, image: Path, progress: ConsoleProgress) -> list[dict[str, Any]]:
+    """Answers a bundled question under the smallest and the largest budget of the grid; writes its image to a file.
+
+    Takes the first question for which the controllers choose different settings, or the last one tried.
+
+    Returns:
+        For each budget, the answer with the command that repeats it.
+    """
+    from ..data.datasets.sample_set import load_samples
+    from ..serving.engine import Engine
+
+    engine = Engine(controllers, device="cpu", progress=progress)
+    budgets_ms = [
+        float(int(budget)) for budget in (engine.controllers.budgets_ms[0], engine.controllers.budgets_ms[-1])
+    ]
+    for sample in load_samples(DATASETS[0], limit=ANSWER_SAMPLES, seed=1).samples:
+        data = sample.image.read_bytes()
+        made = [engine.answer(data, sample.question, budget_ms, task=sample.dataset) for budget_ms in budgets_ms]
+        if made[0].setting != made[1].setting:
+            break
+    write_atomically(image, data)
+    words = ["knobctl", "answer", str(controllers), "--image", str(image), "--question", sample.question]
+    words += ["--task", sample.dataset, "--device", "cpu", "--budget-ms"]
+    return [
+        {**one.to_dict(), "summary": one.summary(), "command": shlex.join([*words, f"{one.budget_ms:g}"])}
+        for one in made
+    ]
 
 
 def controller_seeds(seed: int) -> tuple[int, ...]:
@@ -175,9 +212,22 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
         f"settings and {live['agreement']['answers_compared']} answers equal those of replay."
     )
     notes = [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
+    answers = [
+        Text(line)
+        for one in record["answers"]
+        for line in ("", one["command"], f"  {one['text']}", f"  {one['summary']}")
+    ]
     files, seconds = (render_record(name, record[name]) for name in ("files", "seconds"))
     return Group(
-        Text(headline(record)), Text(""), summary_table(record), Text(agreed), *notes, Text(""), files, seconds
+        Text(headline(record)),
+        Text(""),
+        summary_table(record),
+        Text(agreed),
+        *notes,
+        Text(""),
+        files,
+        seconds,
+        *answers,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .values import Milliseconds
+from .values import PATH_OR_NAME, Milliseconds
 
 COMMAND_LINE = "knobctl.command_line"  # key in click's context: the words after `knobctl`
 
@@ -52,6 +52,20 @@ def within_option(command: Decorated) -> Decorated:
         metavar="SHARE",
         help="Keep the budget of at least this share of the requests that can meet it: 0.9, 0.95 or 0.99.",
     )(command)
+
+
+def engine_options(command: Decorated) -> Decorated:
+    """Adds what an engine is made of, besides controllers. Parameters are named as in `serving.engine.Engine`."""
+    for option in (
+        within_option,
+        click.option("--task", help="Dataset whose prompt style and token limit are used.  [default: the only one]"),
+        click.option("--dtype", help="float32, bfloat16 or float16.  [default: as the controllers were trained for]"),
+        click.option("--device", help="cuda, cuda:1, ... or cpu.  [default: cuda where there is one, else cpu]"),
+        click.option("--revision", help="Revision of a model from the hub."),
+        click.option("--model", type=PATH_OR_NAME, help="The model.  [default: the one that the controllers name]"),
+    ):
+        command = option(command)
+    return command
 
 
 def report_options(command: Decorated) -> Decorated:

@@ -207,6 +207,26 @@ def render_model(record: Record) -> Group:
     return Group(*parts)
 
 
+def render_explanation(record: Record) -> Group:
+    """Returns what both stages considered, the most likely choices first."""
+
+    def probability(choice: Record) -> str:
+        return f"{choice['probability']:.1%}" + (" <- chosen" if choice["chosen"] else "")
+
+    images = [
+        (f"{one['tier']}/p{one['insertion_position']}", probability(one), *(one["expected_ms"] or (None, None)))
+        for one in record["stage1"]
+    ]
+    computes = [
+        (f"k{one['top_k']}/n{one['num_blocks']}", probability(one), one["expected_ms"]) for one in record["stage2"]
+    ]
+    return Group(
+        table("Stage1, before the image: tier/position", ("choice", "probability", "fastest ms", "slowest ms"), images),
+        Text(""),
+        table("Stage2, at the latency token: top-k/blocks", ("choice", "probability", "expected ms"), computes),
+    )
+
+
 def render_import_report(record: Record) -> Group:
     """Returns the counts of an import, its configurations and its findings."""
     rows = [

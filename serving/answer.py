@@ -16,9 +16,9 @@ FinishReason = Literal["stop", "length"]
 class StageLatency:
     """Measured ms of one request's stages, which follow each other."""
 
-    vision: float  # preprocessing, vision encoder, embedding
+    vision: float  # vision encoder, embedding
     prefill: float  # all blocks over the prompt, with the probe
-    controllers: float  # Stage1 and Stage2
+    controllers: float  # the language feature, Stage1 and Stage2
     decode: float  # from the first output token to the last
 
     @property
@@ -34,11 +34,21 @@ class Answer:
     setting: KnobSetting
     latency_ms: StageLatency
     expected_latency_ms: float  # of the setting, before it ran
-    budget_ms: float  # as the engine received it
+    budget_ms: float  # as the engine received it; the controllers get it in whole ms
     within_budget: bool  # the measured total is at most the budget
     prompt_tokens: int  # text and visual tokens
     output_tokens: int
     finish_reason: FinishReason  # `length`: the token limit ended the answer
+    preparing_ms: float  # decoding the image, encoding the prompt; not part of the latency, as in a cache
+
+    def summary(self) -> str:
+        """Returns setting and latency in one line."""
+        ms, met = self.latency_ms, "within" if self.within_budget else "over"
+        return (
+            f"{self.setting}: {ms.total:.1f} ms, {met} the budget of {self.budget_ms:g} ms (expected "
+            f"{self.expected_latency_ms:.1f}; vision {ms.vision:.1f}, prefill {ms.prefill:.1f}, controllers "
+            f"{ms.controllers:.2f}, decode {ms.decode:.1f})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the answer as JSON values; the stages' latencies with their total."""

@@ -36,6 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found["cross_validate"] = {"config": config, **options}
         return Report()
 
+    monkeypatch.setattr(demo, "answer_twice", lambda *_: [])
     monkeypatch.setattr(launch, "precompute", lambda config, _: found.update(precompute=config))
     monkeypatch.setattr(cross_validate, "cross_validate", judge)
     monkeypatch.setattr(train, "train_controllers", lambda _cache, _out, config, **_: found.update(train=config))
@@ -69,7 +70,7 @@ def test_every_step_is_announced_with_its_place(
     assert asked
     lines = capsys.readouterr().err.splitlines()
     names = list(record["seconds"])
-    assert names == ["precompute", "cross-validate", "train", "validate --live"]
+    assert names == ["precompute", "cross-validate", "train", "validate --live", "answer"]
     for number, name in enumerate(names, start=1):
         mine = [line for line in lines if line.startswith(f"step {number} of {len(names)}, {name}: ")]
         assert len(mine) == 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 
 import pytest
 import torch
 
+from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.plans import BlockPlan
 from knobctl.precompute.execution.answer_sweep import run_prompt, sweep_answers
 from knobctl.precompute.execution.batch_limit import BatchLimit
@@ -14,8 +16,11 @@ from knobctl.precompute.execution.plan_tree import PlanTree
 from knobctl.precompute.execution.token_pass import PromptState
 from knobctl.precompute.latency.timed_request import decoder_for, run_request
 from knobctl.precompute.run.live import LiveExecutor
+from knobctl.serving.engine import Engine
+from knobctl.tests.support.answering import controllers_of_model
 from knobctl.tests.support.family_models import EVERY, IMAGE_SIZES, NUM_TOKENS, FamilyModel
 from knobctl.tests.support.tiny_families import write_family
+from knobctl.tests.support.two_calls import two_calls
 
 NATIVE_TOP_K = 4
 
@@ -184,3 +189,17 @@ def test_a_timed_request_runs_its_plan(family):
             )
             expected = family.answer(state, plan)
             assert tokens[: len(expected)] == expected
+
+
+@every_family
+def test_the_engine_chooses_and_answers_as_two_calls_do(family, tmp_path):
+    live, found = LiveExecutor(family.knobs), set()
+    for seed, size in enumerate(IMAGE_SIZES):
+        controllers = controllers_of_model(family.knobs, tmp_path / str(seed), seed=seed)
+        engine, policy = Engine(controllers, family.knobs.loaded, warm_up=0), TwoStagePolicy(controllers)
+        sample = family.sample(size, seed=seed)
+        for budget_ms in (40.0, 500.0):
+            answer = engine.answer(sample.image.read_bytes(), sample.question, budget_ms)
+            assert (astuple(answer.setting), answer.text) == two_calls(live, policy, sample, budget_ms)
+            found.add(answer.setting)
+    assert len(found) > 1

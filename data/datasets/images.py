@@ -80,14 +80,28 @@ def _opened(data: bytes, ref: str) -> Iterator[Image.Image]:
         raise DatasetError(
             f"image {name} has {len(data):,} bytes, and {MAX_IMAGE_BYTES:,} is the limit: make it smaller."
         )
+    with decoding(ref, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        check_pixels(*image.size, ref)
+        yield image
+
+
+def check_pixels(width: int, height: int, ref: str) -> None:
+    """Raises DatasetError if an image has too many pixels, or none."""
+    if min(width, height) < 1:
+        raise DatasetError(f"image {short_name(ref)} has {width} x {height} pixels: replace it.")
+    if width * height > MAX_IMAGE_PIXELS:
+        raise DatasetError(
+            f"image {short_name(ref)} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: "
+            "scale it down."
+        )
+
+
+@contextmanager
+def decoding(ref: str, data: bytes) -> Iterator[None]:
+    """Turns what decoding raises in the body into a DatasetError that names `ref`."""
+    name = short_name(ref)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise DatasetError(
-                    f"image {name} has {width} x {height} pixels, and {MAX_IMAGE_PIXELS:,} is the limit: scale it down."
-                )
-            yield image
+        yield
     except UnknownRange as error:
         raise DatasetError(f"image {name} cannot be used: {error}.") from error
     except _DECODE_ERRORS as error:

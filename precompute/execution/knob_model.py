@@ -131,12 +131,16 @@ class KnobModel:
         """Returns how a tier presents an image."""
         return view_in_tier(self.model, self.space, tier, rgb.shape[0], rgb.shape[1])
 
-    def prepare(self, sample: Sample, rgb: NDArray[np.uint8], view: View) -> Prompt:
-        """Encodes image and question as the model's input, on its device."""
+    def prepare(self, sample: Sample, rgb: NDArray[np.uint8], view: View, max_new_tokens: int | None = None) -> Prompt:
+        """Encodes image and question as the model's input, on its device.
+
+        Args:
+            max_new_tokens: that must fit after the prompt; None: the task's limit.
+        """
         task = self.task(sample)
         with _naming(sample), single_thread():
             prompt = self.model.prepare(sample.question, task.style, rgb, view)
-            check_length(self.model.geometry, prompt.length, task.max_new_tokens)
+            check_length(self.model.geometry, prompt.length, max_new_tokens or task.max_new_tokens)
         return prompt
 
     def prompts(self, sample: Sample) -> SamplePrompts:
@@ -205,7 +209,7 @@ def check_input(model: Backbone, space: KnobSpace, row: ModelInput) -> None:
     """Raises DatasetError for a row that the model cannot run in every tier."""
     model.encode(row.question)
     views = {view_in_tier(model, space, tier, row.height, row.width) for tier in space.tiers}
-    longest = max(model.prompt_length(row.question, row.style, view) for view in views)
+    longest = max(model.prompt_size(row.question, row.style, view).length for view in views)
     check_length(model.geometry, longest, row.max_new_tokens)
 
 

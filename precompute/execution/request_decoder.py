@@ -12,6 +12,7 @@ from ..models.backbone import Backbone, BlockState, EmbeddedPrompt
 
 # Called with what has just ended: a block's number, or the name of a stage.
 Mark = Callable[[str | int], None]
+OnToken = Callable[[int], None]
 STEP = "step"  # the stage of one further token: embedding, blocks, head
 
 
@@ -59,6 +60,7 @@ class RequestDecoder:
         max_new_tokens: int,
         ends: bool = True,
         mark: Mark = ignore_mark,
+        on_token: OnToken | None = None,
     ) -> tuple[int, ...]:
         """Returns the answer's tokens, `first_token` and the end token included.
 
@@ -66,6 +68,7 @@ class RequestDecoder:
             prompt: whose prefill under `plan` the states hold.
             ends: whether one of the model's end tokens ends the answer; otherwise it has `max_new_tokens` tokens.
             mark: called after every further token with the numbers of its blocks and `STEP`.
+            on_token: receives each token as soon as it is known, the first one included.
 
         Raises:
             ValueError: the answer might not fit.
@@ -73,9 +76,13 @@ class RequestDecoder:
         if prompt.length + max_new_tokens > self.capacity:
             raise ValueError(f"{prompt.length} + {max_new_tokens} positions do not fit the decoder's {self.capacity}")
         tokens = [first_token]
+        if on_token is not None:
+            on_token(first_token)
         token_11 = torch.full((1, 1), first_token, device=self.model.device)
         while len(tokens) < max_new_tokens and not (ends and tokens[-1] in self.model.end_ids):
             token_11 = self.step(prompt, prompt.length + len(tokens) - 1, token_11, plan, mark)
             tokens.append(int(token_11))
+            if on_token is not None:
+                on_token(tokens[-1])
             mark(STEP)
         return tuple(tokens)

@@ -16,7 +16,7 @@ import torch
 
 from ...devices import single_thread
 from ..execution.request_decoder import STEP, Mark
-from .timed_request import HEAD, READ, START, VISION
+from .timed_request import DECIDE, HEAD, READ, START, VISION
 
 Span = tuple[str | int, float]  # a mark's name, and the ms since the previous mark
 
@@ -94,6 +94,7 @@ class RequestTimes:
     vision_ms: float = 0.0
     prefill_ms: float = 0.0  # blocks, reading the latency token, and the head of the first token
     decode_ms: float = 0.0
+    decide_ms: float = 0.0  # Stage2; 0 if the plan was known before
     read_ms: float = 0.0
     head_ms: float = 0.0
     prefill_block_ms: dict[int, float] = field(default_factory=dict)  # only if blocks were marked
@@ -102,7 +103,7 @@ class RequestTimes:
 
     @property
     def total_ms(self) -> float:
-        return self.vision_ms + self.prefill_ms + self.decode_ms
+        return self.vision_ms + self.prefill_ms + self.decide_ms + self.decode_ms
 
 
 def request_times(spans: list[Span]) -> RequestTimes:
@@ -112,6 +113,9 @@ def request_times(spans: list[Span]) -> RequestTimes:
     for name, ms in spans:
         if name == VISION:
             times.vision_ms += ms
+            continue
+        if name == DECIDE:
+            times.decide_ms += ms
             continue
         if is_prompt:
             times.prefill_ms += ms

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,14 @@ class Geometry:
     def least_top_k(self) -> int:
         """The native top-k of the block with the fewest experts per token: no knob exceeds it."""
         return min(k for k in self.native_top_k if k is not None)
+
+
+class PromptSize(NamedTuple):
+    """The numbers of a prompt that are known before its image is prepared."""
+
+    length: int  # positions, S
+    vision_tokens: int  # positions that hold image features
+    text_tokens: int  # of the question in its template
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +139,8 @@ class Backbone(Protocol):
         """
         ...
 
-    def prompt_length(self, question: str, style: str | None, view: View) -> int:
-        """Returns the positions of a prompt, from no pixels. Raises DatasetError for a text that cannot be encoded."""
+    def prompt_size(self, question: str, style: str | None, view: View) -> PromptSize:
+        """Returns the size of a prompt, from no pixels. Raises DatasetError for a text that cannot be encoded."""
         ...
 
     def prepare(self, question: str, style: str | None, rgb: NDArray[np.uint8], view: View) -> Prompt:

@@ -92,6 +92,7 @@ class FakeEngine:
             prompt_tokens=10 + len(question.split()),
             output_tokens=len(pieces),
             finish_reason="length" if len(words) > limit else "stop",
+            preparing_ms=0.1,
         )
 
     def fastest_expected_ms(

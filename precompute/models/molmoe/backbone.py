@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ....data.errors import DatasetError
 from ....data.knobs import KnobSpace
-from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Prompt, View
+from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Prompt, PromptSize, View
 from ..embedding_norm import median_norm
 from ..router_ties import TieWatch
 from .checkpoint import load_molmoe
 from .fingerprint import model_fingerprint
 from .kv_state import KeyValueState, stack_states, with_room
 from .model import Molmoe, Rotary
-from .preprocess import image_length, preprocess_image
+from .preprocess import feature_count, image_length, preprocess_image
 from .prompt import PROMPT_TEMPLATE, PromptTokenizer
 from .tiling import Tiling, choose_tiling
 
@@ -98,8 +98,11 @@ class MolmoeBackbone(Backbone):
     def view(self, height: int, width: int, size: tuple[int, int]) -> Tiling:
         return choose_tiling(height, width, size, self.molmoe.config)
 
-    def prompt_length(self, question: str, style: str | None, view: View) -> int:
-        return 1 + image_length(_tiling(view), self.molmoe.config) + len(self._prompt_ids(question, style))
+    def prompt_size(self, question: str, style: str | None, view: View) -> PromptSize:
+        tiling, config = _tiling(view), self.molmoe.config
+        text_tokens = len(self._prompt_ids(question, style))
+        length = 1 + image_length(tiling, config) + text_tokens
+        return PromptSize(length, feature_count(tiling, config), text_tokens)
 
     def prepare(self, question: str, style: str | None, rgb: NDArray[np.uint8], view: View) -> Prompt:
         special, device = self.tokenizer.special, self.device

@@ -140,6 +140,11 @@ def image_length(tiling: Tiling, config: MolmoeConfig) -> int:
     return sum(2 + rows * (columns + 1) for rows, columns in _feature_grids(tiling, config))
 
 
+def feature_count(tiling: Tiling, config: MolmoeConfig) -> int:
+    """Returns the number of image features that have a position."""
+    return sum(rows * columns for rows, columns in _feature_grids(tiling, config))
+
+
 def _feature_step(config: MolmoeConfig) -> tuple[int, int]:
     """Rows and columns of features from one crop to the next."""
     rows, columns = config.window_patches

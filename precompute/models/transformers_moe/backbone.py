@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....data.knobs import KnobSpace
-from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Positions, Prompt
+from ..backbone import Backbone, BlockState, EmbeddedPrompt, Geometry, Positions, Prompt, PromptSize
 from ..backbone import View as AnyView
 from ..checks import Check
 from ..router_ties import TieWatch
@@ -109,8 +109,10 @@ class TransformersBackbone(Backbone):
     def view(self, height: int, width: int, size: tuple[int, int]) -> View:
         return self.views.view(height, width, size)
 
-    def prompt_length(self, question: str, style: str | None, view: AnyView) -> int:
-        return self.prompts.length(question, style, cast(View, view))
+    def prompt_size(self, question: str, style: str | None, view: AnyView) -> PromptSize:
+        own = cast(View, view)
+        length = self.prompts.length(question, style, own)
+        return PromptSize(length, own.vision_tokens, length - own.image_positions)
 
     def prepare(self, question: str, style: str | None, rgb: NDArray[np.uint8], view: AnyView) -> Prompt:
         own = cast(View, view)

@@ -1,0 +1,170 @@
+"""The controllers' choices for one request at a time, with little overhead.
+
+The same functions as `two_stage.py`, in float64 and with the same choices: a test compares thousands of requests. What
+depends only on the budget, or only on the chosen pair, is computed once; the rest of a stage is a short chain of
+products of a vector with a matrix, because calls of torch, and not arithmetic, would take most of the time.
+
+Shapes: D d_model, F features, C leading components, W waves, H hidden units; J (tier, position) pairs, A (top-k,
+num_blocks) pairs, X settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import silu
+
+from ..data.errors import UnknownSetting
+from .bases import CLAMP
+from .checkpoint import Controllers
+from .mlp import Mlp
+
+MAX_BUDGETS = 4096  # encodings kept; a server may get a new budget with every request
+
+
+class StageChoice(NamedTuple):
+    """What one stage chose, and the logits of its choices; -inf for one that is not allowed."""
+
+    index: int
+    logit_C: NDArray[np.float64]
+
+    @property
+    def probability_C(self) -> NDArray[np.float64]:
+        share_C = np.exp(self.logit_C - self.logit_C.max())
+        return np.asarray(share_C / share_C.sum())
+
+
+class SingleRequestChooser:
+    """Picks the most likely allowed pair at each stage. Call it on one thread, so that sums have one order.
+
+    Args:
+        budget_factor: as in `TwoStagePolicy`.
+    """
+
+    def __init__(self, controllers: Controllers, *, budget_factor: float | None = None) -> None:
+        space, stage1, stage2 = controllers.space, controllers.stage1, controllers.stage2
+        self._budget_factor = budget_factor
+        self._setting_JA = np.maximum(space.setting_JA, 0)
+        trained_JA = (stage2.allowed_JA & stage1.allowed_J[:, None]).numpy()
+        self._allowed_JA = trained_JA & (space.setting_JA >= 0)
+        self._allowed_J = self._allowed_JA.any(axis=1)
+        self._encoder = copy.deepcopy(controllers.stage1_budget_encoder).double()
+        self._budget_basis = copy.deepcopy(stage1.budget_basis).double()
+        self._budgets: dict[float, Tensor] = {}
+        language, token = stage1.language_basis, stage2.token_basis
+        with torch.no_grad():
+            linear_DF = _double(torch.cat([language.projection_DF, language.direction_DC], dim=1))
+            self._language = _Basis(linear_DF, language.wave_CW, language.phase_W, language.smooth_WF)
+            self._language_offset_F = -_double(language.mean_D) @ linear_DF
+            self._head1 = _Head(stage1.head, language.features)
+            self._token_P = [
+                _Basis(_double(torch.cat(maps, dim=1)), wave_CW, token.phase_W, smooth_WF)
+                for *maps, wave_CW, smooth_WF in zip(
+                    token.projection_PDF, token.direction_PDC, token.wave_PCW, token.smooth_PWF, strict=True
+                )
+            ]
+            self._token_offset_JF = -_double(torch.cat([token.offset_TPF, token.centre_TPC], dim=2).flatten(0, 1))
+            self._head2 = _Head(stage2.head, token.features)
+            self._place_JH = self._head2.constant(_double(stage2.place_JH))
+
+    def allowed(self, expected_ms_X: NDArray[np.float64], budget_ms: float) -> NDArray[np.bool_]:
+        """Returns the pairs of choices that a request may get, [J, A].
+
+        Args:
+            expected_ms_X: expected latencies; NaN for a setting that no training sample has.
+        """
+        if self._budget_factor is None:
+            return self._allowed_JA
+        fits_X = expected_ms_X <= self._budget_factor * budget_ms
+        return self._of_settings(fits_X) if fits_X.any() else self.fastest(expected_ms_X)
+
+    def fastest(self, expected_ms_X: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Returns the pair of choices with the lowest expected latency, [J, A] with one True, or several that tie."""
+        return self._of_settings(expected_ms_X == np.nanmin(expected_ms_X))
+
+    def choose_image(
+        self, language_feature_D: NDArray[np.float32], budget_ms: float, allowed_JA: NDArray[np.bool_]
+    ) -> StageChoice:
+        """Returns Stage1's choice of a (tier, position) pair."""
+        feature_F = self._language(torch.from_numpy(language_feature_D), self._language_offset_F)
+        allowed_J = self._allowed_J if allowed_JA is self._allowed_JA else allowed_JA.any(axis=1)
+        return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_J)
+
+    def choose_compute(self, token_D: NDArray[np.float16], pair: int, allowed_JA: NDArray[np.bool_]) -> StageChoice:
+        """Returns Stage2's choice of a (top-k, num_blocks) pair, after Stage1 chose `pair`."""
+        basis = self._token_P[pair % len(self._token_P)]
+        feature_F = basis(torch.from_numpy(token_D), self._token_offset_JF[pair])
+        return _chosen(self._head2(feature_F, self._place_JH[pair]), allowed_JA[pair])
+
+    def _of_settings(self, fits_X: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.asarray(fits_X[self._setting_JA] & self._allowed_JA)
+
+    def _budget_constant(self, budget_ms: float) -> Tensor:
+        """Returns what a budget adds to Stage1's first layer, [H]. Computed once for each budget."""
+        constant_H = self._budgets.get(budget_ms)
+        if constant_H is None:
+            if len(self._budgets) >= MAX_BUDGETS:
+                self._budgets.clear()
+            with torch.no_grad():
+                feature_1F = self._budget_basis(self._encoder(torch.tensor([budget_ms])))
+                constant_H = self._budgets[budget_ms] = self._head1.constant(feature_1F)[0]
+        return constant_H
+
+
+class _Basis:
+    """A basis of `bases.py` for one vector: its linear and its smooth part read the input in one product."""
+
+    def __init__(self, linear_DF: Tensor, wave_CW: Tensor, phase_W: Tensor, smooth_WF: Tensor) -> None:
+        """
+        Args:
+            linear_DF: the projection, then the directions of the leading components: F + C columns.
+        """
+        self._features = smooth_WF.shape[1]
+        self._linear_FD = linear_DF.T.contiguous()
+        self._wave_WC, self._phase_W, self._smooth_FW = _transposed(wave_CW), _double(phase_W), _transposed(smooth_WF)
+
+    def __call__(self, x_D: Tensor, offset_F: Tensor) -> Tensor:
+        linear_F = torch.addmv(offset_F, self._linear_FD, x_D.double())
+        wave_W = torch.addmv(self._phase_W, self._wave_WC, linear_F[self._features :]).cos_()
+        return torch.addmv(linear_F[: self._features], self._smooth_FW, wave_W).clamp_(-CLAMP, CLAMP)
+
+
+class _Head:
+    """A perceptron for one vector whose first inputs vary, while the others are known before."""
+
+    def __init__(self, head: Mlp, varying: int) -> None:
+        first, *self._later = [_transposed(weight) for weight in head.weights]
+        self._first_HF, self._known_HF = first[:, :varying].contiguous(), first[:, varying:].contiguous()
+        self._first_bias, *self._biases = [_double(bias)[0] for bias in head.biases]
+
+    def constant(self, known_BF: Tensor) -> Tensor:
+        """Returns what known inputs [B, F] add to the first layer, with its bias, [B, H]."""
+        return known_BF @ self._known_HF.T + self._first_bias
+
+    def __call__(self, varying_F: Tensor, constant_H: Tensor) -> Tensor:
+        hidden = torch.addmv(constant_H, self._first_HF, varying_F)
+        for weight, bias in zip(self._later, self._biases, strict=True):
+            hidden = torch.addmv(bias, weight, silu(hidden, inplace=True))
+        return hidden
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().contiguous()
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return _double(tensor.T)
+
+
+def _chosen(logit: Tensor, allowed_C: NDArray[np.bool_]) -> StageChoice:
+    logit_C = np.where(allowed_C, logit.numpy(), -np.inf)
+    index = int(logit_C.argmax())
+    if not math.isfinite(logit_C[index]):  # NaN, for an input that is not finite, comes first in argmax
+        raise UnknownSetting("no setting is left that the controllers may choose: train them on a complete cache")
+    return StageChoice(index, logit_C)
