@@ -68,7 +68,7 @@ def own_time_rows() -> Iterator[Row]:
     def single(budget_ms: float) -> None:
         allowed_JA = chooser.allowed(unknown_X, budget_ms)
         first = chooser.choose_image(feature_D, budget_ms, allowed_JA)
-        chooser.choose_compute(token_D, first.index, allowed_JA)
+        chooser.choose_compute(token_D, first.choice, allowed_JA)
 
     def batched() -> None:
         one = Requests(("a",), ("a",), feature_D[None], np.array([20.0], dtype=np.float32))

@@ -232,7 +232,7 @@ class Engine:
             allowed_JA = chooser.fastest(expected.ms_X)
         feature_D = knobs.language_feature(sample)
         first = chooser.choose_image(feature_D, budget_ms, allowed_JA)
-        tier, place = divmod(first.index, len(space.insertion_positions))
+        tier, place = divmod(first.choice, len(space.insertion_positions))
         position = knobs.positions[place]
         probe_D = self._probe(budget_ms)
         controllers_ms = watch.lap_ms()
@@ -243,7 +243,7 @@ class Engine:
 
         def decide(token_D: NDArray[np.float16]) -> BlockPlan:
             try:
-                second.append(chooser.choose_compute(token_D, first.index, allowed_JA))
+                second.append(chooser.choose_compute(token_D, first.choice, allowed_JA))
             except UnknownSetting:
                 if np.isfinite(token_D).all():
                     raise
@@ -251,7 +251,7 @@ class Engine:
                     f"the latency token of a prompt of {prepared.length} positions does not fit float16, or is not "
                     "finite: the model's activations are too large."
                 ) from None
-            return self._plans_X[self._setting_JA[first.index, second[0].index]]
+            return self._plans_X[self._setting_JA[first.choice, second[0].choice]]
 
         stream = None if on_token is None else TextStream(knobs.text, knobs.model.end_ids, on_token)
         preparing_ms += watch.lap_ms()
@@ -274,7 +274,7 @@ class Engine:
         if stream is not None:
             stream.finish(text)
         latency = StageLatency(times.vision_ms, times.prefill_ms, controllers_ms + times.decide_ms, times.decode_ms)
-        setting_index = int(self._setting_JA[first.index, second[0].index])
+        setting_index = int(self._setting_JA[first.choice, second[0].choice])
         answer = Answer(
             text=text,
             setting=space.settings[setting_index],

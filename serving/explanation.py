@@ -53,19 +53,21 @@ class Explanation:
             known = expected_JA[pair][np.isfinite(expected_JA[pair])]
             span = (float(known.min()), float(known.max())) if len(known) else None
             images.append(
-                ImageChoice(space.tiers[tier], space.insertion_positions[place], probability, span, pair == first.index)
+                ImageChoice(
+                    space.tiers[tier], space.insertion_positions[place], probability, span, pair == first.choice
+                )
             )
         computes = []
         for pair, probability in enumerate(second.probability_C.tolist()):
             top_k, blocks = divmod(pair, len(space.num_blocks))
-            expected = float(expected_JA[first.index, pair])
+            expected = float(expected_JA[first.choice, pair])
             computes.append(
                 ComputeChoice(
                     space.top_k[top_k],
                     space.num_blocks[blocks],
                     probability,
                     expected if np.isfinite(expected) else None,
-                    pair == second.index,
+                    pair == second.choice,
                 )
             )
         return cls(

@@ -65,8 +65,8 @@ def test_choices_are_those_of_the_policy(controllers: Controllers, factor: float
         budget_ms = float(requests.budget_ms_B[row])
         allowed_JA = chooser.allowed(expected_BX[row], budget_ms)
         first = chooser.choose_image(requests.language_feature_BD[row], budget_ms, allowed_JA)
-        second = chooser.choose_compute(token_BD[row], first.index, allowed_JA)
-        found.append((first.index, second.index))
+        second = chooser.choose_compute(token_BD[row], first.choice, allowed_JA)
+        found.append((first.choice, second.choice))
     assert found == expected
     assert len(set(found)) > 40
 
