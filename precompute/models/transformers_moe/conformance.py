@@ -260,12 +260,15 @@ class _Trial:
 
 def plain_answer(runner: BlockRunner, inputs: Mapping[str, Any]) -> tuple[Tensor, list[int]]:
     """Returns logits [1, N, V] and tokens of the model's own greedy decoding, end tokens ignored."""
-    made: Any = cast(Any, runner.model).generate(
-        **inputs,
-        generation_config=GenerationConfig(do_sample=False, max_new_tokens=STEPS, pad_token_id=0, eos_token_id=None),
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=STEPS,
+        pad_token_id=0,
+        eos_token_id=None,
         return_dict_in_generate=True,
         output_logits=True,
     )
+    made: Any = cast(Any, runner.model).generate(**inputs, generation_config=greedy)
     return torch.stack(list(made.logits), dim=1), made.sequences[0, -STEPS:].tolist()
 
 
