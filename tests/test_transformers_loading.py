@@ -159,10 +159,6 @@ def leave_out(directory: Path, part: str) -> None:
         (one_expert_less, "do not fit"),
         (no_template, "no chat template"),
         (lambda d: (d / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
-        (
-            lambda d: edit(d / "processor_config.json", image_seq_length=None, size_conversion=3),
-            "InternVLProcessor cannot",
-        ),
         (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer cannot be loaded"),
         (lambda d: (d / "tokenizer.json").unlink(), "tokenizer"),
         (lambda d: (d / "generation_config.json").write_text("[1]"), "generation_config.json cannot be used"),
