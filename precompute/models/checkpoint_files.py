@@ -101,19 +101,10 @@ def _indexed_shards(index_path: Path) -> dict[Path, set[str] | None]:
 
 
 @contextmanager
-def open_shard(path: Path, *, map_file: bool = True) -> Iterator[safe_open]:
-    """Opens a safetensors file; tensors are read when they are asked for.
-
-    Args:
-        map_file: map it into memory, or read tensors into memory of their own. Of a mapped file, every page read counts
-            as the process's memory until the file is closed.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    backend = "mmap" if map_file else "pread"
+def open_shard(path: Path) -> Iterator[safe_open]:
+    """Opens a safetensors file; tensors are read when they are asked for. Raises CheckpointError if it is none."""
     try:
-        with safe_open(path, framework="pt", device="cpu", backend=backend) as tensors:
+        with safe_open(path, framework="pt", device="cpu") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error

@@ -24,7 +24,7 @@ from ....data.files.bounded_json import read_json_object
 from ..checkpoint_files import few
 from .fingerprint import checkpoint_fingerprint
 from .processor import load_processor
-from .weights import stack_experts, stored_weights
+from .weights import arrange_experts, stored_weights
 
 _CLASSES = AutoModelForImageTextToText._model_mapping
 # What transformers raises for fields of a wrong type or value.
@@ -111,7 +111,7 @@ def _load_model(
             model, found = model_class.from_pretrained(
                 None,
                 config=config,
-                state_dict=stack_experts(weights, empty),
+                state_dict=arrange_experts(weights, empty),
                 dtype=dtype,
                 output_loading_info=True,
             )

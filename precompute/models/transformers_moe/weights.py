@@ -13,7 +13,7 @@ import mmap
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    ErnieFuseAndSplitTextVisionExperts,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     rename_source_key,
@@ -35,37 +37,83 @@ _PIECE_BYTES = 1 << 20  # read at once
 _OWN_MEMORY_BYTES = 1 << 17  # the heap keeps smaller tensors
 
 
+class Shards:
+    """Weight files, mapped into memory while they are read.
+
+    Pages that were read count as the process's memory until their file is closed, so all are closed after `most_bytes`.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes_read = most_bytes, 0
+        self._opened: dict[Path, Any] = {}
+        self._files = ExitStack()
+
+    def open(self, path: Path) -> Any:
+        """Returns the file's tensors, as safetensors gives them; valid until the next call of `read`."""
+        if path not in self._opened:
+            self._opened[path] = self._files.enter_context(open_shard(path))
+        return self._opened[path]
+
+    def read(self, path: Path, name: str, start: int | None = None, end: int | None = None) -> Tensor:
+        """Returns a tensor, or some of its rows; valid until the next call."""
+        if self._bytes_read > self._most_bytes:
+            self.close()
+        tensors = self.open(path)
+        found: Tensor = tensors.get_tensor(name) if start is None else tensors.get_slice(name)[start:end]
+        self._bytes_read += found.nbytes
+        return found
+
+    def close(self) -> None:
+        """Closes all files; they are opened again when they are read."""
+        self._opened.clear()
+        self._files.close()
+        self._bytes_read = 0
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file; `[...]` reads it, as transformers does.
 
     Args:
-        source: safetensors' slice of the whole tensor.
         dtype: of the result; None keeps the file's.
+        is_turned: of three dimensions, the last two are exchanged.
     """
 
-    source: Any
+    shards: Shards
+    path: Path
+    name: str
+    stored_shape: tuple[int, ...]
     dtype: torch.dtype | None = None
+    is_turned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.get_shape())
+        shape = self.stored_shape
+        return (shape[0], shape[2], shape[1]) if self.is_turned else shape
+
+    def allocate(self, shape: tuple[int, ...]) -> Tensor:
+        """Returns memory for a result of this tensor's dtype."""
+        dtype = self.dtype
+        if dtype is None:
+            dtype = self.shards.read(self.path, self.name, *((0, 1) if self.stored_shape else ())).dtype
+        return allocate(shape, dtype)
 
     def __getitem__(self, index: Any) -> Tensor:
         assert index is Ellipsis, "read as a whole"
-        if not self.shape or 0 in self.shape:
-            whole: Tensor = self.source[...]
-            return whole if self.dtype is None else whole.to(self.dtype)
-        made = _allocate(self.shape, self.dtype or self.source[0:1].dtype)
+        made = self.allocate(self.shape)
         self.read_into(made)
         return made
 
     def read_into(self, place: Tensor) -> None:
         """Reads the tensor into memory of its shape."""
-        rows = max(_PIECE_BYTES // max(place[0].numel() * 4, 1), 1)
-        for start in range(0, len(place), rows):
-            end = min(start + rows, len(place))
-            place[start:end].copy_(self.source[start:end])
+        if not self.shape:
+            place.copy_(self.shards.read(self.path, self.name))
+            return
+        step = 1 if self.is_turned else max(_PIECE_BYTES // max(place[:1].numel() * 4, 1), 1)
+        for start in range(0, len(place), step):
+            end = min(start + step, len(place))
+            rows = self.shards.read(self.path, self.name, start, end)
+            place[start:end].copy_(rows.transpose(1, 2) if self.is_turned else rows)
 
 
 @dataclass(frozen=True)
@@ -82,15 +130,14 @@ class StackedExperts:
         assert index is Ellipsis, "read as a whole"
         first = self.parts[0][0]
         rows = [part.shape[0] for part in self.parts[0]]
-        dtype = first.dtype or first.source[0:1].dtype
-        stacked = _allocate((len(self.parts), sum(rows), *first.shape[1:]), dtype)
+        stacked = first.allocate((len(self.parts), sum(rows), *first.shape[1:]))
         for expert, parts in enumerate(self.parts):
             for place, part in zip(stacked[expert].split(rows), parts, strict=True):
                 part.read_into(place)
         return stacked
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Returns uninitialised memory; if it is large, pages of its own."""
     size = math.prod(shape) * dtype.itemsize
     if size < _OWN_MEMORY_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
@@ -113,19 +160,27 @@ def stored_weights(
     Raises:
         CheckpointError: there are no safetensors, or a file cannot be read.
     """
-    with ExitStack() as files:
-        tensors: dict[str, StoredTensor] = {}
-        for shard, names in shard_tensors(directory).items():
-            opened = files.enter_context(open_shard(shard, map_file=False))
-            for name in names:
-                source = opened.get_slice(name)
-                is_cast = source.get_dtype() in FLOAT_DTYPES and not any(part in name for part in kept)
-                tensors[name] = StoredTensor(source, dtype if is_cast else None)
+    found = shard_tensors(directory)
+    most_bytes = max(sum(path.stat().st_size for path in found) // 100, _PIECE_BYTES)
+    shards = Shards(most_bytes)
+    tensors: dict[str, StoredTensor] = {}
+    for path, names in found.items():
+        for name in names:
+            stored = shards.open(path).get_slice(name)
+            is_cast = stored.get_dtype() in FLOAT_DTYPES and not any(part in name for part in kept)
+            shape = tuple(stored.get_shape())
+            tensors[name] = StoredTensor(shards, path, name, shape, dtype if is_cast else None)
+    shards.close()
+    try:
         yield {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    finally:
+        shards.close()
 
 
-def stack_experts(weights: Mapping[str, StoredTensor], model: PreTrainedModel) -> dict[str, Any]:
+def arrange_experts(weights: Mapping[str, StoredTensor], model: PreTrainedModel) -> dict[str, Any]:
     """Replaces the tensors that transformers would stack into one parameter by one tensor under that parameter's name.
+
+    Likewise, a tensor of all experts that transformers would transpose is read transposed.
 
     Args:
         model: on the meta device; its class says how names in files become names of parameters.
@@ -134,6 +189,7 @@ def stack_experts(weights: Mapping[str, StoredTensor], model: PreTrainedModel) -
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns if _stacks(entry)}
+    turned = {pattern for entry in converters for pattern in entry.source_patterns if _turns(entry)}
     parameters = model.state_dict()
     kept: dict[str, Any] = {}
     groups: dict[str, dict[str, list[str]]] = {}
@@ -141,26 +197,46 @@ def stack_experts(weights: Mapping[str, StoredTensor], model: PreTrainedModel) -
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
         if pattern in by_pattern and target in parameters:
             groups.setdefault(target, {}).setdefault(pattern, []).append(name)
+        elif pattern in turned and target in parameters:
+            stored, wanted = weights[name], tuple(parameters[target].shape)
+            other = replace(stored, is_turned=len(wanted) == 3 and len(stored.shape) == 3)
+            kept[name] = other if stored.shape != wanted == other.shape else stored
         else:
             kept[name] = weights[name]
     for target, sources in groups.items():
         (converter,) = {id(by_pattern[pattern]): by_pattern[pattern] for pattern in sources}.values()
         columns = [[weights[name] for name in sources.get(pattern, ())] for pattern in converter.source_patterns]
-        stacked = StackedExperts(tuple(zip(*columns, strict=False)))
-        shapes = {part.shape for column in columns for part in column[:1]}
-        whole = len({len(column) for column in columns}) == 1 and len({shape[1:] for shape in shapes}) == 1
-        if whole and target not in kept:
-            kept[target] = stacked
+        experts = tuple(zip(*columns, strict=False))
+        shapes = {part.shape[1:] for column in columns for part in column[:1]}
+        targets = [target.replace(converter.target_patterns[0], pattern) for pattern in converter.target_patterns]
+        size, rest = divmod(len(experts), len(targets))
+        if rest == 0 < size and len({len(column) for column in columns}) == len(shapes) == 1:
+            for place, name in enumerate(targets):
+                kept[name] = StackedExperts(experts[place * size : (place + 1) * size])
         else:  # transformers says what is missing
             kept |= {name: weights[name] for names in sources.values() for name in names}
     return kept
 
 
 def _stacks(converter: WeightConverter) -> bool:
-    """Whether a conversion only stacks experts, after concatenating an expert's tensors along their rows."""
-    kinds = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
+    """Whether a conversion only stacks experts, after concatenating an expert's tensors along their rows.
+
+    Several parameters, such as the experts of text and of images, each take an equal share of the experts.
+    """
+    operations = converter.operations
+    kinds = [(type(operation), getattr(operation, "dim", None)) for operation in operations]
+    if [kind for kind, _ in kinds] == [ErnieFuseAndSplitTextVisionExperts]:
+        return (operations[0].stack_dim, operations[0].concat_dim) == (0, 1)
     single = kinds == [(MergeModulelist, 0)] and len(converter.source_patterns) == 1
-    return single or kinds == [(MergeModulelist, 0), (Concatenate, 1)]
+    return (single or kinds == [(MergeModulelist, 0), (Concatenate, 1)]) and len(converter.target_patterns) == 1
+
+
+def _turns(converter: WeightConverter) -> bool:
+    """Whether a conversion only transposes each expert, if the tensor does not have the parameter's shape yet."""
+    if [type(operation) for operation in converter.operations] != [Transpose]:
+        return False
+    (operation,) = converter.operations
+    return operation.check_dims and {operation.dim0, operation.dim1} == {1, 2}
 
 
 def _natural(name: str) -> list[Any]:
