@@ -285,11 +285,10 @@ class KnobSpace:
         unit = fields.optional("tier_unit", JsonFields.text) or "crops"
         if unit not in ("crops", "vision_tokens"):
             raise fields.fail("tier_unit", f"must be crops or vision_tokens, not {unit!r}")
-        ranges = {
-            f"tier_{unit}": fields.optional(f"tier_{unit}", lambda inner, name: tuple(inner.each(name, _tier_range)))
-        }
+        ranges = fields.optional(f"tier_{unit}", lambda inner, name: tuple(inner.each(name, _tier_range)))
+        crops, vision_tokens = (ranges, None) if unit == "crops" else (None, ranges)
         try:
-            return cls(*values, **ranges)
+            return cls(*values, tier_crops=crops, tier_vision_tokens=vision_tokens)
         except UnknownSetting as cause:
             raise fields.fail(None, f"cannot be a knob space: {cause}") from cause
 
