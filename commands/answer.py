@@ -110,7 +110,7 @@ def _answer_one(
     if explain:
         from rich.console import Console
 
-        from ..console import TABLE_WIDTH
+        from ..console import MIN_WIDTH
         from .render import render_explanation
 
-        Console(stderr=True, width=TABLE_WIDTH).print(render_explanation(explanation.to_dict()))
+        Console(stderr=True, width=MIN_WIDTH).print(render_explanation(explanation.to_dict()))

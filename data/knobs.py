@@ -286,10 +286,9 @@ class KnobSpace:
         if unit not in ("crops", "vision_tokens"):
             raise fields.fail("tier_unit", f"must be crops or vision_tokens, not {unit!r}")
         ranges = fields.optional(f"tier_{unit}", lambda inner, name: tuple(inner.each(name, _tier_range)))
+        crops, vision_tokens = (ranges, None) if unit == "crops" else (None, ranges)
         try:
-            if unit == "crops":
-                return cls(*values, tier_crops=ranges)
-            return cls(*values, tier_vision_tokens=ranges)
+            return cls(*values, tier_crops=crops, tier_vision_tokens=vision_tokens)
         except UnknownSetting as cause:
             raise fields.fail(None, f"cannot be a knob space: {cause}") from cause
 

@@ -69,6 +69,7 @@ def config_of(model_dir: Path, dataset: Path, space: KnobSpace, **changes: Any) 
         "runs": 1,
         "importance_samples": 5,
         "max_new_tokens": {"own": TOKENS},
+        "prompt": ("",),  # as the answers of `dataset` were made
     }
     return PrecomputeConfig(**{**values, **changes})
 

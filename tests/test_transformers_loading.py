@@ -103,6 +103,12 @@ def test_the_processor_of_a_model_type_is_used_if_the_files_name_none(copy):
     assert processor.image_seq_length == 4
 
 
+def test_a_part_of_a_model_has_the_processor_of_the_whole(written, tmp_path):
+    shutil.copytree(written("qwen3_omni_moe_thinker"), tmp_path / "model")
+    edit(tmp_path / "model" / "preprocessor_config.json", processor_class=None)
+    assert type(load(tmp_path / "model").processor).__name__ == "Qwen3OmniMoeProcessor"
+
+
 def test_what_ends_an_answer_is_what_generation_config_says(copy):
     edit(copy / "generation_config.json", eos_token_id=[2, 5])
     assert load(copy).end_ids == {2, 5}

@@ -10,23 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
 from ....data.errors import CheckpointError
 from ....data.files.bounded_json import read_json_object
 from ..checkpoint_files import few
 from .fingerprint import checkpoint_fingerprint
-from .processor import load_processor
+from .processor import Processor, load_processor
 from .weights import arrange_experts, stored_weights
 
-_CLASSES = AutoModelForImageTextToText._model_mapping
+_CLASSES: Any = AutoModelForImageTextToText._model_mapping  # config's class -> model's class
 # What transformers raises for fields of a wrong type or value.
 _MALFORMED = (AttributeError, ImportError, KeyError, OSError, StrictDataclassError, TypeError, ValueError)
 
@@ -36,7 +36,7 @@ class Checkpoint:
     """A model on its device, and what makes its prompts."""
 
     model: PreTrainedModel
-    processor: ProcessorMixin
+    processor: Processor
     end_ids: frozenset[int]
     fingerprint: str
 
@@ -148,7 +148,7 @@ def _generation_config(directory: Path, config: PreTrainedConfig) -> GenerationC
         raise CheckpointError(f"{directory}/generation_config.json cannot be used: {error}") from error
 
 
-def _end_ids(generation: GenerationConfig, processor: ProcessorMixin) -> frozenset[int]:
+def _end_ids(generation: GenerationConfig, processor: Processor) -> frozenset[int]:
     """Returns the tokens at which generation stops, as the checkpoint says, else the tokenizer's end token."""
     found = generation.eos_token_id
     if found is None:

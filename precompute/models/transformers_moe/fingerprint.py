@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.processing_utils import ProcessorMixin
 
 from ....data.errors import CheckpointError
 from ....data.files.bounded_json import read_json_object
+from .processor import Processor
 
 # A larger tensor is sampled at this many evenly spaced entries, first and last included.
 _MAX_ENTRIES_READ = 1 << 16
@@ -24,7 +24,7 @@ _TEXT_FILES = (
 )
 
 
-def checkpoint_fingerprint(directory: Path, model: PreTrainedModel, processor: ProcessorMixin) -> str:
+def checkpoint_fingerprint(directory: Path, model: PreTrainedModel, processor: Processor) -> str:
     """Returns the sha256, in hex, of config, weights and dtype as loaded, tokenizer, processor and chat template.
 
     Of large tensors, 65,536 evenly spaced entries are read. Independent of the device and of the names of shards.

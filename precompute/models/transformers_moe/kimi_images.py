@@ -25,7 +25,7 @@ class KimiImagesKwargs(ImagesKwargs, total=False):
     merge_size: int
 
 
-class KimiImageProcessorPil(PilBackend):  # type: ignore[misc]
+class KimiImageProcessorPil(PilBackend):
     """Scales an image down to at most `max_patches` patches, pads it at the right and bottom, and cuts it."""
 
     do_resize = True
@@ -42,7 +42,7 @@ class KimiImageProcessorPil(PilBackend):  # type: ignore[misc]
     valid_kwargs = KimiImagesKwargs
     model_input_names = ["pixel_values", "image_grid_thw"]  # noqa: RUF012
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # as its siblings in transformers, with options of its own
         self,
         images: list[NDArray[np.uint8]],
         do_resize: bool,
@@ -62,14 +62,15 @@ class KimiImageProcessorPil(PilBackend):  # type: ignore[misc]
         patches, grids = [], []
         for image in images:
             if do_resize:
-                scaled, padded = shapes(image.shape[-2:], patch_size, merge_size, max_patches, size.max_height)
+                scaled, padded = shapes(image.shape[-2:], patch_size, merge_size, max_patches, size.max_height or 512)
                 image = self.resize(image, SizeDict(height=scaled[0], width=scaled[1]), resample=resample)
-                (image,) = self.pad([image], pad_size=SizeDict(height=padded[0], width=padded[1]))
+                below, beside = padded[0] - scaled[0], padded[1] - scaled[1]
+                image = np.pad(image, ((0, 0), (0, below), (0, beside)))
             if do_rescale:
                 image = self.rescale(image, rescale_factor)
             if do_normalize:
                 image = self.normalize(image, image_mean, image_std)
-            channels, rows, columns = image.shape[0], image.shape[1] // patch_size, image.shape[2] // patch_size
+            channels, rows, columns = len(image), image.shape[1] // patch_size, image.shape[2] // patch_size
             cut = image.reshape(channels, rows, patch_size, columns, patch_size).transpose(1, 3, 0, 2, 4)
             patches.append(cut.reshape(rows * columns, channels, patch_size, patch_size))
             grids.append([1, rows, columns])

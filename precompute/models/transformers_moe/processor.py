@@ -20,6 +20,8 @@ from ....data.errors import CheckpointError
 from ....data.files.bounded_json import read_json_object
 from .kimi_images import KimiImageProcessorPil
 
+Processor = Any  # a ProcessorMixin; its class decides which further attributes it has
+
 _CONFIG_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _TORCHVISION = "Images of this model need torchvision: `pip install 'knobctl[transformers-models]'`"
 
@@ -27,7 +29,7 @@ _TORCHVISION = "Images of this model need torchvision: `pip install 'knobctl[tra
 _PIL_VARIANTS = {"Kimi_K25ImageProcessor": KimiImageProcessorPil, "Kimi_K25ImageProcessorFast": KimiImageProcessorPil}
 
 
-def load_processor(directory: Path, config: PreTrainedConfig) -> ProcessorMixin:
+def load_processor(directory: Path, config: PreTrainedConfig) -> Processor:
     """Returns the processor of a checkpoint directory, with its chat template.
 
     Raises:
@@ -55,7 +57,7 @@ def load_processor(directory: Path, config: PreTrainedConfig) -> ProcessorMixin:
         )
     except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: {processor_class.__name__} cannot be set up: {error}") from error
-    processor: ProcessorMixin = made[0] if isinstance(made, tuple) else made
+    processor: Processor = made[0] if isinstance(made, tuple) else made
     processor.chat_template = _chat_template(processor.chat_template or parts["tokenizer"].chat_template, directory)
     return processor
 
@@ -69,7 +71,9 @@ def _processor_class(
 ) -> type[ProcessorMixin]:
     """Returns the class that the files name, else the one of the model type."""
     named = [content["processor_class"] for content in settings.values() if content.get("processor_class")]
-    known = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    # A part of a model, such as qwen3_omni_moe_thinker, has the processor of the whole.
+    types = [kind for kind in PROCESSOR_MAPPING_NAMES if f"{config.model_type}_".startswith(f"{kind}_")]
+    known = PROCESSOR_MAPPING_NAMES.get(max(types, key=len, default=None))
     for name in [*named, *([known] if known else [])]:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, ProcessorMixin):
@@ -85,7 +89,7 @@ def _image_processor(directory: Path, config: PreTrainedConfig, settings: Mappin
         raise CheckpointError(f"{directory} has no preprocessor_config.json, so images cannot be prepared.")
     own = settings["processor_config.json"].get("image_processor") or settings["preprocessor_config.json"]
     known = IMAGE_PROCESSOR_MAPPING_NAMES.get(config.model_type) or {}
-    loader = _PIL_VARIANTS.get(own.get("image_processor_type") or known.get("torchvision"))
+    loader = _PIL_VARIANTS.get(str(own.get("image_processor_type") or known.get("torchvision")))
     try:
         if loader is not None:
             return loader.from_pretrained(directory, local_files_only=True)

@@ -17,9 +17,9 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers.processing_utils import ProcessorMixin
 
 from ....data.errors import CheckpointError, DatasetError
+from .processor import Processor
 from .views import View, Views
 
 DEFAULT_INSTRUCTION = "Answer the question using a single word or phrase."
@@ -38,7 +38,7 @@ class Prompts:
         CheckpointError: the template takes no image or no text, or the model always thinks before it answers.
     """
 
-    def __init__(self, processor: ProcessorMixin, views: Views, *, vocabulary: int) -> None:
+    def __init__(self, processor: Processor, views: Views, *, vocabulary: int) -> None:
         self.processor, self.views = processor, views
         self._vocabulary = vocabulary
         self._control_tokens = _control_tokens(processor)
@@ -154,7 +154,7 @@ class Prompts:
         return ids
 
 
-def _control_tokens(processor: ProcessorMixin) -> re.Pattern[str] | None:
+def _control_tokens(processor: Processor) -> re.Pattern[str] | None:
     """Returns what matches any special token, and any other added token that the chat template writes."""
     added = processor.tokenizer.added_tokens_decoder.values()
     found = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
-from transformers.processing_utils import ProcessorMixin
+from .processor import Processor
 
 Settings = tuple[tuple[str, Any], ...]  # of the image processor; hashable: `plain_value` gives the value to set
 Count = Callable[[Settings], int]  # visual tokens of one image under given settings
@@ -127,7 +127,7 @@ class Steps:
         return tuple(zip(lower, chosen, strict=False))
 
 
-def find_convention(processor: ProcessorMixin, count: CountSize, *, accepts: Callable[[Settings], bool]) -> Convention:
+def find_convention(processor: Processor, count: CountSize, *, accepts: Callable[[Settings], bool]) -> Convention:
     """Returns how a processor limits visual tokens.
 
     Args:
@@ -161,7 +161,7 @@ def _pixel_bounds(size: dict[str, int], side: int, count: CountSize) -> PixelBou
     return PixelBounds(pixels, -(-size["shortest_edge"] // pixels), max(size["longest_edge"] // pixels, 1))
 
 
-def _steps(processor: ProcessorMixin) -> Iterator[Settings]:
+def _steps(processor: Processor) -> Iterator[Settings]:
     """Yields candidates, some of which the processor may refuse."""
     images = processor.image_processor
     if _own(processor, "max_soft_tokens"):
@@ -180,7 +180,7 @@ def _steps(processor: ProcessorMixin) -> Iterator[Settings]:
             yield from ((("max_image_size", side), ("split_image", split)) for side in sides)
 
 
-def _own(processor: ProcessorMixin, name: str) -> Any:
+def _own(processor: Processor, name: str) -> Any:
     """Returns a setting as a plain call uses it: the processor's own takes precedence over the image processor's."""
     own = getattr(processor, "images_kwargs", {})
     return own[name] if name in own else getattr(processor.image_processor, name, None)

@@ -13,9 +13,9 @@ from itertools import product
 from typing import NamedTuple
 
 from PIL import Image
-from transformers.processing_utils import ProcessorMixin
 
 from ....data.errors import CheckpointError, DatasetError
+from .processor import Processor
 from .token_limits import Convention, Settings, find_convention, plain_value
 
 Size = tuple[int, int]  # height and width of an image, pixels
@@ -42,7 +42,7 @@ class Views:
         CheckpointError: the processor cannot prepare an image.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: Processor) -> None:
         self.processor = processor
         self._resolved = lru_cache(maxsize=4096)(self._resolve)
         self._run = lru_cache(maxsize=4096)(self._count_by_running)
@@ -66,7 +66,7 @@ class Views:
         """
         return self._resolved((height, width), size)
 
-    def adjusted(self, settings: Settings) -> ProcessorMixin:
+    def adjusted(self, settings: Settings) -> Processor:
         """Returns the processor with other settings of its image processor; the rest is shared."""
         if not settings:
             return self.processor
@@ -131,6 +131,6 @@ class Views:
         return found.pop() if len(found) == 1 else None
 
 
-def _by_arithmetic(processor: ProcessorMixin, image: Size) -> int:
+def _by_arithmetic(processor: Processor, image: Size) -> int:
     counted: int = processor._get_num_multimodal_tokens(image_sizes=[image])["num_image_tokens"][0]
     return counted

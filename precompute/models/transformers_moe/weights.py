@@ -223,7 +223,7 @@ def _stacks(converter: WeightConverter) -> bool:
 
     Several parameters, such as the experts of text and of images, each take an equal share of the experts.
     """
-    operations = converter.operations
+    operations: list[Any] = converter.operations
     kinds = [(type(operation), getattr(operation, "dim", None)) for operation in operations]
     if [kind for kind, _ in kinds] == [ErnieFuseAndSplitTextVisionExperts]:
         return (operations[0].stack_dim, operations[0].concat_dim) == (0, 1)
@@ -235,7 +235,7 @@ def _turns(converter: WeightConverter) -> bool:
     """Whether a conversion only transposes each expert, if the tensor does not have the parameter's shape yet."""
     if [type(operation) for operation in converter.operations] != [Transpose]:
         return False
-    (operation,) = converter.operations
+    operation: Any = converter.operations[0]
     return operation.check_dims and {operation.dim0, operation.dim1} == {1, 2}
 
 
