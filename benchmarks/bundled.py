@@ -55,7 +55,7 @@ and `knobctl cross-validate {report["cache"]["path"]}` prints the same compariso
 ## Differences
 
 Mean reward minus that of each baseline, with 95 % intervals over images. Verdicts are corrected for all baselines of a
-line (Holm; [evaluation](../evaluation.md)).
+line (Holm; [evaluation](../reference/report.md)).
 
 {markdown(differences)}"""
 

@@ -26,9 +26,10 @@ def test_the_command_gives_its_options_to_the_engine_and_the_server(monkeypatch,
     seen: dict[str, Any] = {}
 
     class Engine(FakeEngine):
-        def __init__(self, controllers: str, **options: Any) -> None:
+        def __init__(self, controllers: str, model: str | None, **options: Any) -> None:
             super().__init__()
-            seen.update(controllers=controllers, engine=options)
+            options.pop("progress")
+            seen.update(controllers=controllers, engine={"model": model, **options})
 
         def close(self) -> None:
             seen["closed"] = True
@@ -43,13 +44,14 @@ def test_the_command_gives_its_options_to_the_engine_and_the_server(monkeypatch,
     result = CliRunner().invoke(main, ["serve", "ctl", "--task", "vqa", "--device", "cpu", *options])
     assert result.exit_code == 0, result.output
     assert seen["controllers"] == "ctl"
-    expected = {"model": None, "revision": None, "device": "cpu", "dtype": "auto", "task": "vqa", "on_miss": "fastest"}
+    expected = {"model": None, "revision": None, "device": "cpu", "dtype": None, "task": "vqa", "within": None}
     assert seen["engine"] == expected
     config = seen["config"]
+    assert config.on_miss == "fastest"
     assert (config.host, config.api_key, config.default_budget_ms) == ("0.0.0.0", "secret", 25.0)
     assert config.allowed_image_hosts == ("a.example", "b.example")
     assert seen["closed"]
-    assert "fake is served at U/v1" in result.stderr
+    assert "serving fake at U/v1" in result.stderr
     assert "secret" not in result.output
 
 
@@ -70,7 +72,7 @@ def test_options_that_cannot_be_used_end_the_command_before_a_model_is_loaded(mo
 
 
 def test_the_examples_of_the_guide_run(tmp_path: Path):
-    (shell,) = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+    (shell,) = re.findall(r"```sh\n(cat.*?)```", GUIDE, re.DOTALL)
     (python,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     (tmp_path / "image.png").write_bytes(png())
     with running_server("--on-miss", "fastest") as server:

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 GENERATED = ROOT / "docs" / "reference" / "cli.md"  # from the commands, whose examples a test of its own parses
 PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - {GENERATED})
-NEEDS = ("gpu", "hub", "data", "cluster")  # why a block may not be run by a test
+NEEDS = ("gpu", "hub", "data", "cluster", "server")  # why a block may not be run by a test
 
 _BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _GIVEN = re.compile(r"<!-- given: (.+) -->")

@@ -73,7 +73,7 @@ def _processor_class(
     named = [content["processor_class"] for content in settings.values() if content.get("processor_class")]
     # A part of a model, such as qwen3_omni_moe_thinker, has the processor of the whole.
     types = [kind for kind in PROCESSOR_MAPPING_NAMES if f"{config.model_type}_".startswith(f"{kind}_")]
-    known = PROCESSOR_MAPPING_NAMES.get(max(types, key=len, default=None))
+    known = PROCESSOR_MAPPING_NAMES[max(types, key=len)] if types else None
     for name in [*named, *([known] if known else [])]:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, ProcessorMixin):
