@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..console import ConsoleProgress, emit
 from ..data.errors import KnobctlError
 from ..data.files.atomic import write_atomically
 from ..data.knobs import KnobSpace
-from .options import json_option
+from .options import command_line, json_option
 from .values import PATH
 
 if TYPE_CHECKING:
@@ -61,15 +61,20 @@ def demo(out: Path, samples: int, seed: int, as_json: bool) -> None:
 
     knobctl demo --samples 50 --out runs/small-demo
     """
-    emit(run_demo(out, samples=samples, seed=seed, progress=ConsoleProgress()), as_json, _render)
+    emit(
+        run_demo(out, samples=samples, seed=seed, progress=ConsoleProgress(), made_by=command_line()), as_json, _render
+    )
 
 
-def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -> dict[str, Any]:
+def run_demo(
+    out: Path, *, samples: int, seed: int, progress: ConsoleProgress, made_by: Sequence[str] = ()
+) -> dict[str, Any]:
     """Runs every step; returns the report of the cross-validation with the live run and the seconds of each step.
 
     Args:
         out: directory of `cache`, `controllers` and `report.json`. A cache of the same run is resumed or used again.
         samples: number of samples of each dataset.
+        made_by: the command, which the page shows.
         seed: of the drawn samples. The seeds of the controllers follow from it, and differ between demo seeds.
 
     Raises:
@@ -81,10 +86,19 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
     from ..precompute.scale.launch import precompute
     from ..replay.evaluation.validate import validate_controllers
     from ..replay.recipes import recipe
+    from ..replay.report.drawing.style import require_matplotlib
+    from ..replay.report.page.write import write_report
     from ..replay.training.cross_validate import cross_validate
     from ..replay.training.train import train_controllers
 
-    files = {"cache": out / "cache", "controllers": out / "controllers", "report": out / "report.json"}
+    files = {
+        "cache": out / "cache",
+        "controllers": out / "controllers",
+        "report": out / "report.json",
+        "page": out / "report.html",
+    }
+    require_matplotlib()  # before the model runs for minutes
+    results: dict[str, Any] = {}
     space = KnobSpace()
     config = PrecomputeConfig(
         model=MODEL,
@@ -137,9 +151,14 @@ def run_demo(out: Path, *, samples: int, seed: int, progress: ConsoleProgress) -
             "one question under a small and a large latency budget",
             lambda: answer_twice(files["controllers"], out / "question.png", progress),
         ),
+        Step(
+            "report",
+            "one page about the cross-validation, to open in a browser",
+            lambda: write_report(files["cache"], out=files["page"], report=results["cross-validate"], made_by=made_by),
+        ),
     )
     with single_thread():
-        results, seconds = _run(steps, progress)
+        seconds = _run(steps, results, progress)
     record = {
         **results["cross-validate"].to_dict(),
         "live": results["validate --live"].to_dict()["live"],
@@ -187,16 +206,16 @@ def controller_seeds(seed: int) -> tuple[int, ...]:
     return tuple(CONTROLLER_SEEDS * seed + place for place in range(CONTROLLER_SEEDS))
 
 
-def _run(steps: tuple[Step, ...], progress: ConsoleProgress) -> tuple[dict[str, Any], dict[str, float]]:
-    """Runs the steps in order; returns the result and the duration in seconds of each by its name."""
-    results, seconds = {}, {}
+def _run(steps: tuple[Step, ...], results: dict[str, Any], progress: ConsoleProgress) -> dict[str, float]:
+    """Runs the steps in order and puts their results into `results`; returns the duration of each in seconds."""
+    seconds = {}
     for number, step in enumerate(steps, start=1):
         progress.note(f"step {number} of {len(steps)}, {step.name}: {step.what}")
         start = time.perf_counter()
         results[step.name] = step.run()
         seconds[step.name] = round(time.perf_counter() - start, 1)
         progress.note(f"step {number} of {len(steps)}, {step.name}: done in {seconds[step.name]:.0f} s")
-    return results, seconds
+    return seconds
 
 
 def _render(record: Mapping[str, Any]) -> RenderableType:

@@ -16,6 +16,7 @@ from knobctl.data.errors import KnobctlError
 from knobctl.precompute.scale import launch
 from knobctl.replay.evaluation import validate
 from knobctl.replay.policies.registry import DEFAULT_BASELINES
+from knobctl.replay.report.page import write
 from knobctl.replay.training import cross_validate, train
 
 AGREEMENT = {"disagreements": [], **dict.fromkeys(("settings_compared", "same_setting"), 1)}
@@ -37,6 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Report()
 
     monkeypatch.setattr(demo, "answer_twice", lambda *_: [])
+    monkeypatch.setattr(write, "write_report", lambda *_, **options: found.update(page=options))
     monkeypatch.setattr(launch, "precompute", lambda config, _: found.update(precompute=config))
     monkeypatch.setattr(cross_validate, "cross_validate", judge)
     monkeypatch.setattr(train, "train_controllers", lambda _cache, _out, config, **_: found.update(train=config))
@@ -49,6 +51,7 @@ def test_the_demo_runs_at_most_20_samples_live(tmp_path: Path, asked: dict[str, 
     assert asked["live_samples"] == 20
     assert asked["executor_factory"] is not None
     assert asked["precompute"].samples == 130
+    assert asked["page"]["out"] == tmp_path / "report.html"
     assert json.loads((tmp_path / "report.json").read_text()) == record
 
 
@@ -70,7 +73,7 @@ def test_every_step_is_announced_with_its_place(
     assert asked
     lines = capsys.readouterr().err.splitlines()
     names = list(record["seconds"])
-    assert names == ["precompute", "cross-validate", "train", "validate --live", "answer"]
+    assert names == ["precompute", "cross-validate", "train", "validate --live", "answer", "report"]
     for number, name in enumerate(names, start=1):
         mine = [line for line in lines if line.startswith(f"step {number} of {len(names)}, {name}: ")]
         assert len(mine) == 2
@@ -96,6 +99,7 @@ def test_a_small_demo_runs_every_step_and_judges_by_all_samples(tmp_path: Path):
     assert set(record["policies"]) == {"controllers", "seed-3", "seed-4", "seed-5", *DEFAULT_BASELINES}
     assert record["live"]["agreement"]["settings_compared"] > 0
     assert (tmp_path / "controllers" / "train.json").is_file()
+    assert "Within " in (tmp_path / "report.html").read_text()
     shown = result.stdout
     for words in (
         "The controllers answer ",

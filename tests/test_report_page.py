@@ -361,11 +361,13 @@ def test_cross_validate_writes_the_page_too(tmp_path: Path):
     generated_cache(tmp_path / "cache", train=20, val=10, test=10)
     out = tmp_path / "report.html"
     words = ["cross-validate", str(tmp_path / "cache"), "--recipe", "classic", "--epochs", "1", "--folds", "2"]
-    words += ["--seeds", "0", "--baseline", "table", "--resamples", "20", "--report", str(out)]
+    words += ["--seeds", "0,1", "--baseline", "table", "--baseline", "best_fixed", "--resamples", "20"]
+    words += ["--report", str(out)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     text = "".join(Page(out.read_text()).texts)
     assert "cross-validated in 2 folds" in text
+    assert "the controllers answer" in text  # the mean of both seeds
     assert shlex.join(["knobctl", *words]) in text
 
 

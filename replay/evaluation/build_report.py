@@ -144,7 +144,9 @@ def report_of_choices(
         latency_percentiles_over="latency_ms" if requests.latency_runs_ms_NXR is None else "runs",
         policies=reports,
         comparisons=comparisons,
-        decisions=Decisions(tables, sample_N, requests.budget_M, dict(chosen)),
+        decisions=Decisions(
+            tables, sample_N, requests.budget_M, dict(chosen), {name: tuple(means[name]) for name in means}
+        ),
         subjects=tuple(subjects),
         warnings=[
             *unmet_budget_warnings(requests),

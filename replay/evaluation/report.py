@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +93,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Every policy's choices: setting indices [N, M] by policy, for these samples and budget indices."""
+    """Every policy's choices: setting indices [N, M] by policy, for these samples and budget indices.
+
+    `means` names the policies that each mean, such as that of several seeds, is taken over; a mean chooses nothing.
+    """
 
     tables: ReplayTables
     sample_N: NDArray[np.int64]
     budget_M: tuple[int, ...]
     chosen: dict[str, NDArray[np.int64]]
+    means: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def choosers(self, policy: str) -> tuple[str, ...]:
+        """Returns the policies whose choices the figures of `policy` are a mean over: itself, unless it is a mean."""
+        return self.means.get(policy, (policy,))
 
 
 @dataclass

@@ -23,6 +23,11 @@ def verdict_sentences(record: Mapping[str, Any]) -> Iterator[tuple[str | None, s
         numbers = f"reward {reward['value']:+.4f} [{reward['low']:+.4f}, {reward['high']:+.4f}]"
         numbers += f", adjusted p = {comparison['adjusted_p_value']:.3f}"
         if comparison["verdict"] == NOT_SHOWN:
-            yield NOT_SHOWN, f"{policy} is NOT shown to differ from {other}: {numbers}"
+            yield NOT_SHOWN, f"{policy} {verb(policy)} NOT shown to differ from {other}: {numbers}"
         else:
-            yield comparison["verdict"], f"{policy} is {comparison['verdict']} than {other}: {numbers}"
+            yield comparison["verdict"], f"{policy} {verb(policy)} {comparison['verdict']} than {other}: {numbers}"
+
+
+def verb(policy: str) -> str:
+    """Returns the verb that follows a policy's name: `controllers` is a plural, a directory's name is not."""
+    return "are" if policy.split(" ")[0] == "controllers" else "is"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...evaluation.bootstrap import ClusterBootstrap, Estimate
 from ...evaluation.report import BETTER, NOT_SHOWN, WORSE
 from ...evaluation.request_stats import STATS, RequestSet, request_stats
+from ...evaluation.verdicts import verb
 from ..figures.policies import Difference, Differences, article, differences, in_words
 from ..figures.source import ReportSource, label, plural
 
@@ -81,7 +82,11 @@ def in_time_difference(source: ReportSource, policy: str, versus: str, place: in
     """Returns the paired difference in the share of correct answers in time under one budget, with its interval."""
     report, found = source.report, source.report.decisions
     requests = RequestSet.of(found.tables, found.sample_N, (found.budget_M[place],))
-    value_N = _in_time_N(requests, found.chosen[policy], place) - _in_time_N(requests, found.chosen[versus], place)
+    in_time = {
+        name: np.mean([_in_time_N(requests, found.chosen[one], place) for one in found.choosers(name)], axis=0)
+        for name in (policy, versus)
+    }
+    value_N = in_time[policy] - in_time[versus]
     bootstrap = ClusterBootstrap.draw(
         found.tables.cluster_S[found.sample_N],
         resamples=report.resamples,
@@ -154,7 +159,9 @@ def _verdicts(source: ReportSource) -> tuple[Verdict, ...]:
 def _verdict(rows: list[Difference]) -> Verdict:
     shared = {one.verdict for one in rows}
     if len(rows) == 1:
-        return Verdict(rows[0].verdict, f"{rows[0].policy} is {rows[0].words}: {in_words(rows[0].reward)}")
+        return Verdict(
+            rows[0].verdict, f"{rows[0].policy} {verb(rows[0].policy)} {rows[0].words}: {in_words(rows[0].reward)}"
+        )
     each = ", ".join(f"{one.policy} {in_words(one.reward)}" for one in rows)
     versus = f"{article(rows[0].versus)}{label(rows[0].versus)}"
     return Verdict(shared.pop() if len(shared) == 1 else MIXED, f"against {versus}: {each}")

@@ -63,7 +63,7 @@ def questions(source: ReportSource, image_of: Callable[[int], Thumbnail | None])
         image_of: returns a sample's image by its index in the cache, None if it is not available.
     """
     report, found = source.report, source.report.decisions
-    subjects = [name for name in report.subjects if name in found.chosen]
+    subjects = [found.choosers(name)[0] for name in report.subjects]  # one seed, where the subject is a mean
     if not subjects or FIXED not in found.chosen:
         return None
     policy = subjects[0]

@@ -85,7 +85,7 @@ def write_report(
         KnobctlError: the extra `report` is not installed, the page cannot be written, or as `compare` does.
     """
     require_matplotlib()
-    cache = open_cache(Path(cache_path), tokens=False)
+    cache = open_cache(cache_path, tokens=False)
     if report is None:
         report = compare(
             cache_path,
