@@ -199,8 +199,9 @@ def render_model(record: Record) -> Group:
         for check in record["checks"]
     ]
     parts: list[RenderableType] = [render_record(record["model"], plain)]
-    for name in ("geometry", "memory_mib", "default_knobs"):
-        parts += [Text(""), render_record(name.replace("_", " "), record[name])]
+    geometry = {**record["geometry"], "always_run": record["geometry"]["always_run"] or "none"}
+    for name, shown in (("geometry", geometry), *((name, record[name]) for name in ("memory_mib", "default_knobs"))):
+        parts += [Text(""), render_record(name.replace("_", " "), shown)]
     parts += [Text(""), table("checks", ("check", "result", "seconds", "detail", "meaning"), rows)]
     if not rows:
         parts += [Text("none: the project's own code, compared with the released model by its tests")]

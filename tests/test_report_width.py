@@ -81,7 +81,7 @@ def test_validate_says_the_main_thing_first(cache: Path, controllers: Path):
     assert re.search(r"^oracle +1?\d?\.?\d+", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("options", [["--details"], ["--details", "--ablations", "--guard"], ["--ablations"]])
+@pytest.mark.parametrize("options", [["--details"], ["--details", "--ablations", "--card"], ["--ablations"]])
 def test_the_details_fit_too(cache: Path, controllers: Path, options: list[str]):
     text = printed("validate", controllers, "--cache", cache, "--resamples", 20, *options)
     assert ("Budget by budget" in text) == ("--details" in options)
