@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from knobctl.data.cache.verify import verify_cache
@@ -43,7 +44,6 @@ ray = pytest.importorskip("ray")
         ("127.0.0.1:1", "no Ray cluster can be reached at 127.0.0.1:1"),
         ("head:many", "no Ray cluster can be reached at head:many"),
         ("ray://head:10001", "Ray Client is not supported"),
-        ("auto", "Could not find any running Ray instance"),
         ("nonsense", "Invalid address"),
     ],
 )
@@ -84,6 +84,13 @@ def test_a_cluster_of_another_version_is_refused(tmp_path, change, message):
                 precompute(ray_config(tmp_path, address))
             head.communicate("", timeout=60)
     assert not Path(tmp_path / "cache").exists()
+
+
+def test_a_machine_without_a_cluster_is_named(tmp_path):
+    if any(process.info["name"] == "gcs_server" for process in psutil.process_iter(["name"])):
+        pytest.skip("Ray would find the cluster that runs on this machine")
+    with ray_home(), pytest.raises(KnobctlError, match="Could not find any running Ray instance"):
+        precompute(ray_config(tmp_path, "auto"))
 
 
 @pytest.fixture(scope="module")
