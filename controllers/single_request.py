@@ -93,9 +93,9 @@ class SingleRequestChooser:
     ) -> StageChoice:
         """Returns Stage1's choice of a (tier, position) pair."""
         feature_F = self._language(torch.from_numpy(language_feature_D), self._language_offset_F)
-        allowed_J: NDArray[np.bool_] = self._allowed_J
+        allowed_J = self._allowed_J
         if allowed_JA is not self._allowed_JA:
-            allowed_J = np.asarray(allowed_JA.any(axis=1), dtype=np.bool_)
+            allowed_J = np.logical_or.reduce(allowed_JA, axis=1)
         return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_J)
 
     def choose_compute(self, token_D: NDArray[np.float16], pair: int, allowed_JA: NDArray[np.bool_]) -> StageChoice:
