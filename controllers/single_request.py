@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class SingleRequestChooser:
         feature_F = self._language(torch.from_numpy(language_feature_D), self._language_offset_F)
         allowed_J = self._allowed_J
         if allowed_JA is not self._allowed_JA:
-            allowed_J = np.logical_or.reduce(allowed_JA, axis=1)
+            allowed_J = cast("NDArray[np.bool_]", allowed_JA.any(axis=1))
         return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_J)
 
     def choose_compute(self, token_D: NDArray[np.float16], pair: int, allowed_JA: NDArray[np.bool_]) -> StageChoice:
