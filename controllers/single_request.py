@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class SingleRequestChooser:
         self._setting_JA = np.maximum(space.setting_JA, 0)
         trained_JA = (stage2.allowed_JA & stage1.allowed_J[:, None]).numpy()
         self._allowed_JA = trained_JA & (space.setting_JA >= 0)
-        self._allowed_J = self._allowed_JA.any(axis=1)
+        self._allowed_J = _any_compute(self._allowed_JA)
         self._encoder = copy.deepcopy(controllers.stage1_budget_encoder).double()
         self._budget_basis = copy.deepcopy(stage1.budget_basis).double()
         self._budgets: dict[float, Tensor] = {}
@@ -93,9 +93,8 @@ class SingleRequestChooser:
     ) -> StageChoice:
         """Returns Stage1's choice of a (tier, position) pair."""
         feature_F = self._language(torch.from_numpy(language_feature_D), self._language_offset_F)
-        allowed_J = self._allowed_J
-        if allowed_JA is not self._allowed_JA:
-            allowed_J = cast("NDArray[np.bool_]", allowed_JA.any(axis=1))
+        whole = allowed_JA is self._allowed_JA
+        allowed_J = self._allowed_J if whole else _any_compute(allowed_JA)
         return _chosen(self._head1(feature_F, self._budget_constant(budget_ms)), allowed_J)
 
     def choose_compute(self, token_D: NDArray[np.float16], pair: int, allowed_JA: NDArray[np.bool_]) -> StageChoice:
@@ -162,6 +161,11 @@ def _double(tensor: Tensor) -> Tensor:
 
 def _transposed(tensor: Tensor) -> Tensor:
     return _double(tensor.T)
+
+
+def _any_compute(allowed_JA: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the pairs of Stage1 that leave Stage2 some choice, [J]."""
+    return np.asarray(allowed_JA.any(axis=1), dtype=np.bool_)
 
 
 def _chosen(logit: Tensor, allowed_C: NDArray[np.bool_]) -> StageChoice:
