@@ -140,7 +140,7 @@ def request_shares(
             call()
     alone = median(alone_ms)
     return {
-        "controllers, with language feature and expected latencies": (
+        "controllers, with language feature": (
             median(one.latency_ms.controllers for one in answers) / alone
         ),
         "probe and read-out": median(with_probe_ms) / alone - 1,
