@@ -30,6 +30,7 @@ def test_the_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         shown.append(" ".join(result.stdout.split()))
     assert "test split: 128 samples" in shown[1]
     assert "cross-validation (2 folds)" in shown[2]
+    assert "cross-validated in 2 folds" in (tmp_path / "runs" / "report.html").read_text()
     for policy in ("budget-only table", "per-dataset table", "nearest neighbours", "oracle"):
         assert f" {policy} " in shown[2]
     live = re.findall(r"same (setting|answer) (\d+)/(\d+)", shown[3])
