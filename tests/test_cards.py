@@ -103,7 +103,7 @@ def test_validate_writes_the_figures_of_the_test_split_to_the_card(trained: tupl
     assert {result.dataset_split for result in card.data.eval_results} == {"test"}
     verdict = report.compared("controllers", "table").verdict
     assert verdict in ("better", "worse")
-    assert f"* controllers is {verdict} than budget-only table" in card.text
+    assert f"* controllers are {verdict} than budget-only table" in card.text
 
 
 def test_a_changed_card_of_controllers_keeps_the_changes_and_gets_new_results(
