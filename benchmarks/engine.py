@@ -140,9 +140,7 @@ def request_shares(
             call()
     alone = median(alone_ms)
     return {
-        "controllers, with language feature": (
-            median(one.latency_ms.controllers for one in answers) / alone
-        ),
+        "controllers, with language feature": (median(one.latency_ms.controllers for one in answers) / alone),
         "probe and read-out": median(with_probe_ms) / alone - 1,
         "all that the engine adds": median(one.latency_ms.total for one in answers) / alone - 1,
         "controllers, a new budget (one run each)": answer(draw.uniform(1e4, 1e8)).latency_ms.controllers / alone,

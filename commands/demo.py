@@ -225,6 +225,8 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
     from ..replay.report.summary import headline, summary_table
     from .render import render_record
 
+    seeds = set(record["controllers"]) - set(record["subjects"])  # the subject is their mean
+    policies = {name: policy for name, policy in record["policies"].items() if name not in seeds}
     live = record["live"]
     agreed = (  # otherwise `_check_agreement` has raised
         f"Live: {live['n_samples']} samples on the running model; all {live['agreement']['settings_compared']} "
@@ -240,7 +242,7 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
     return Group(
         Text(headline(record)),
         Text(""),
-        summary_table(record),
+        summary_table({**record, "policies": policies}),
         Text(agreed),
         *notes,
         Text(""),
