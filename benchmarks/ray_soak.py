@@ -26,7 +26,7 @@ from knobctl.benchmarks.soak import cache_content, cache_problems
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.launch import precompute
 from knobctl.tests.support.ray_cluster import RayCluster, actors, ray_cluster
-from knobctl.tests.support.ray_runs import driver, ray_config
+from knobctl.tests.support.ray_runs import SAMPLES, driver, ray_config
 
 VICTIMS = ("worker", "node", "driver")
 
@@ -46,7 +46,7 @@ class RaySoakReport:
 
 
 def soak(root: Path, *, times: int, seed: int, limit_s: float, say: Any = lambda _text: None) -> RaySoakReport:
-    """Kills each of a worker, a node and the driver `times` times. Stops at the first problem."""
+    """Kills a worker, a node and the driver, each `times` times in the middle of a run. Stops at the first problem."""
     draw, report = random.Random(seed), RaySoakReport()
     reference = root / "reference"
     reference.mkdir()
@@ -54,13 +54,15 @@ def soak(root: Path, *, times: int, seed: int, limit_s: float, say: Any = lambda
     precompute(config)
     expected = cache_content(config.out)
     with ray_cluster() as cluster:
-        whole_s = 0.0
-        for number, victim in enumerate(("nothing", *VICTIMS * times)):
+        number = 0
+        while not report.problems and (left := [one for one in VICTIMS if report.in_the_middle[one] < times]):
+            victim = draw.choice(left)
             folder = root / str(number)
+            number += 1
             folder.mkdir()
             config = ray_config(folder, cluster.address)
             started = time.perf_counter()
-            report.problems += _run(config, cluster, victim, draw.uniform(0, 0.9 * whole_s), draw, limit_s, report)
+            report.problems += _run(config, cluster, victim, draw, limit_s, report)
             seconds = time.perf_counter() - started
             report.run_s.setdefault(victim, []).append(round(seconds, 1))
             if not report.problems:
@@ -72,12 +74,8 @@ def soak(root: Path, *, times: int, seed: int, limit_s: float, say: Any = lambda
                 time.sleep(0.1)
             if actors():
                 report.problems.append(f"{config.out}: actors are left: {actors()}")
-            say(f"{number}: {victim} killed; {seconds:.1f} s; {len(report.problems)} problems")
-            if report.problems:
-                break
-            if victim == "nothing":
-                begun, ended = ((config.out / name).stat().st_mtime for name in ("run.json", "cache.json"))
-                whole_s = ended - begun
+            kills = dict(report.in_the_middle)
+            say(f"{victim} killed; {seconds:.1f} s; in the middle so far {kills}; {len(report.problems)} problems")
     return report
 
 
@@ -85,32 +83,36 @@ def _run(
     config: PrecomputeConfig,
     cluster: RayCluster,
     victim: str,
-    moment_s: float,
     draw: random.Random,
     limit_s: float,
     report: RaySoakReport,
 ) -> list[str]:
-    """Runs to the end, with one kill `moment_s` after `run.json`; returns the problems of the processes."""
+    """Runs to the end, with one kill after a random number of parts; returns the problems of the processes."""
     end = time.monotonic() + limit_s
+    parts = draw.randrange(SAMPLES // config.part_samples)
     with driver(config) as process:
-        while process.poll() is None and not (config.out / "run.json").exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        if victim != "nothing":
-            time.sleep(moment_s)
-            if victim == "worker":
-                cluster.kill_worker(draw, within_s=20)
-            elif victim == "node":
-                cluster.kill_node(draw)
-                cluster.add_node()
-            else:
-                process.kill()
-            report.killed[victim] += 1
-            report.in_the_middle[victim] += not (config.out / "cache.json").exists()
+        while process.poll() is None and not _has_begun(config.out, parts) and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        if victim == "worker":
+            cluster.kill_worker(draw, within_s=5)
+        elif victim == "node":
+            cluster.kill_node(draw)
+        else:
+            process.kill()
+        report.killed[victim] += 1
+        report.in_the_middle[victim] += not (config.out / "cache.json").exists()
+        if victim == "node":
+            cluster.add_node()
         code, error = _wait(process, end)
     if victim == "driver" and code == -9:
         with driver(config) as process:
             code, error = _wait(process, end)
     return [] if code == 0 else [f"{config.out}: {victim} killed, then exit code {code}: {error[-500:]}"]
+
+
+def _has_begun(out: Path, parts: int) -> bool:
+    return (out / "run.json").exists() and len(list(out.glob("samples/part-*"))) >= parts
 
 
 def _wait(process: subprocess.Popen[str], end: float) -> tuple[int | None, str]:
