@@ -5,7 +5,7 @@ A field becomes an option when its metadata has `help`. The parameter has the fi
 Further metadata:
 
     option   name of the option where it differs from the field's
-    metavar  placeholder of the value in the help text
+    metavar  how the help text writes the option's value
     choices  valid values, or a mapping from what the user types to the field's value
     without value  value of an option that is given without one
     type     key of `NAMED_TYPES`, where the annotation alone does not determine how text is parsed

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from .values import PATH_OR_NAME, Milliseconds
+from .values import PATH_OR_NAME, Milliseconds, merged_pairs
 
 COMMAND_LINE = "knobctl.command_line"  # key in click's context: the words after `knobctl`
 
@@ -41,6 +42,19 @@ def split_option(command: Decorated) -> Decorated:
         show_default=True,
         type=click.Choice(["train", "val", "test"]),
         help="Split of the cache to report on.",
+    )(command)
+
+
+def sources_option(command: Decorated) -> Decorated:
+    """Adds the present location of datasets whose files have moved since the cache was made."""
+    return click.option(
+        "--dataset",
+        "sources",
+        type=PATH_OR_NAME,
+        multiple=True,
+        metavar="NAME=PATH",
+        callback=merged_pairs(Path),
+        help="Present location of a dataset's files.  [default: as recorded in the cache]",
     )(command)
 
 

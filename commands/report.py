@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ..console import ConsoleProgress, emit
-from .options import command_line, json_option, report_options, split_option
-from .values import PATH, PATH_OR_NAME, merged_pairs
+from .options import command_line, json_option, report_options, sources_option, split_option
+from .values import PATH, PATH_OR_NAME
 
 
 @click.command()
@@ -24,15 +24,7 @@ from .values import PATH, PATH_OR_NAME, merged_pairs
 )
 @click.option("--no-images", "show_images", is_flag=True, default=True, flag_value=False, help="Show no images.")
 @click.option("--images", type=PATH, help="Folder of the images.  [default: as recorded in the cache]")
-@click.option(
-    "--dataset",
-    "sources",
-    type=PATH_OR_NAME,
-    multiple=True,
-    metavar="NAME=PATH",
-    callback=merged_pairs(Path),
-    help="Present location of a dataset's files.  [default: as recorded in the cache]",
-)
+@sources_option
 @split_option
 @report_options
 @json_option

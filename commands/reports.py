@@ -11,8 +11,8 @@ from ..console import ConsoleProgress, emit
 from ..data.protocols import LEAST_RUNS
 from ..precompute.run.config import PrecomputeConfig
 from .config_options import config_options
-from .options import details_option, json_option, report_options, split_option, within_option
-from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
+from .options import details_option, json_option, report_options, sources_option, split_option, within_option
+from .values import PATH, PATH_OR_NAME, Milliseconds
 
 
 @click.command()
@@ -41,15 +41,7 @@ from .values import PATH, PATH_OR_NAME, Milliseconds, merged_pairs
     help="Timed runs of each live request; their median is reported.",
 )
 @click.option("--model", type=PATH_OR_NAME, help="Model of the live run.  [default: the one that the cache names]")
-@click.option(
-    "--dataset",
-    "sources",
-    type=PATH_OR_NAME,
-    multiple=True,
-    metavar="NAME=PATH",
-    callback=merged_pairs(Path),
-    help="Present location of a dataset's files.  [default: as recorded in the cache]",
-)
+@sources_option
 @config_options(PrecomputeConfig, only={"revision", "device", "dtype", "images"})
 @details_option
 @json_option
