@@ -85,7 +85,7 @@ class Engine(Protocol):
             task: a name in `tasks`; may be left out if there is only one.
             max_new_tokens: a limit below the task's own, which applies in any case.
             on_miss: what to do if no setting is expected to meet the budget: answer with the fastest, or refuse; None:
-                as the engine was told.
+                the engine's default.
             on_token: receives the text in pieces, which join to `Answer.text`. What it raises ends the request and is
                 raised here.
 

@@ -153,7 +153,7 @@ class Engine:
             budget_ms: finite, at least 1; rounded down to whole ms.
             task: a name in `tasks`; may be left out if there is only one.
             max_new_tokens: a limit below the task's own, which applies in any case.
-            on_miss: None: as the engine was told.
+            on_miss: overrides the engine's `on_miss` for this request; None: no override.
             on_token: receives the text in pieces, which join to `Answer.text`. What it raises ends the request and is
                 raised here.
 

@@ -105,7 +105,7 @@ class RayActors:
     def __enter__(self) -> RayActors:
         with ExitStack() as stack:
             stack.enter_context(redirect_stdout(_ExceptRay(sys.stdout)))
-            if not ray.is_initialized():  # else the caller's own program uses Ray, and goes on with it afterwards
+            if not ray.is_initialized():  # otherwise the caller's connection is used and left open
                 stack.callback(ray.shutdown)
                 _connect(str(self._config.ray), self._need)
             stack.callback(self._kill_all)

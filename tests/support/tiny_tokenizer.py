@@ -75,7 +75,7 @@ def write_tokenizer(
 
 
 def chat_template(image: str, *, begin: str = "", turn_end: str = END, tail: str = "") -> str:
-    """Returns a Jinja template with one turn per message, an image placeholder, and a generation prompt.
+    """Returns a Jinja template with one turn per message, the image's token, and a generation prompt.
 
     Args:
         image: what the template writes for an image.

@@ -64,7 +64,7 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Returns text in which no placeholder is taken for an HTML tag or a link."""
+    """Returns text in which `<...>` and `[...]` are not read as an HTML tag or a link."""
     return text.replace("<", "&lt;").replace("[", r"\[")
 
 
