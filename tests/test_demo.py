@@ -109,4 +109,5 @@ def test_a_small_demo_runs_every_step_and_judges_by_all_samples(tmp_path: Path):
         "equal those of replay",
     ):
         assert words in " ".join(shown.split())
-    assert "seed-3" not in shown
+    # Tables show the mean over controller seeds; only a note may name one of the seeds.
+    assert not [line for line in shown.splitlines() if line.split()[:1] == ["seed-3"]]
