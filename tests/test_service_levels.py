@@ -21,11 +21,13 @@ from knobctl.replay.recipes import TrainConfig
 from knobctl.replay.tables import ReplayTables
 from knobctl.replay.training.calibration import (
     CALIBRATION,
+    calibrated,
     can_be_met,
     decision_ms,
     drawn_requests,
     kept,
     kept_share,
+    one_run,
     with_calibration_split,
 )
 from knobctl.replay.training.train import train_tables
@@ -125,6 +127,30 @@ def test_one_feasible_request_is_drawn_from_each_image(tables):
     assert len(set(images[row_C])) == len(row_C) == len(set(images[feasible_NM.any(axis=1)]))
     draws = {tuple(drawn_requests(paired, sample_N, 0.0, np.random.default_rng(seed))[1]) for seed in range(5)}
     assert len(draws) == 5
+
+
+def test_a_calibration_request_has_the_latency_of_one_of_its_runs():
+    runs_BXR = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    runs_BXR[1, 0, 1:] = np.nan  # one run only
+    drawn = np.stack([one_run(runs_BXR, np.random.default_rng(seed)) for seed in range(60)])
+    for request in range(4):
+        for setting in range(2):
+            known = runs_BXR[request, setting][np.isfinite(runs_BXR[request, setting])]
+            assert set(drawn[:, request, setting]) == set(known)
+    whole = drawn[:, 0] % 3  # which run: the same for all settings of a request
+    np.testing.assert_array_equal(whole[:, 0], whole[:, 1])
+
+
+def test_calibration_counts_single_runs_not_medians(tables, slowest):
+    divided = tables.with_splits({**tables.split_indices, CALIBRATION: tables.indices("test")})
+    sample_N = divided.measured(CALIBRATION)
+    median_NXR = np.repeat(divided.latency_ms_SX[sample_N][:, :, None], 3, axis=2)
+    slow_NXR = median_NXR * np.array([1.0, 1.0, 1e6], dtype=np.float32)  # the same medians
+    plain = calibrated(slowest, divided)
+    same = calibrated(slowest, divided, lambda _: median_NXR)
+    slow = calibrated(slowest, divided, lambda _: slow_NXR)
+    assert [level.kept for level in plain.levels] == [level.kept for level in same.levels]
+    assert all(one.kept < other.kept for one, other in zip(slow.levels, plain.levels, strict=True))
 
 
 def test_the_controllers_own_time_counts_against_the_budget(tables, slowest):

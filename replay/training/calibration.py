@@ -2,11 +2,15 @@
 
 Half of `val`, divided by image, is set aside for this; the other half selects the weights. If the half has too few
 images for the lowest level, nothing is set aside: it could promise nothing and would only weaken the selection.
+
+A request that is served runs once, so a calibration request has the latency of one timed run and not the median over
+the runs, which varies less.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +26,7 @@ from ..tables import ReplayTables
 
 CALIBRATION = "calibration"  # the split that `with_calibration_split` adds
 TIMED_REQUESTS = 64
+ReadRuns = Callable[[NDArray[np.int64]], NDArray[np.float32] | None]  # samples -> timed runs [N, X, R]; None: not kept
 _DIVISION_SEED = 1  # of `val` into halves
 _DRAW_SEED = 2  # of one request from each image
 
@@ -41,18 +46,33 @@ def with_calibration_split(tables: ReplayTables) -> ReplayTables:
     return tables.with_splits({**tables.split_indices, "val": val_N[half_N == 1], CALIBRATION: calibration_N})
 
 
-def calibrated(controllers: Controllers, tables: ReplayTables) -> Calibration | None:
+def calibrated(
+    controllers: Controllers, tables: ReplayTables, read_runs: ReadRuns = lambda _sample_N: None
+) -> Calibration | None:
     """Returns the service levels of controllers, from the split CALIBRATION; None without that split.
 
     The controllers have their expected latencies.
+
+    Args:
+        read_runs: returns the timed runs of samples; None if the cache keeps none, whose medians then stand in.
     """
     sample_N = tables.measured(CALIBRATION)
     if not len(sample_N):
         return None
+    rng = np.random.default_rng(_DRAW_SEED)
     controllers_ms = decision_ms(TwoStagePolicy(controllers, budget_factor=1.0), tables)
-    row_C, budget_C = drawn_requests(tables, sample_N, controllers_ms, np.random.default_rng(_DRAW_SEED))
+    row_C, budget_C = drawn_requests(tables, sample_N, controllers_ms, rng)
+    runs_NXR = read_runs(sample_N)
+    latency_ms_CX = tables.latency_ms_SX[sample_N[row_C]] if runs_NXR is None else one_run(runs_NXR[row_C], rng)
     kept_FC = [
-        kept(tables, TwoStagePolicy(controllers, budget_factor=factor), sample_N[row_C], budget_C, controllers_ms)
+        kept(
+            tables,
+            TwoStagePolicy(controllers, budget_factor=factor),
+            sample_N[row_C],
+            budget_C,
+            controllers_ms,
+            latency_ms_CX,
+        )
         for factor in FACTORS
     ]
     return Calibration(controllers_ms, calibrated_levels(np.stack(kept_FC)))
@@ -93,19 +113,32 @@ def drawn_requests(
     return row_C[chosen], budget_C[chosen]
 
 
+def one_run(runs_BXR: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Returns the latencies [B, X] of a timed run that is drawn for each request; NaN pads settings with fewer runs."""
+    number_BX = np.isfinite(runs_BXR).sum(axis=2)
+    drawn_BX = (rng.random((len(runs_BXR), 1)) * number_BX).astype(np.int64)  # the same run of all settings
+    return np.take_along_axis(runs_BXR, drawn_BX[:, :, None], axis=2)[:, :, 0]
+
+
 def kept(
     tables: ReplayTables,
     policy: Policy,
     sample_B: NDArray[np.int64],
     budget_B: NDArray[np.int64],
     controllers_ms: float,
+    latency_ms_BX: NDArray[np.float32] | None = None,
 ) -> NDArray[np.bool_]:
-    """Returns whether the policy keeps the budget of each request, [B]."""
+    """Returns whether the policy keeps the budget of each request, [B].
+
+    Args:
+        latency_ms_BX: latencies of every setting for each request; None: those of the tables.
+    """
+    latency_ms_BX = tables.latency_ms_SX[sample_B] if latency_ms_BX is None else latency_ms_BX
     kept_B = np.zeros(len(sample_B), dtype=np.bool_)
     for budget in np.unique(budget_B).tolist():
         rows = np.flatnonzero(budget_B == budget)
         setting_B = decide(policy, tables, sample_B[rows], (budget,))[:, 0]
-        latency_ms_B = tables.latency_ms_SX[sample_B[rows], setting_B]
+        latency_ms_B = latency_ms_BX[rows, setting_B]
         kept_B[rows] = latency_ms_B + controllers_ms <= tables.budgets_ms_M[budget]
     return kept_B
 

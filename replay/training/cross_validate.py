@@ -223,7 +223,7 @@ def fold_policies(
         name = SUBJECT if len(config.seeds) == 1 else f"seed-{trained}"
         policies.append(TwoStagePolicy(controllers_of(trainer, index), name))
         training[name] = {
-            "samples": {split: len(tables.indices(split)) for split in ("train", "val", "test")},
+            "samples": {split: len(trainer.data.tables.indices(split)) for split in ("train", "val", "test")},
             "best_epoch": int(trainer.best_epoch_N[index]),  # 0: no checkpoint beat the warm start
             "val_reward": float(trainer.best_reward_N[index]),
         }

@@ -20,7 +20,7 @@ from ..bases.language import fit_language_basis
 from ..bases.token import fit_token_basis
 from ..recipes import TrainConfig
 from ..tables import ReplayTables
-from .calibration import with_calibration_split
+from .calibration import CALIBRATION, with_calibration_split
 from .inputs import ReplayInputs, project_language, project_tokens, replay_inputs, settings_seen
 from .log import TIE
 
@@ -123,6 +123,10 @@ def prepare_training(tables: ReplayTables, encoder: BudgetEncoder, config: Train
         budget_MF,
         settings_seen(tables)[1],
     )
+    if CALIBRATION in tables.split_indices:  # a sample that cannot be used is found before training, not after it
+        held_S = tables.indices(CALIBRATION)
+        held = project_language(tables, held_S, language.whole), project_tokens(tables, held_S, token.whole)
+        replay_inputs(tables, held_S, *held, budget_MF, settings_seen(tables)[1])
     if not _accuracy_depends_on_setting(tables, train_S):
         notes.append(
             "the accuracy of each training sample is the same under every setting: only latency can be learned"

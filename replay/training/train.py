@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from ...devices import find_device
 from ..evaluation.build_report import table_and_oracle
 from ..evaluation.card_results import training_results
 from ..evaluation.figures import gap_closed
+from ..evaluation.request_stats import latency_runs
 from ..latency_fit import fit_expected_latency
 from ..recipes import TUNED, TrainConfig
 from ..tables import ReplayTables, budget_encoder_for
-from .calibration import calibrated
+from .calibration import ReadRuns, calibrated
 from .data import prepare_training, require_trainable
 from .inputs import settings_seen
 from .log import MetricsWriter, StepLog
@@ -135,6 +137,7 @@ def train_controllers(
         Path(out),
         config,
         where=cache.source,
+        read_runs=partial(latency_runs, cache),
         resume=resume,
         trackers=Trackers(tensorboard, wandb_project, trackio_project),
         progress=progress,
@@ -149,6 +152,7 @@ def train_tables(
     config: TrainConfig,
     *,
     where: str,
+    read_runs: ReadRuns = lambda _sample_N: None,
     resume: bool = False,
     trackers: Trackers = Trackers(),  # noqa: B008  immutable
     progress: Progress = SILENT,
@@ -158,6 +162,7 @@ def train_tables(
 
     Args:
         where: the cache's name in the report.
+        read_runs: returns the timed runs of samples, for the service levels.
         reading_s: seconds that reading the tables took, for the report.
     """
     find_device(config.device)
@@ -193,7 +198,7 @@ def train_tables(
         for note in notes:
             progress.note(note)
         seconds = {"reading": reading_s, "bases": preparing_s, "training": time.perf_counter() - start}
-        report = _save(trainer, out, where, {k: round(v, 2) for k, v in seconds.items()}, notes)
+        report = _save(trainer, out, where, read_runs, {k: round(v, 2) for k, v in seconds.items()}, notes)
         write_atomically(out / REPORT_NAME, (report.to_json() + "\n").encode())
     for seed in report.seeds:
         if config.warm_start_steps and seed.best_epoch == 0:
@@ -248,7 +253,9 @@ def _evaluate(trainer: Trainer, metrics: MetricsWriter) -> None:
         metrics.write(seed, {**line, **{f"val_{name}_term": value for name, value in terms.items()}})
 
 
-def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], notes: Sequence[str]) -> TrainReport:
+def _save(
+    trainer: Trainer, out: Path, where: str, read_runs: ReadRuns, seconds: dict[str, float], notes: Sequence[str]
+) -> TrainReport:
     """Writes the checkpoint of every seed and returns the report."""
     data, config = trainer.data, trainer.config
     table, oracle = table_and_oracle(data.tables, "val")
@@ -258,7 +265,7 @@ def _save(trainer: Trainer, out: Path, where: str, seconds: dict[str, float], no
         path = out if len(config.seeds) == 1 else out / f"seed-{seed}"
         controllers = controllers_of(trainer, index)
         controllers.expected_latency = expected_latency
-        controllers.calibration = calibrated(controllers, data.tables)
+        controllers.calibration = calibrated(controllers, data.tables, read_runs)
         counts = controllers.parameter_counts()
         reward = float(trainer.best_reward_N[index])
         gap = gap_closed(reward - table, oracle - table)
