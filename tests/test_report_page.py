@@ -29,8 +29,9 @@ from knobctl.replay.recipes import recipe
 from knobctl.replay.report.drawing.style import COLOURS, inline_svg, svg
 from knobctl.replay.report.gallery import GALLERY, make_figures
 from knobctl.replay.report.page import headline as headlines
-from knobctl.replay.report.page.provenance import commands, provenance
+from knobctl.replay.report.page.provenance import provenance
 from knobctl.replay.report.page.questions import no_image, questions
+from knobctl.replay.report.page.recorded_commands import commands
 from knobctl.replay.report.page.thumbnails import LONGEST_SIDE, Thumbnails, thumbnail
 from knobctl.replay.report.page.write import report_source, write_report
 from knobctl.replay.tables import ReplayTables

@@ -14,8 +14,9 @@ from ..figures.source import ReportSource, label
 from ..gallery import LeftOut, MadeFigure
 from .headline import Headline
 from .policy_tables import at_a_glance, policy_tables
-from .provenance import commands, provenance
+from .provenance import provenance
 from .questions import Questions
+from .recorded_commands import commands
 from .thumbnails import LONGEST_SIDE
 
 if TYPE_CHECKING:

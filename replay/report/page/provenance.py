@@ -1,17 +1,12 @@
-"""Where the numbers of a page come from, and the commands that make them again."""
+"""Where the numbers of a page come from."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ....data.errors import KnobctlError
 from ...evaluation.report import EvaluationReport
-from ...recipes import RECIPE_ONLY, RECIPES, TrainConfig
-from ...reward import RewardWeights
 from ..figures.source import ReportSource
 
 
@@ -42,7 +37,7 @@ def _cache(source: ReportSource) -> Facts:
         timing += f", {manifest.latency_statistic or 'median'} of {manifest.runs} runs"
     positions = [position for position in space.insertion_positions if position is not None]
     rows = {
-        "cache": shown_path(str(source.cache.path)),
+        "cache": shown_path(source.cache.source),
         "cache fingerprint": source.cache.fingerprint,
         "model": manifest.model_name,
         "model fingerprint": manifest.fingerprint,
@@ -102,47 +97,6 @@ def _evaluation(source: ReportSource) -> Facts:
         "page made by": f"knobctl {__version__}",
     }
     return _facts("Evaluation", rows)
-
-
-def commands(source: ReportSource, made_by: tuple[str, ...]) -> list[str]:
-    """Returns the commands that check the cache, train the controllers and make the page, as far as they are known."""
-    cache = shown_path(str(source.cache.path))
-    trained = [
-        _train_command(cache, shown_path(str(record["path"])), record.get("settings") or {})
-        for record in controllers_of(source.report).values()
-        if record.get("path") and record.get("trained_on_cache") == source.cache.fingerprint
-    ]
-    known = dict.fromkeys(command for command in trained if command)  # seeds of one run share its command
-    return [shlex.join(["knobctl", "inspect", cache, "--verify"]), *known, *made_by]
-
-
-def _train_command(cache: str, path: str, settings: Mapping[str, Any]) -> str | None:
-    """Returns the command of a training run; None if its settings cannot be given as options."""
-    names = {item.name for item in fields(TrainConfig)}
-    try:
-        config = TrainConfig.from_dict({name: value for name, value in settings.items() if name in names})
-    except (KnobctlError, TypeError):
-        return None
-    recipe = RECIPES.get(config.recipe)
-    if recipe is None:
-        return None
-    out = Path(path)
-    seeds = ",".join(map(str, config.seeds))
-    words = ["knobctl", "train", cache, "--out", str(out.parent if len(config.seeds) > 1 else out)]
-    words += ["--recipe", config.recipe, *(["--seeds", seeds] if len(config.seeds) > 1 else ["--seed", seeds])]
-    for item in fields(TrainConfig):
-        value = getattr(config, item.name)
-        if item.name in ("recipe", "seeds", "reward_weights") or value == getattr(recipe, item.name):
-            continue
-        if item.name in RECIPE_ONLY or value is None or value is False:
-            return None
-        option = f"--{item.name.replace('_', '-')}"
-        words += [option] if value is True else [option, str(value)]
-    for weight in fields(RewardWeights):
-        value = getattr(config.reward_weights, weight.name)
-        if value != getattr(recipe.reward_weights, weight.name):
-            words += [f"--reward-{weight.name}", str(value)]
-    return shlex.join(words)
 
 
 def shown_path(path: str) -> str:
