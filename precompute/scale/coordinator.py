@@ -287,7 +287,10 @@ class Coordinator:
         else:
             assert self._commit is not None
             self._give_call(number, worker)  # so that it need not wait for the disk
+            began = self._clock()
             self._commit(result)
+            for other in self._workers.values():  # messages that arrived meanwhile are not read yet
+                other.heard_at += self._clock() - began
             self._parts += 1
             self._early_losses = 0
 

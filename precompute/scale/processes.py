@@ -28,6 +28,9 @@ from .worker import Message, PartWorker, Place, answer
 FORKS = multiprocessing.get_context("forkserver")
 
 
+ENDING_S = 10.0  # for a process that was killed, or whose connection has ended
+
+
 @dataclass
 class _Peer:
     """A worker in another process."""
@@ -40,14 +43,14 @@ class _Peer:
     def reason_of_end(self) -> str:
         if self.process is None:
             return "the connection to it has ended; its own output may say why"
-        self.process.join()
+        self.process.join(ENDING_S)
         return _cause_of_death(self.process.exitcode)
 
     def kill(self) -> None:
         self.connection.close()
         if self.process is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(ENDING_S)  # a process that waits for a dead file server ends only when that replies
 
 
 class Processes:

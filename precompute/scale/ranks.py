@@ -137,8 +137,10 @@ def _listening(home: Path, pool: Processes) -> Iterator[None]:
         address = {"host": host, "port": server.getsockname()[1], "key": key.hex()}
         write_atomically(home / ADDRESS_NAME, dump_json(address))
         threading.Thread(target=_accept, args=(server, key, pool), daemon=True).start()
-        yield
-        server.shutdown(socket.SHUT_RDWR)
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
 
 
 def _server() -> socket.socket:
@@ -153,7 +155,11 @@ def _accept(server: socket.socket, key: bytes, pool: Processes) -> None:
             peer, _ = server.accept()
         except OSError:
             return  # closed
-        connection = _connection(peer)
+        try:
+            connection = _connection(peer)
+        except OSError:  # it has gone already
+            peer.close()
+            continue
         try:
             deliver_challenge(connection, key)
             answer_challenge(connection, key)
@@ -214,21 +220,26 @@ def _follow(config: PrecomputeConfig, home: Path, launch: Launch, meeting_s: flo
                 ) from error
             time.sleep(POLL_S)
 
+    unread: list[tuple[Any, ...]] = []  # calls received while sending
+
+    def receive() -> tuple[Any, ...]:
+        try:
+            return unread.pop() if unread else connection.recv()
+        except (OSError, EOFError) as error:
+            raise lost from error
+
     def send(message: Message | Place) -> None:
         try:
             connection.send(message)
-        except OSError as error:
-            raise lost from error
+        except OSError:  # it has ended, and its farewell may be unread
+            unread.append(receive())
 
     send(launch.place(home))
     _limit_reads(connection, 0)  # the first worker may take hours to prepare the run
     worker = PartWorker(config)
     with stop_on_interrupt():  # the first rank decides when the run stops
         while True:
-            try:
-                call = connection.recv()
-            except (OSError, EOFError) as error:
-                raise lost from error
+            call = receive()
             if call[0] != "end":
                 answer(worker, call, send)
             elif isinstance(call[1], dict):
