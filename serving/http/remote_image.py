@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import os
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 _CHUNK_BYTES = 1 << 16
@@ -46,19 +49,20 @@ class ImageFetcher:
         """Returns the body at https://HOST TARGET.
 
         Raises FetchError: an address that is not public, a status other than 200 (a redirect too), more than
-        `max_bytes`, more than `timeout_s` in total, or a failed connection.
+        `max_bytes`, more than `timeout_s` in total (resolving the name is not interrupted), or a failed connection.
         """
         deadline_s = time.monotonic() + timeout_s
         try:
             address = self._public_address(host)
             with (
                 self.connect(address, timeout_s) as plain,
+                _ended_at(plain, deadline_s),
                 self.context.wrap_socket(plain, server_hostname=host) as secure,
             ):
                 return _body(secure, host, target, max_bytes, deadline_s)
-        except TimeoutError as error:
-            raise FetchError(f"it took more than {timeout_s:g} s") from error
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: a name that IDNA refuses
+            if isinstance(error, TimeoutError) or time.monotonic() >= deadline_s:
+                raise FetchError(f"it took more than {timeout_s:g} s") from error
             raise FetchError("the connection to its host failed") from error
 
     def _public_address(self, host: str) -> str:
@@ -66,6 +70,26 @@ class ImageFetcher:
         if not addresses or not all(ipaddress.ip_address(address).is_global for address in addresses):
             raise FetchError("its host has no public address")
         return addresses[0]
+
+
+@contextmanager
+def _ended_at(connected: socket.socket, deadline_s: float) -> Iterator[None]:
+    """Ends the connection at the deadline: a host that sends one byte at a time never lets a read time out."""
+    same = socket.socket(fileno=os.dup(connected.fileno()))  # `connected` itself is given up to TLS
+
+    def end() -> None:
+        with suppress(OSError):  # the host has closed it
+            same.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(deadline_s - time.monotonic(), 0.0), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        same.close()
 
 
 def _body(secure: ssl.SSLSocket, host: str, target: str, max_bytes: int, deadline_s: float) -> bytes:
@@ -78,11 +102,9 @@ def _body(secure: ssl.SSLSocket, host: str, target: str, max_bytes: int, deadlin
         raise FetchError(f"its host replied with status {response.status}")
     body = bytearray()
     while True:
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        secure.settimeout(left_s)
         chunk = response.read1(_CHUNK_BYTES)
+        if time.monotonic() >= deadline_s:
+            raise TimeoutError
         if not chunk:
             return bytes(body)
         body += chunk
