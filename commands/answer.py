@@ -88,7 +88,10 @@ def answer(
     counts = {"requests": report.requests, "answered": report.answered, "answered before": report.resumed}
     emit(report.to_dict(), as_json, lambda _: render_record(str(out), {**counts, "failed": len(report.failed)}))
     if report.failed:
-        raise KnobctlError(f"{len(report.failed)} of {report.requests} requests have no answer; run the command again.")
+        raise KnobctlError(
+            f"{len(report.failed)} of {report.requests} requests have no answer, for the reasons above; the same "
+            "command tries them again."
+        )
 
 
 def _answer_one(

@@ -152,7 +152,7 @@ def _request(line: bytes, number: int, path: Path, budget_ms: float | None, imag
 
 def _answered(out: Path, requests: Sequence[BatchRequest]) -> set[int]:
     """Returns the lines that `out` answers, and removes a last line that was cut off."""
-    lines = _lines(out)
+    lines = _lines(out, max_bytes=None)  # answers are longer than requests
     if lines and not out.read_bytes().endswith(b"\n"):
         with out.open("r+b") as file:
             file.truncate(out.stat().st_size - len(lines.pop()))
@@ -169,11 +169,11 @@ def _answered(out: Path, requests: Sequence[BatchRequest]) -> set[int]:
     return done
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path, max_bytes: int | None = MAX_FILE_BYTES) -> list[bytes]:
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DatasetError(f"{path} has {size:,} bytes, and {MAX_FILE_BYTES:,} is the limit: split it.")
+        if max_bytes is not None and size > max_bytes:
+            raise DatasetError(f"{path} has {size:,} bytes, and {max_bytes:,} is the limit: split it.")
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror or error}): check the path.") from error
