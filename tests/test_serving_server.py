@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from knobctl.benchmarks.serve_load import check, load
+from knobctl.benchmarks.serve_load import check, fake_workload, load
 from knobctl.tests.support.chat_requests import chat_body, messages, png
 from knobctl.tests.support.fake_engine import FakeEngine
 from knobctl.tests.support.fake_server import RunningServer, running_server
@@ -217,9 +217,10 @@ def test_sigterm_finishes_the_queue_and_refuses_new_requests():
 
 @pytest.mark.slow
 def test_under_load_each_request_has_one_outcome_and_the_engines_text():
+    work = fake_workload((10, 20, 40, 80, 160, 320, 640))
     with running_server("--max-queue", "4") as server:
-        replies = load(server, clients=8, seconds=3)
-        check(replies, server, FakeEngine())
+        replies = load(server, work, clients=8, seconds=3)
+        check(replies, server, work)
     assert {reply.outcome for reply in replies} == {"answered", "budget_unmet", "queue_full"}
 
 

@@ -1,4 +1,7 @@
-"""A server with a fake engine in a process of its own: `python -m knobctl.tests.support.fake_server`."""
+"""A server in a process of its own, with a fake engine or, given controllers, a real one.
+
+`python -m knobctl.tests.support.fake_server`
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 import click
 import httpx
 
+from knobctl.serving.answer import Engine
 from knobctl.serving.http.config import Limits, ServerConfig
 from knobctl.serving.http.server import serve
 from knobctl.tests.support.fake_engine import FakeEngine
@@ -28,7 +32,19 @@ from knobctl.tests.support.fake_engine import FakeEngine
 @click.option("--drain-s", default=10.0)
 @click.option("--header-s", default=10.0)
 @click.option("--body-s", default=10.0)
-def main(port: int, max_queue: int, scale: float, on_miss: str, drain_s: float, header_s: float, body_s: float) -> None:
+@click.option("--controllers", help="Run these and their model on the CPU.")
+@click.option("--task", help="With --controllers: the dataset of all questions.")
+def main(
+    port: int,
+    max_queue: int,
+    scale: float,
+    on_miss: str,
+    drain_s: float,
+    header_s: float,
+    body_s: float,
+    controllers: str | None,
+    task: str | None,
+) -> None:
     config = ServerConfig(
         port=port,
         max_queue=max_queue,
@@ -37,7 +53,12 @@ def main(port: int, max_queue: int, scale: float, on_miss: str, drain_s: float, 
         api_key=os.environ.get("KNOBCTL_API_KEY"),
         limits=Limits(header_s=header_s, body_s=body_s),
     )
-    serve(FakeEngine(sleep=True, scale=scale), config, lambda url: print(url, flush=True))
+    engine: Engine = FakeEngine(sleep=True, scale=scale)
+    if controllers is not None:
+        from knobctl.serving.engine import Engine as RealEngine
+
+        engine = RealEngine(controllers, device="cpu", task=task)
+    serve(engine, config, lambda url: print(url, flush=True))
 
 
 class RunningServer:
