@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .commands.live import live_system
     from .controllers.checkpoint import Controllers
     from .data.cache.reader import open_cache
     from .precompute.models.loading import load_model
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .replay.training.train import train_controllers
     from .serving.engine import Engine
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Controllers",
@@ -31,6 +32,7 @@ __all__ = [
     "build_cache",
     "compare",
     "cross_validate",
+    "live_system",
     "load_model",
     "open_cache",
     "train_controllers",
@@ -46,6 +48,7 @@ _HOMES = {
     "build_cache": "precompute.scale.launch:precompute",  # `knobctl.precompute` is the package
     "compare": "replay.evaluation.compare",
     "cross_validate": "replay.training.cross_validate",
+    "live_system": "commands.live",
     "load_model": "precompute.models.loading",
     "open_cache": "data.cache.reader",
     "train_controllers": "replay.training.train",

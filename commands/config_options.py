@@ -107,7 +107,7 @@ def _option(
     if default is MISSING:
         found["required"] = required and not found.get("multiple")
     else:
-        found |= {"default": default, "show_default": default not in (None, (), False)}
+        found |= {"default": default, "show_default": default not in (None, (), False, "")}
     name = prefix + metadata.get("option", item.name)
     return click.option("--" + name.replace("_", "-"), prefix + item.name, **found)
 

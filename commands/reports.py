@@ -38,7 +38,7 @@ from .values import PATH, PATH_OR_NAME, Milliseconds
     type=click.IntRange(LEAST_RUNS),
     default=LEAST_RUNS,
     show_default=True,
-    help="Timed runs of each live request; their median is reported.",
+    help="Whole executions of each live request, controllers included; their median is its latency.",
 )
 @click.option("--model", type=PATH_OR_NAME, help="Model of the live run.  [default: the one that the cache names]")
 @sources_option
@@ -70,23 +70,26 @@ def validate(
     from ..replay.report.summary import render_summary
     from ..replay.report.tables import render_report
 
-    factory = None
+    progress, system = ConsoleProgress(), None
     if live:
         from ..devices import find_device
-        from ..precompute.run.live_from_cache import live_factory
+        from .live import live_system
 
         find_device(device)  # a missing device is reported before the replay report is computed
-        factory = live_factory(
+        system = live_system(
+            controllers,
             cache,
+            within=options["within"],
+            runs=runs,
+            progress=progress,
             model=model,
             revision=revision,
             device=device,
             dtype=dtype,
             images=images,
             sources=sources,
-            runs=runs,
         )
-    report = validate_controllers(controllers, cache, executor_factory=factory, progress=ConsoleProgress(), **options)
+    report = validate_controllers(controllers, cache, live=system, progress=progress, **options)
     emit(report.to_dict(), as_json, render_report if details else render_summary)
 
 

@@ -120,7 +120,12 @@ def train(
 )
 @report_options
 @training_options(without=frozenset({"log_interval"}))  # it writes no log
-@click.option("--report", "page", type=PATH, help="Also write the page of `knobctl report` to this file.")
+@click.option(
+    "--report",
+    "page",
+    type=PATH,
+    help="Also write the page of `knobctl report` to this file (needs pip install 'knobctl[report]').",
+)
 @details_option
 @json_option
 def cross_validate(

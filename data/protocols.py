@@ -1,16 +1,19 @@
 """The protocols that replay and live execution share: an executor runs requests, a policy chooses their settings.
 
-The cache and the live model both implement `Executor`; trained controllers and baselines both implement `Policy`.
+The cache and the live model both implement `Executor`; trained controllers and baselines both implement `Policy`. The
+latency of a live request is measured by `TimeRequests`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from .knobs import KnobSetting
 from .outcome import Outcome
+from .progress import Progress
 from .samples import Sample
 
 if TYPE_CHECKING:  # the command line reads LEAST_RUNS without loading numpy
@@ -26,7 +29,7 @@ class Executor(Protocol, Generic[Handle]):
     """Runs one sample in two calls, with Stage2's decision between them."""
 
     def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:
-        """Returns a context in which requests with these budgets are run and the policies' own calls are timed."""
+        """Returns a context in which requests with these budgets are run."""
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
         """Returns Stage1's input: the mean of the question's word embeddings, [d_model]."""
@@ -38,6 +41,42 @@ class Executor(Protocol, Generic[Handle]):
 
     def finish(self, handle: Handle, top_k: int, num_blocks: int) -> Outcome:
         """Runs the remaining blocks under (top_k, num_blocks), decodes, and returns the outcome."""
+
+
+class RequestToTime(NamedTuple):
+    """A request that has been run once, whose latency is to be measured."""
+
+    sample: Sample
+    budget_ms: float
+    setting: KnobSetting  # that was chosen
+    output_tokens: int | None  # of its answer
+    controlled: bool
+    """The controllers choose again while the clock runs. Otherwise the request runs under `setting`, and requests that
+    differ only in their budget share one timing."""
+
+
+class RequestTiming(NamedTuple):
+    """Measured latencies of one request, from pixels on the device to the last token, controllers included."""
+
+    setting: KnobSetting  # that ran
+    answer: str | None  # None for a given setting
+    latency_ms: float  # median of the runs
+    latency_runs_ms: tuple[float, ...]
+    controllers_ms: float  # the part of the controllers, median of the runs; 0 for a given setting
+
+
+TimeRequests = Callable[[Sequence[RequestToTime], Progress], list[RequestTiming]]
+
+
+class LiveSystem(NamedTuple):
+    """What `validate --live` runs: requests in two calls, compared with replay, and the same requests whole, timed."""
+
+    executor: Executor[Any]
+    samples: Mapping[str, Sample]
+    time_requests: TimeRequests | None  # None: latencies are not measured
+
+
+LiveFactory = Callable[[Sequence[str]], LiveSystem]  # from the ids of the samples to run
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Answer:
     text: str
     setting: KnobSetting
     latency_ms: StageLatency
-    expected_latency_ms: float  # of the setting, before it ran
+    expected_latency_ms: float | None  # of the setting, before it ran; None: no training sample had it
     budget_ms: float  # as the engine received it; the controllers get it in whole ms
     within_budget: bool  # the measured total is at most the budget
     prompt_tokens: int  # text and visual tokens
@@ -44,9 +44,10 @@ class Answer:
     def summary(self) -> str:
         """Returns setting and latency in one line."""
         ms, met = self.latency_ms, "within" if self.within_budget else "over"
+        expected = "unknown" if self.expected_latency_ms is None else f"{self.expected_latency_ms:.1f}"
         return (
             f"{self.setting}: {ms.total:.1f} ms, {met} the budget of {self.budget_ms:g} ms (expected "
-            f"{self.expected_latency_ms:.1f}; vision {ms.vision:.1f}, prefill {ms.prefill:.1f}, controllers "
+            f"{expected}; vision {ms.vision:.1f}, prefill {ms.prefill:.1f}, controllers "
             f"{ms.controllers:.2f}, decode {ms.decode:.1f})"
         )
 

@@ -28,6 +28,7 @@ from ..data.datasets.image_input import ImageInput
 from ..data.errors import BudgetUnmet, CheckpointError, KnobctlError, UnknownSetting
 from ..data.plans import BlockPlan
 from ..data.progress import SILENT, Progress
+from ..data.samples import Sample
 from ..devices import device_record
 from ..precompute.execution.knob_model import KnobModel, view_in_tier
 from ..precompute.execution.request_decoder import RequestDecoder
@@ -40,7 +41,7 @@ from .explanation import Explanation
 from .model_check import check_model
 from .request import MIN_BUDGET_MS, Request, checked_on_miss, checked_request
 from .text_stream import TextStream
-from .warm_up import WARM_UP_REQUESTS, check_pace, warm_up_requests
+from .warm_up import SET_UP_REQUESTS, WARM_UP_REQUESTS, check_pace, warm_up_requests
 
 KEPT = 4096  # results of each kind: a server may get a new budget with every request
 _CAPACITY_STEP = 256  # positions
@@ -61,6 +62,7 @@ class Engine:
         within: keep the budgets of at least this share of the requests that some setting can meet.
         warm_up: number of requests that are run now, to compare their latencies with the expected ones; 0: none, which
             `within` does not allow.
+        pace_required: refuse `within` if latencies here are not those expected; otherwise that is a warning only.
         progress: receives a warning if expected latencies do not hold on this device.
 
     Raises:
@@ -81,6 +83,7 @@ class Engine:
         on_miss: OnMiss = "fastest",
         within: float | None = None,
         warm_up: int = WARM_UP_REQUESTS,
+        pace_required: bool = True,
         progress: Progress = SILENT,
     ) -> None:
         if not isinstance(controllers, Controllers):
@@ -122,7 +125,7 @@ class Engine:
         self._decoder = RequestDecoder(model.model, _CAPACITY_STEP)
         self.warm_up_ratio: float | None = None  # median of measured over expected latency
         if warm_up or within is not None:
-            self._warm_up(warm_up, progress)
+            self._warm_up(warm_up, within if pace_required else None, progress)
 
     @property
     def model_name(self) -> str:
@@ -181,13 +184,30 @@ class Engine:
             made = self._run(request, None)
         return made.answer, Explanation.of(self.knobs.space, made.stage1, made.stage2, made.expected_ms_X)
 
+    def answer_as_replayed(self, sample: Sample, rgb: NDArray[np.uint8], budget_ms: float) -> Answer:
+        """Answers a sample as replay decides: without rounding the budget, and without the rule for missed ones.
+
+        Args:
+            rgb: uint8 [height, width, 3].
+        """
+        limit = self._tasks[self._task_name(sample.dataset)].max_new_tokens
+        request = Request(sample, rgb, budget_ms, budget_ms, limit, on_miss=None, decode_ms=0.0)
+        with quiet():
+            return self._run(request, None).answer
+
+    def expected_ms(
+        self, question: str, image_size: tuple[int, int], *, task: str | None = None
+    ) -> NDArray[np.float64]:
+        """Returns the expected latency of every setting [X] for an image of (width, height) pixels; NaN: not known."""
+        name = self._task_name(task)
+        width, height = image_size
+        return self._expected(question, name, self._views(height, width)).ms_X
+
     def fastest_expected_ms(
         self, question: str, image_size: tuple[int, int], *, task: str | None = None
     ) -> float | None:
         """Returns the expected latency of the fastest setting for an image of (width, height) pixels."""
-        name = self._task_name(task)
-        width, height = image_size
-        return self._expected(question, name, self._views(height, width)).fastest_ms
+        return float(np.nanmin(self.expected_ms(question, image_size, task=task)))
 
     def close(self) -> None:
         """Frees the model. No other member is used afterwards."""
@@ -223,13 +243,14 @@ class Engine:
         preparing_ms = request.decode_ms + watch.lap_ms()
 
         allowed_JA = chooser.allowed(expected.ms_X, budget_ms)
-        if expected.fastest_ms > budget_ms:
+        if expected.fastest_ms > budget_ms and request.on_miss is not None:
             if request.on_miss == "refuse":
                 raise BudgetUnmet(
                     f"no setting is expected to take at most {budget_ms:g} ms: the fastest takes "
                     f"{expected.fastest_ms:.1f} ms."
                 )
-            allowed_JA = chooser.fastest(expected.ms_X)
+            if self.within is None:  # a service level was calibrated with its own rule, in `chooser.allowed`
+                allowed_JA = chooser.fastest(expected.ms_X)
         feature_D = knobs.language_feature(sample)
         first = chooser.choose_image(feature_D, budget_ms, allowed_JA)
         tier, place = divmod(first.choice, len(space.insertion_positions))
@@ -275,11 +296,12 @@ class Engine:
             stream.finish(text)
         latency = StageLatency(times.vision_ms, times.prefill_ms, controllers_ms + times.decide_ms, times.decode_ms)
         setting_index = int(self._setting_JA[first.choice, second[0].choice])
+        expected_ms = float(expected.ms_X[setting_index])
         answer = Answer(
             text=text,
             setting=space.settings[setting_index],
             latency_ms=latency,
-            expected_latency_ms=float(expected.ms_X[setting_index]),
+            expected_latency_ms=expected_ms if math.isfinite(expected_ms) else None,
             budget_ms=request.budget_ms,
             within_budget=latency.total <= request.budget_ms,
             prompt_tokens=prepared.length,
@@ -326,7 +348,7 @@ class Engine:
             raise KnobctlError(f"task {name!r} is unknown: the controllers were trained on {known}.")
         return name
 
-    def _warm_up(self, count: int, progress: Progress) -> None:
+    def _warm_up(self, count: int, within: float | None, progress: Progress) -> None:
         """Runs requests and compares their latencies with the expected ones."""
         names = tuple(self._tasks) if self._task is None else (self._task,)
         ratios = []
@@ -334,13 +356,11 @@ class Engine:
             budget_ms = self.controllers.budgets_ms[number % len(self.controllers.budgets_ms)]
             name = names[number % len(names)]
             made = self.answer(image, question, max(budget_ms, MIN_BUDGET_MS), task=name, on_miss="fastest")
-            ratios.append(made.latency_ms.total / made.expected_latency_ms)
-        ratios = ratios[len(ratios) - count :]
+            if number >= SET_UP_REQUESTS and made.expected_latency_ms is not None:
+                ratios.append(made.latency_ms.total / made.expected_latency_ms)
         self.warm_up_ratio = median(ratios) if ratios else None
         here = device_record(self.knobs.model.device)
-        check_pace(
-            self.warm_up_ratio, self.controllers.conditions.device_name, str(here["name"]), self.within, progress
-        )
+        check_pace(self.warm_up_ratio, self.controllers.conditions.device_name, str(here["name"]), within, progress)
 
 
 class _Expected(NamedTuple):

@@ -28,7 +28,7 @@ class Request:
     budget_ms: float  # as received
     whole_ms: float  # what the controllers get
     max_new_tokens: int
-    on_miss: OnMiss
+    on_miss: OnMiss | None  # None: the controllers choose even if no setting is expected to meet the budget
     decode_ms: float  # decoding the image
 
 

@@ -32,7 +32,7 @@ def check_pace(ratio: float | None, expected_on: str, here: str, within: float |
     if ratio is not None and low <= ratio <= high:
         return
     if ratio is None:
-        text = "latencies were not compared with the expected ones, because the warm-up was left out"
+        text = "latencies were not compared with the expected ones: no warm-up request had an expected latency"
     else:
         text = (
             f"requests take {ratio:.2f} times the expected latency, which was measured on {expected_on}; this is "

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from knobctl.cli import main
-from knobctl.commands import demo
+from knobctl.commands import demo, live
 from knobctl.console import ConsoleProgress
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.scale import launch
@@ -42,6 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(launch, "precompute", lambda config, _: found.update(precompute=config))
     monkeypatch.setattr(cross_validate, "cross_validate", judge)
     monkeypatch.setattr(train, "train_controllers", lambda _cache, _out, config, **_: found.update(train=config))
+    monkeypatch.setattr(live, "live_system", lambda *_, **options: options)
     monkeypatch.setattr(validate, "validate_controllers", lambda *_, **options: found.update(options) or Report())
     return found
 
@@ -49,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_demo_runs_at_most_20_samples_live(tmp_path: Path, asked: dict[str, Any]):
     record = demo.run_demo(tmp_path, samples=130, seed=42, progress=ConsoleProgress())
     assert asked["live_samples"] == 20
-    assert asked["executor_factory"] is not None
+    assert asked["live"] is not None
     assert asked["precompute"].samples == 130
     assert asked["page"]["out"] == tmp_path / "report.html"
     assert json.loads((tmp_path / "report.json").read_text()) == record

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 from collections import Counter
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pytest
@@ -15,7 +13,8 @@ import torch
 from knobctl.controllers.budget_encoder import read_budget_encoder
 from knobctl.data.cache.executor import CacheExecutor
 from knobctl.data.cache.reader import Cache, open_cache
-from knobctl.data.errors import CacheMismatch, KnobctlError
+from knobctl.data.errors import CacheMismatch
+from knobctl.data.protocols import LiveSystem
 from knobctl.data.samples import Sample
 from knobctl.precompute.execution.knob_model import KnobModel
 from knobctl.precompute.run.live import LiveExecutor
@@ -84,15 +83,15 @@ class EveryTier:
 
     def __init__(self, name: str, shift: int) -> None:
         self.name, self.shift = name, shift
-        self.conditions: set[tuple[int, bool]] = set()
+        self.threads: set[int] = set()
 
     def choose_image(self, requests):
-        self.conditions.add((torch.get_num_threads(), gc.isenabled()))
+        self.threads.add(torch.get_num_threads())
         choice = np.array([int(requests.budget_ms_B[0]) // 10 + self.shift])
         return choice % 2, choice // 2 % 2
 
     def choose_compute(self, requests, tier_B, position_B, token_BD):  # noqa: ARG002  required by the protocol
-        self.conditions.add((torch.get_num_threads(), gc.isenabled()))
+        self.threads.add(torch.get_num_threads())
         return np.array([0]), np.array([int(token_BD.astype(np.float64).sum() > 0)])
 
 
@@ -100,7 +99,8 @@ def live_runs(executor, cache: Cache, budgets_ms: tuple[float, ...], policies=No
     table = ReplayTables.from_cache(cache, RewardWeights())
     samples = {sample.sample_id: sample for sample in easy_samples(SAMPLES)}
     policies = policies or [EveryTier("one", 0), EveryTier("other", 1)]
-    return run_live(executor, samples, policies, table, np.arange(SAMPLES), budgets_ms)
+    system = LiveSystem(executor, samples, None)
+    return run_live(system, policies, table, np.arange(SAMPLES), budgets_ms)
 
 
 @pytest.mark.parametrize(
@@ -154,35 +154,20 @@ def test_passes_are_kept_for_only_one_sample(knobs):
     )
 
 
-def test_policies_run_under_the_same_conditions_as_timed_requests(knobs, cache):
+def test_policies_run_on_one_thread(knobs, cache):
     policy = EveryTier("one", 0)
     torch.set_num_threads(2)
     try:
         live_runs(LiveExecutor(knobs), cache, (10.0, 20.0), [policy])
-        assert policy.conditions == {(1, False)}  # one thread, no garbage collection
+        assert policy.threads == {1}
         assert torch.get_num_threads() == 2
-        assert gc.isenabled()
     finally:
         torch.set_num_threads(1)
 
 
-def test_a_live_latency_is_the_median_of_at_least_three_runs(knobs, cache):
-    live = LiveExecutor(knobs, runs=3)
-    _, handle = live.latency_token(easy_samples(1)[0], "low", 1, 10.0)
-    outcome = live.finish(handle, 2, 4)
-    assert len(outcome.latency_runs_ms) == 3
-    assert outcome.latency_ms == median(outcome.latency_runs_ms)
-    assert LiveExecutor(knobs).finish(handle, 2, 4).latency_ms is None
-    for too_few in (-1, 1, 2):
-        with pytest.raises(KnobctlError, match="at least 3, whose median"):
-            LiveExecutor(knobs, runs=too_few)
-    made, _ = live_factory(cache.path, device="cpu")(cache.sample_ids[:1])
-    assert made.runs == 3
-
-
 def test_a_budget_off_the_grid_gets_its_own_token(cache):
     """Its probe is one row of the same pass; the prompt, and therefore every answer, is unchanged."""
-    live, samples = live_factory(cache.path, device="cpu", runs=0)(cache.sample_ids[:1])
+    live, samples = live_factory(cache.path, device="cpu")(cache.sample_ids[:1])
     (sample,) = samples.values()
     between, handle = live.latency_token(sample, "low", 1, 33.0)
     for budget in cache.budgets_ms:

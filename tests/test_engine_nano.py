@@ -42,7 +42,7 @@ def test_all_375_settings_of_three_samples_answer_live_as_in_the_cache(cache):
     space = cache.space
     assert len(space.settings) == 375
     assert cache.present_SX.all()
-    live, samples = live_factory(cache.path, device="cpu", runs=0)(cache.sample_ids)
+    live, samples = live_factory(cache.path, device="cpu")(cache.sample_ids)
     assert len(samples) == 3
     replay = CacheExecutor(cache)
     budgets_ms = cycle(float(budget) for budget in cache.budgets_ms)

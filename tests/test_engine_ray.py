@@ -20,6 +20,7 @@ from knobctl.data.cache.verify import verify_cache
 from knobctl.data.errors import KnobctlError
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.scale.launch import precompute
+from knobctl.tests.support.dataset_files import png, write_json_lines
 from knobctl.tests.support.ray_cluster import RayCluster, actors, ray_cluster, ray_home
 from knobctl.tests.support.ray_runs import SAMPLES, driver, ray_config
 from knobctl.tests.support.recorded_progress import RecordedProgress
@@ -195,6 +196,32 @@ def test_a_worker_that_cannot_read_the_model_says_so(cluster, tmp_path):
     with pytest.raises(KnobctlError, match=r"^worker \d+ failed: .*nowhere"):
         precompute(config)
     assert actors() == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_read_an_image_says_which(cluster, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    entries = []
+    for number in range(SAMPLES):
+        (images / f"{number}.png").write_bytes(png(number, (40, 30)))
+        entries.append({"image": f"{number}.png", "question": f"what is number {number}?", "answers": ["cat"]})
+    mine = write_json_lines(tmp_path / "mine.jsonl", entries)
+    progress = RecordedProgress(lambda done: images.rename(tmp_path / "elsewhere") if done == 6 else None)
+    config = ray_config(
+        tmp_path,
+        cluster.address,
+        datasets=(f"mine={mine}",),
+        images=images,
+        metrics={"mine": "exact_match"},
+        max_new_tokens={"mine": 2},
+    )
+    with pytest.raises(KnobctlError, match=rf"^worker \d+ failed: .*{images}/\d+\.png"):
+        precompute(config, progress)
+    assert actors() == []
+    (tmp_path / "elsewhere").rename(images)
+    assert precompute(config)["samples"] == SAMPLES
+    assert verify_cache(config.out) == []
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from knobctl.cli import main
+from knobctl.commands.live import live_system
 from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.data.cache.reader import open_cache
 from knobctl.data.cache.verify import verify_cache
@@ -21,7 +22,6 @@ from knobctl.precompute.execution.knob_model import KnobModel, Task
 from knobctl.precompute.models.loading import load_model
 from knobctl.precompute.run.config import PrecomputeConfig
 from knobctl.precompute.run.forecast import forecast
-from knobctl.precompute.run.live_from_cache import live_factory
 from knobctl.precompute.scale.launch import precompute
 from knobctl.replay.evaluation.validate import validate_controllers
 from knobctl.replay.recipes import recipe
@@ -115,12 +115,11 @@ def test_a_dry_run_forecasts(model_dir, dataset, space):
 def test_replay_agrees_with_the_running_model(cache_dir, tmp_path):
     training = recipe("tuned", seeds=(0,), warm_start_steps=20, min_steps=20, epochs=1)
     train_controllers(cache_dir, tmp_path / "controllers", training)
-    report = validate_controllers(
-        tmp_path / "controllers", cache_dir, executor_factory=live_factory(cache_dir, device="cpu", runs=3)
-    ).to_dict()
+    live = live_system(tmp_path / "controllers", cache_dir, device="cpu")
+    report = validate_controllers(tmp_path / "controllers", cache_dir, live=live).to_dict()
     agreement = report["live"]["agreement"]
     assert agreement["disagreements"] == []
-    assert report["live"]["agreement"]["requests"] > 0
+    assert agreement["requests"] == 3 * agreement["timed_compared"] > 0
     for commands in (["inspect", str(cache_dir), "--verify"], ["rescore", str(cache_dir), "--metric", "vqa_simple"]):
         out = ["--out", str(tmp_path / "rescored")] if commands[0] == "rescore" else []
         result = CliRunner().invoke(main, [*commands, *out, "--json"])

@@ -59,7 +59,7 @@ def test_the_example_runs_under_every_setting_and_live(model_dir, tmp_path):
     outcomes = pl.read_parquet(config.out / "outcomes" / "*.parquet")
     assert outcomes.height == 12 * len(space.settings)
     assert outcomes["answer"].n_unique() > 4
-    executor, samples = live_factory(config.out, device="cpu", runs=0)(cache.sample_ids[:4])
+    executor, samples = live_factory(config.out, device="cpu")(cache.sample_ids[:4])
     for sample in samples.values():
         own = outcomes.filter(pl.col("sample_id") == sample.sample_id)
         for row in own.iter_rows(named=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,11 @@ def test_a_device_of_another_speed_is_noticed_and_promises_no_level(tiny_cache, 
     assert slow.conditions.device_name in note
     with pytest.raises(KnobctlError, match=r"--within 0\.9 cannot be kept: requests take"):
         Engine(slow, device="cpu", within=0.9, warm_up=4)
-    with pytest.raises(KnobctlError, match="the warm-up was left out"):
+    with pytest.raises(KnobctlError, match="no warm-up request had an expected latency"):
         Engine(slow, device="cpu", within=0.9, warm_up=0)
+    assert len(notes.texts) == 1
+    Engine(slow, device="cpu", within=0.9, warm_up=4, pace_required=False, progress=notes)
+    assert len(notes.texts) == 2
     with pytest.raises(CheckpointError, match=r"no budget factor was calibrated for --within 0\.8"):
         Engine(slow, device="cpu", within=0.8)
 
@@ -205,3 +209,14 @@ def test_an_unreadable_image_is_named(engine, tmp_path: Path):
     path.write_text("no image")
     with pytest.raises(DatasetError, match=r"text\.png cannot be decoded"):
         engine.answer(path, "is there a circle?", GENEROUS_MS)
+
+
+def test_a_setting_whose_latency_is_not_known_is_answered_and_said_to_be_unknown(tiny_cache, tmp_path: Path, png):
+    controllers = answering_controllers(tiny_cache, tmp_path / "controllers")
+    assert controllers.expected_latency is not None
+    chosen = Engine(controllers, device="cpu", warm_up=0).answer(png, "is there a circle?", GENEROUS_MS).setting
+    controllers.expected_latency.known_X[controllers.space.index(chosen)] = False
+    answer = Engine(controllers, device="cpu", warm_up=2).answer(png, "is there a circle?", GENEROUS_MS)
+    assert (answer.setting, answer.expected_latency_ms) == (chosen, None)
+    assert "expected unknown; vision" in answer.summary()
+    assert '"expected_latency_ms": null' in json.dumps(answer.to_dict(), allow_nan=False)

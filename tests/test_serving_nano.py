@@ -70,7 +70,7 @@ def samples() -> tuple[Sample, ...]:
 
 
 def test_one_pass_chooses_and_answers_as_two_calls_do(cache, samples, tmp_path):
-    live, _ = live_factory(cache.path, device="cpu", runs=0)(cache.sample_ids[:1])
+    live, _ = live_factory(cache.path, device="cpu")(cache.sample_ids[:1])
     found = set()
     for seed in range(4):
         controllers = answering_controllers(cache, tmp_path / str(seed), seed=seed)

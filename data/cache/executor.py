@@ -32,7 +32,7 @@ class CacheExecutor:
         self.cache = cache
 
     def session(self, budgets_ms: Sequence[float]) -> AbstractContextManager[None]:  # noqa: ARG002 - part of the protocol
-        """See `Executor.session`. Look-ups are not timed, so there are no conditions to set."""
+        """See `Executor.session`. Look-ups need no preparation."""
         return nullcontext()
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from statistics import median
 
 SLOWED = 1.15  # times the recent median; on an idle machine timings of similar work vary by about 4 %
 REMEMBERED = 64  # timings per kind; a permanent slowdown moves the median after half as many
+RETAKES = 2  # of a timing at most
 FEWEST = 8  # with fewer timings there is no reference
 AGAIN_SHARE = 0.25  # repetitions per first timing at most: some machines are always busy
 

@@ -2,30 +2,27 @@
 
 It runs the token pass exactly as precompute does (batch 1, the whole budget grid as probes, one thread) and continues
 at batch 1, so its tokens are bit-equal to the cached ones. One pass gives the tokens of every position and budget, so
-the current sample's passes are kept, one for each view; tiers and budgets share them. Latency is measured separately,
-by running the request again with its single probe, because the other probes of the grid are not part of a request.
+the current sample's passes are kept, one for each view; tiers and budgets share them. Latencies are measured by
+`serving/live_timing.py`, because the other probes of the grid are not part of a request.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...data.budgets import float32_ms, normalise_budgets
-from ...data.errors import KnobctlError, UnknownSetting
+from ...data.errors import UnknownSetting
 from ...data.metrics import Scorer
 from ...data.outcome import Outcome
-from ...data.protocols import LEAST_RUNS
 from ...data.samples import Sample
+from ...devices import single_thread
 from ..execution.knob_model import KnobModel, SamplePrompts
 from ..execution.token_pass import PromptState
-from ..latency.block_times import TimedPlan, measure_whole
-from ..latency.clocks import quiet
 from ..models.backbone import Prompt, View
 
 
@@ -50,34 +47,22 @@ class LiveHandle:
 
 
 class LiveExecutor:
-    """Implements `data.protocols.Executor` by running the model.
+    """Implements `data.protocols.Executor` by running the model."""
 
-    Args:
-        runs: timed runs of every finished request, whose median is the latency; 0 measures no latency.
-
-    Raises:
-        KnobctlError: with so few `runs` a single stalled run would decide the median.
-    """
-
-    def __init__(self, knobs: KnobModel, *, runs: int = 0, seed: int = 0) -> None:
-        if runs and runs < LEAST_RUNS:
-            raise KnobctlError(
-                f"{runs} timed runs of each live request: a single stalled run would decide the latency. Take at least "
-                f"{LEAST_RUNS}, whose median is the latency, or 0 to measure none."
-            )
-        self.knobs, self.runs, self._seed = knobs, runs, seed
+    def __init__(self, knobs: KnobModel) -> None:
+        self.knobs = knobs
         self._off_grid: dict[float, tuple[float, ...]] = {}  # announced budgets off the grid -> budgets of their pass
         self._prompts: SamplePrompts | None = None  # of the current sample, whose passes are kept
         self._passes: dict[tuple[View, tuple[float, ...]], TokenPass] = {}
 
     @contextmanager
     def session(self, budgets_ms: Sequence[float]) -> Iterator[None]:
-        """Sets the conditions of timing while the body runs. Budgets off the grid share token passes."""
+        """Runs the body on one thread. Budgets off the grid share token passes."""
         grid_ms = self.knobs.budgets_ms
         off_ms = [budget for budget in normalise_budgets(budgets_ms) if budget not in grid_ms]
         groups = [tuple(off_ms[start : start + len(grid_ms)]) for start in range(0, len(off_ms), len(grid_ms))]
         self._off_grid = {budget: group + grid_ms[len(group) :] for group in groups for budget in group}
-        with quiet():
+        with single_thread():
             yield
 
     def language_feature(self, sample: Sample) -> NDArray[np.float32]:
@@ -118,19 +103,11 @@ class LiveExecutor:
         return made
 
     def finish(self, handle: LiveHandle, top_k: int, num_blocks: int) -> Outcome:
-        """Runs the remaining blocks under (top_k, num_blocks), decodes, and returns the outcome."""
+        """Runs the remaining blocks under (top_k, num_blocks), decodes, and returns the outcome without latency."""
         knobs = self.knobs
         task = knobs.task(handle.sample)
         plan = knobs.plan(handle.insertion_position, top_k, num_blocks)
         token_ids = knobs.answer(handle.state, plan, task)
         text = knobs.text(token_ids)
         accuracy = Scorer(task.metric, handle.sample.answers).score(text)
-        outcome = Outcome(
-            text, accuracy, None, len(token_ids), handle.prepared.vision_tokens, outcome_source="measured"
-        )
-        if not self.runs:
-            return outcome
-        request = TimedPlan(plan, handle.insertion_position, len(token_ids))
-        draw = random.Random(self._seed)
-        latency = measure_whole(knobs, handle.prepared, [request], runs=self.runs, draw=draw)[0]
-        return replace(outcome, **latency._asdict())
+        return Outcome(text, accuracy, None, len(token_ids), handle.prepared.vision_tokens, outcome_source="measured")

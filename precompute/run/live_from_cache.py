@@ -11,7 +11,6 @@ from ...data.budgets import normalise_budgets
 from ...data.cache.reader import Cache, open_cache
 from ...data.datasets.image_refs import ImageRoots, image_from_ref
 from ...data.errors import CacheError, CacheMismatch, CheckpointError, DatasetError
-from ...data.protocols import LEAST_RUNS
 from ...data.samples import Sample
 from ...data.tasks import Task, recorded_task
 from ..execution.knob_model import KnobModel
@@ -30,7 +29,6 @@ def live_factory(
     dtype: str = "auto",
     images: Path | None = None,
     sources: Mapping[str, Path] | None = None,
-    runs: int = LEAST_RUNS,
 ) -> Factory:
     """Returns a function that loads the model and makes the executor and the samples of a live validation.
 
@@ -40,7 +38,6 @@ def live_factory(
         images: folder that image paths are relative to, and where Parquet files with images are searched first; by
             default the folders that the cache records.
         sources: dataset name -> the current location of its files; by default the recorded one.
-        runs: timed runs of each request, at least 3, whose median is the latency; 0 measures no latency.
 
     Raises (when the returned function is called):
         CacheError: the cache lacks something that a live run needs. CacheMismatch: it was made by another model or
@@ -67,7 +64,7 @@ def live_factory(
                 f"{error} The cache names this model; give its present location with --model."
             ) from error
         _check_model(cache, loaded)
-        return LiveExecutor(knob_model_of(cache, loaded), runs=runs), samples
+        return LiveExecutor(knob_model_of(cache, loaded)), samples
 
     return make
 

@@ -27,7 +27,7 @@ from ..execution.plan_tree import PlanTree, active_blocks
 from ..execution.token_pass import PromptState
 from ..latency.block_times import BlockTimes, LatencyCheck, PlanLatency, TimedPlan, measure_blocks, measure_whole
 from ..latency.device_lock import DeviceTurn
-from ..latency.slow_spells import Pace
+from ..latency.slow_spells import RETAKES, Pace
 from ..models.backbone import Prompt
 from .work_counts import Ledger
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .config import PrecomputeConfig  # imports psutil, which running the model does not need
 
 ALIKE_TEXT_TOKENS = 8  # prompts whose lengths differ by less take about the same time
-RETAKES = 2  # of timings taken during a slow spell
 
 
 @dataclass

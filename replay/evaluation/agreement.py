@@ -1,4 +1,7 @@
-"""Agreement of a live run with replay: setting, answer, accuracy, latency; every difference with its cause."""
+"""Agreement of a live run with replay: setting, answer, accuracy, latency; every difference with its cause.
+
+The timed executions by the engine are compared too, with the same requests run in two calls.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.protocols import Policy
+from ...data.protocols import Policy, RequestTiming
 from ..tables import ReplayTables
 from .live import LiveRun, request_of
 
@@ -33,7 +36,7 @@ def agreement(
     """
     counts: Counter[str] = Counter(requests=len(runs))
     disagreements: list[dict[str, Any]] = []
-    relative_error: dict[tuple[int, int], float] = {}
+    relative_error: dict[tuple[bool, int, RequestTiming], float] = {}  # by whether controllers ran, sample, timing
     for run in runs:
         found = {
             "policy": run.policy,
@@ -52,21 +55,32 @@ def agreement(
                 replay = str(tables.space.settings[expected])
                 disagreements.append({**found, "kind": "setting", "replay": replay, "live": str(run.setting), **cause})
         _compare_inputs(run, cache, tables, counts)
-        _compare_outcome(run, cache, counts, found, disagreements, relative_error)
+        _compare_outcome(run, cache, counts, found, disagreements)
+        if run.timing is not None:
+            _compare_timed(run, run.timing, counts, found, disagreements)
+            _compare_latency(run, run.timing, cache, relative_error)
     causes = Counter(f"{item['kind']}: {item['cause']}" for item in disagreements)
-    error = np.array(list(relative_error.values()))
     return {
         **{name: int(counts[name]) for name in _COUNTS},
         "disagreements": disagreements,
         "causes": dict(causes.most_common()),
-        "latency_error": None
-        if not len(error)
-        else {
-            "outcomes": len(error),
-            "mean_signed": float(error.mean()),
-            "median_absolute": float(np.median(np.abs(error))),
-            "p95_absolute": float(np.quantile(np.abs(error), 0.95)),
+        "latency_error": {
+            name: _spread([error for (controlled, *_), error in relative_error.items() if controlled == is_controlled])
+            for name, is_controlled in (("with_controllers", True), ("given_settings", False))
         },
+    }
+
+
+def _spread(errors: Sequence[float]) -> dict[str, Any] | None:
+    """Returns figures of relative errors; None if there are none."""
+    if not errors:
+        return None
+    size = np.abs(errors)
+    return {
+        "timings": len(errors),
+        "mean_signed": float(np.mean(errors)),
+        "median_absolute": float(np.median(size)),
+        "p95_absolute": float(np.quantile(size, 0.95)),
     }
 
 
@@ -84,6 +98,8 @@ _COUNTS = (
     "accuracies_compared",
     "same_accuracy",
     "not_cached",
+    "timed_compared",
+    "same_timed",
 )
 
 
@@ -115,7 +131,6 @@ def _compare_outcome(
     counts: Counter[str],
     found: dict[str, Any],
     disagreements: list[dict[str, Any]],
-    relative_error: dict[tuple[int, int], float],
 ) -> None:
     """Compares the outcome with the cache's outcome of the same setting, whether or not replay chose it."""
     cell = (run.sample, run.setting_index)
@@ -144,9 +159,40 @@ def _compare_outcome(
         disagreements.append(
             {**found, "kind": "accuracy", "replay": accuracy, "live": run.outcome.accuracy, "cause": cause}
         )
-    latency_ms = float(cache.latency_ms_SX[cell])
-    if np.isfinite(latency_ms) and np.isfinite(run.latency_ms) and latency_ms > 0:
-        relative_error[cell] = run.latency_ms / latency_ms - 1.0
+
+
+def _compare_timed(
+    run: LiveRun,
+    timing: RequestTiming,
+    counts: Counter[str],
+    found: dict[str, Any],
+    disagreements: list[dict[str, Any]],
+) -> None:
+    """Compares what was executed while the clock ran with the same request run in two calls."""
+    if timing.answer is None:  # the setting was given
+        return
+    counts["timed_compared"] += 1
+    live = (str(timing.setting), timing.answer)
+    two_calls = (str(run.setting), run.outcome.answer)
+    counts["same_timed"] += live == two_calls
+    if live != two_calls:
+        one, other = timing.setting, run.setting
+        if (one.tier, one.insertion_position) != (other.tier, other.insertion_position):
+            cause = "Stage1 chose differently from equal inputs"
+        elif one != other:
+            cause = "the engine's single probe gave another token than the cache's grid of probes"
+        else:
+            cause = "the engine generated another answer under the same setting"
+        disagreements.append({**found, "kind": "timed", "two_calls": two_calls, "live": live, "cause": cause})
+
+
+def _compare_latency(
+    run: LiveRun, timing: RequestTiming, cache: Cache, relative_error: dict[tuple[bool, int, RequestTiming], float]
+) -> None:
+    """Compares a latency, with that of the controllers if they ran, with the cache's latency of the same setting."""
+    cached_ms = float(cache.latency_ms_SX[run.sample, cache.space.index(timing.setting)])
+    if np.isfinite(cached_ms) and cached_ms > 0:
+        relative_error[timing.answer is not None, run.sample, timing] = timing.latency_ms / cached_ms - 1.0
 
 
 def _setting_cause(run: LiveRun, policy: Policy, cache: Cache, tables: ReplayTables) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""Runs policies on an executor: the live model, or the cache itself in tests.
+"""Runs policies on a live system: the model, or in tests the cache itself.
 
-An outcome depends only on sample and setting, so each setting is run once per sample, however many budgets and
-policies choose it. The latency token also depends on the budget, and is computed for every request. Samples are the
-outermost loop, so that an executor keeps the work of only one sample.
+Two passes. In the first, an executor runs each request in two calls, whose tokens, settings and answers are compared
+with replay bit by bit. An outcome depends only on sample and setting, so each setting is run once per sample, however
+many budgets and policies choose it. The latency token also depends on the budget, and is computed for every request.
+Samples are the outermost loop, so that an executor keeps the work of only one sample. In the second pass the same
+requests are executed whole and timed.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,13 @@ from numpy.typing import NDArray
 
 from ...data.errors import KnobctlError
 from ...data.knobs import KnobSetting
+from ...data.outcome import Outcome
 from ...data.progress import SILENT, Progress
-from ...data.protocols import Executor, Outcome, Policy, Requests
+from ...data.protocols import Executor, LiveSystem, Policy, Requests, RequestTiming, RequestToTime
 from ...data.samples import Sample
 from ..reward import total
 from ..tables import ReplayTables
 from .bootstrap import ClusterBootstrap
-
-ExecutorFactory = Callable[[Sequence[str]], tuple[Executor[Any], Mapping[str, Sample]]]
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,28 @@ class LiveRun:
     outcome: Outcome
     language_feature_D: NDArray[np.float32]
     token_D: NDArray[np.float16] | None  # None for policies that do not read it
-    controller_ms: float  # duration of the policy's two calls
-
-    @property
-    def latency_ms(self) -> float:
-        return float("nan") if self.outcome.latency_ms is None else self.outcome.latency_ms
+    timing: RequestTiming | None = None  # None: not timed
 
 
 def run_live(
-    executor: Executor[Any],
-    samples: Mapping[str, Sample],
+    system: LiveSystem,
     policies: Sequence[Policy],
     tables: ReplayTables,
     sample_N: NDArray[np.int64],
     budgets_ms: Sequence[float],
     *,
+    controlled: str | None = None,
     progress: Progress = SILENT,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> list[LiveRun]:
     """Runs every request of every policy and returns them, samples outermost. Budgets need not be in the grid.
 
+    Args:
+        controlled: the policy whose choices `system.time_requests` makes again while the clock runs; the others are
+            timed under the settings that they chose.
+
     Raises KnobctlError for samples without question or image, and for imported results.
     """
+    executor, samples, time_requests = system
     missing = [tables.sample_ids[index] for index in sample_N if tables.sample_ids[index] not in samples]
     if missing:
         raise KnobctlError(
@@ -78,12 +78,21 @@ def run_live(
                 outcomes: dict[KnobSetting, Outcome] = {}
                 for policy in policies:
                     for budget_ms in budgets_ms:
-                        request = (executor, sample, index, feature_D, policy, tables, budget_ms, outcomes, clock)
-                        if index == sample_N[0]:  # a policy's first call under a budget includes one-time set-up
-                            _run_one(*request)
-                        runs.append(_run_one(*request))
+                        runs.append(_run_one(executor, sample, index, feature_D, policy, tables, budget_ms, outcomes))
             advance()
-    return runs
+    if time_requests is None:
+        return runs
+    requests = [
+        RequestToTime(
+            samples[tables.sample_ids[run.sample]],
+            run.budget_ms,
+            run.setting,
+            run.outcome.output_tokens,
+            run.policy == controlled,
+        )
+        for run in runs
+    ]
+    return [replace(run, timing=timing) for run, timing in zip(runs, time_requests(requests, progress), strict=True)]
 
 
 def request_of(tables: ReplayTables, index: int, feature_D: NDArray[np.float32], budget_ms: float) -> Requests:
@@ -107,21 +116,16 @@ def _run_one(
     tables: ReplayTables,
     budget_ms: float,
     outcomes: dict[KnobSetting, Outcome],
-    clock: Callable[[], float],
 ) -> LiveRun:
     space, requests = tables.space, request_of(tables, index, feature_D, budget_ms)
     reads_token = policy.uses_latency_token
-    start = clock()
     tier_B, position_B = policy.choose_image(requests)
-    chosen = clock() - start
     tier, position = space.tiers[tier_B[0]], space.insertion_positions[position_B[0]]
     assert position is not None
     token_D, handle = executor.latency_token(sample, tier, position, budget_ms) if reads_token else (None, None)
-    start = clock()
     top_k_B, num_blocks_B = policy.choose_compute(
         requests, tier_B, position_B, None if token_D is None else np.asarray(token_D)[None]
     )
-    chosen += clock() - start
     setting = KnobSetting(tier, position, space.top_k[top_k_B[0]], space.num_blocks[num_blocks_B[0]])
     if setting not in outcomes:
         if handle is None:
@@ -136,7 +140,6 @@ def _run_one(
         outcomes[setting],
         feature_D,
         token_D,
-        1e3 * chosen,
     )
 
 
@@ -164,14 +167,14 @@ def live_figures(
 def _figures(
     runs: Sequence[LiveRun], tables: ReplayTables, resamples: int, seed: int, confidence: float
 ) -> dict[str, Any]:
-    timed = [run for run in runs if np.isfinite(run.latency_ms)]
+    timed = [(run, run.timing) for run in runs if run.timing is not None]  # accuracy is of the two calls
     record: dict[str, Any] = {"requests": len(runs), "without_latency": len(runs) - len(timed)}
     if not timed:
         return record
-    latency_ms_B = np.array([run.latency_ms for run in timed], dtype=np.float32)
-    budget_ms_B = np.array([run.budget_ms for run in timed], dtype=np.float32)
-    accuracy_B = np.array([run.outcome.accuracy for run in timed], dtype=np.float32)
-    setting_B = np.array([run.setting_index for run in timed], dtype=np.int64)
+    latency_ms_B = np.array([timing.latency_ms for _, timing in timed], dtype=np.float32)
+    budget_ms_B = np.array([run.budget_ms for run, _ in timed], dtype=np.float32)
+    accuracy_B = np.array([run.outcome.accuracy for run, _ in timed], dtype=np.float32)
+    setting_B = np.array([tables.space.index(timing.setting) for _, timing in timed], dtype=np.int64)
     terms = tables.terms(accuracy_B, latency_ms_B, budget_ms_B, setting_B)
     reward_B = total(terms)
     columns = {
@@ -181,7 +184,7 @@ def _figures(
         "violation_rate": latency_ms_B > budget_ms_B,
     }
     bootstrap = ClusterBootstrap.draw(
-        tables.cluster_S[[run.sample for run in timed]], resamples=resamples, seed=seed, confidence=confidence
+        tables.cluster_S[[run.sample for run, _ in timed]], resamples=resamples, seed=seed, confidence=confidence
     )
     value_BF = np.stack(list(columns.values()), axis=1).astype(np.float64)
     mean_RF = bootstrap.resampled_means(value_BF)
@@ -191,32 +194,41 @@ def _figures(
     reward_below_BF = (reward_B <= np.median(reward_B))[:, None]
     median = bootstrap.quantile_estimate(reward_B, 0.5, bootstrap.resampled_means(reward_below_BF)[:, 0])
     record["reward_p50"] = median.to_dict()
-    pooled = np.concatenate([np.asarray(run.outcome.latency_runs_ms or (run.latency_ms,)) for run in timed])
+    pooled = np.concatenate([timing.latency_runs_ms for _, timing in timed])
     record["latency_p50_ms"], record["latency_p95_ms"] = (float(q) for q in np.quantile(pooled, [0.5, 0.95]))
     return record
 
 
-def controller_overhead(runs: Sequence[LiveRun], policy: str) -> dict[str, Any]:
-    """Returns the policy's own time per request, in ms and as a share of the whole request: median and p95."""
-    own = [run for run in runs if run.policy == policy]
-    overhead_ms_B = np.array([run.controller_ms for run in own])
-    latency_ms_B = np.array([run.latency_ms for run in own])
-    share_B = overhead_ms_B / (overhead_ms_B + latency_ms_B)
-    share_B = share_B[np.isfinite(share_B)]
-    p50_ms, p95_ms = (float(q) for q in np.quantile(overhead_ms_B, [0.5, 0.95]))
-    p50_share, p95_share = (float(q) for q in np.quantile(share_B, [0.5, 0.95])) if len(share_B) else (None, None)
-    return {"requests": len(own), "p50_ms": p50_ms, "p95_ms": p95_ms, "p50_share": p50_share, "p95_share": p95_share}
+def controller_overhead(runs: Sequence[LiveRun], policy: str) -> dict[str, Any] | None:
+    """Returns the controllers' time per request, in ms and as a share of the request: median and p95.
+
+    None if the requests were not timed.
+    """
+    timed = [run.timing for run in runs if run.policy == policy and run.timing is not None]
+    if not timed:
+        return None
+    own_ms_B = np.array([timing.controllers_ms for timing in timed])
+    share_B = own_ms_B / np.array([timing.latency_ms for timing in timed])
+    p50_ms, p95_ms = (float(q) for q in np.quantile(own_ms_B, [0.5, 0.95]))
+    p50_share, p95_share = (float(q) for q in np.quantile(share_B, [0.5, 0.95]))
+    return {"requests": len(timed), "p50_ms": p50_ms, "p95_ms": p95_ms, "p50_share": p50_share, "p95_share": p95_share}
 
 
 def timings(runs: Sequence[LiveRun], sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns every setting that ran, once per sample, with all timed runs."""
-    outcomes = {(run.sample, run.setting): run.outcome for run in runs}
+    """Returns every timing with all its runs, and the budgets that it holds for."""
+    budgets_ms: dict[tuple[str, int, RequestTiming], list[float]] = {}
+    for run in runs:
+        if run.timing is not None:
+            budgets_ms.setdefault((run.policy, run.sample, run.timing), []).append(run.budget_ms)
     return [
         {
+            "policy": policy,
             "sample_id": sample_ids[sample],
-            **asdict(setting),
-            "latency_ms": outcome.latency_ms,
-            "latency_runs_ms": list(outcome.latency_runs_ms),
+            "budgets_ms": its_ms,
+            **asdict(timing.setting),
+            "latency_ms": timing.latency_ms,
+            "latency_runs_ms": list(timing.latency_runs_ms),
+            "controllers_ms": timing.controllers_ms,
         }
-        for (sample, setting), outcome in outcomes.items()
+        for (policy, sample, timing), its_ms in budgets_ms.items()
     ]

@@ -14,7 +14,7 @@ from ...data.cache.reader import Cache, open_cache
 from ...data.cards import CARD_NAME
 from ...data.errors import KnobctlError
 from ...data.progress import SILENT, Progress
-from ...data.protocols import Policy
+from ...data.protocols import LiveFactory, Policy
 from ..policies.ablations import ablations
 from ..policies.decide import decide
 from ..policies.fixed import cheapest, full_model
@@ -27,7 +27,7 @@ from .bootstrap import DEFAULT_RESAMPLES
 from .build_report import build_report, split_samples
 from .card_results import report_results
 from .choices import write_choices
-from .live import ExecutorFactory, controller_overhead, live_figures, run_live, timings
+from .live import controller_overhead, live_figures, run_live, timings
 from .load_controllers import LoadedControllers, load_controllers
 from .report import EvaluationReport
 from .warnings import origin_warnings
@@ -49,7 +49,7 @@ def validate_controllers(
     with_ablations: bool = False,
     resamples: int = DEFAULT_RESAMPLES,
     weights: RewardWeights | None = None,
-    executor_factory: ExecutorFactory | None = None,
+    live: LiveFactory | None = None,
     live_samples: int | None = None,
     live_budgets_ms: Sequence[float] | None = None,
     progress: Progress = SILENT,
@@ -65,7 +65,7 @@ def validate_controllers(
             supports.
         with_ablations: also evaluate Stage1 alone, Stage2 alone, and each knob alone.
         weights: the reward's weights; by default those of the controllers' training.
-        executor_factory: makes the live executor and its samples from sample ids; None evaluates by replay only.
+        live: makes what runs live from sample ids (`knobctl.live_system`); None evaluates by replay only.
         live_samples: maximum number of samples to run live, drawn with the seed (default: all).
         live_budgets_ms: budgets of the live run, in the grid or not (default: those of the report).
 
@@ -103,7 +103,7 @@ def validate_controllers(
         found = report.decisions
         write_choices(choices_out, tables, found.sample_N, found.budget_M, found.chosen[subjects[-1]])
         report.choices_path = str(choices_out)
-    if executor_factory is not None:
+    if live is not None:
         references: list[Policy] = [full_model(tables)]
         if len(tables.measured("train")):
             references.append(cheapest(tables))
@@ -111,7 +111,7 @@ def validate_controllers(
             report,
             cache,
             [controlled, *references],
-            executor_factory,
+            live,
             live_samples=live_samples,
             live_budgets_ms=live_budgets_ms,
             seed=seed,
@@ -124,16 +124,16 @@ def validate_live(
     report: EvaluationReport,
     cache: Cache,
     policies: Sequence[Policy],
-    executor_factory: ExecutorFactory,
+    live: LiveFactory,
     *,
     live_samples: int | None = None,
     live_budgets_ms: Sequence[float] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Runs policies live on the report's samples.
+    """Runs policies live on the report's samples. The first one is that of the controllers.
 
-    Returns their figures, the first policy's own time, all timings, and the agreement with replay.
+    Returns their figures, the controllers' own time, all timings, and the agreement with replay.
     """
     found = report.decisions
     tables, sample_N = found.tables, found.sample_N
@@ -145,8 +145,9 @@ def validate_live(
     for policy in policies:
         if policy.name not in found.chosen:
             found.chosen[policy.name] = decide(policy, tables, found.sample_N, found.budget_M)
-    executor, samples = executor_factory([tables.sample_ids[index] for index in sample_N])
-    runs = run_live(executor, samples, policies, tables, sample_N, budgets_ms, progress=progress)
+    system = live([tables.sample_ids[index] for index in sample_N])
+    controlled = policies[0].name
+    runs = run_live(system, policies, tables, sample_N, budgets_ms, controlled=controlled, progress=progress)
     replayed = {
         (policy, int(sample), float(np.float32(tables.budgets_ms_M[budget]))): int(setting_NM[row, column])
         for policy, setting_NM in found.chosen.items()
@@ -159,7 +160,7 @@ def validate_live(
         "policies": live_figures(
             runs, tables, resamples=report.resamples, seed=report.seed, confidence=report.confidence
         ),
-        "overhead": {policies[0].name: controller_overhead(runs, policies[0].name)},
+        "overhead": {controlled: controller_overhead(runs, controlled)},
         "timings": timings(runs, tables.sample_ids),
         "agreement": agreement(runs, {policy.name: policy for policy in policies}, replayed, cache, tables),
     }

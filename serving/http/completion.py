@@ -13,10 +13,11 @@ DONE = "data: [DONE]\n\n"
 
 
 def report(served: Served) -> dict[str, str | float]:
-    """Returns what an answer reports beside its text: the setting, and times in ms."""
+    """Returns what an answer reports beside its text: the setting, and times in ms. What is not known is left out."""
+    expected_ms = served.answer.expected_latency_ms
     return {
         "setting": str(served.answer.setting),
-        "expected_ms": round(served.answer.expected_latency_ms, 3),
+        **({} if expected_ms is None else {"expected_ms": round(expected_ms, 3)}),
         "latency_ms": round(served.answer.latency_ms.total, 3),
         "queue_ms": round(served.queue_ms, 3),
         "budget_ms": round(served.budget_ms, 3),

@@ -137,9 +137,10 @@ class LiveLatency(NamedTuple):
         (setting, settings), (answer, answers) = self.same_setting, self.same_answer
         return (
             f"The running model against what replay looked up. It chose the same setting in {setting:,} of "
-            f"{settings:,} requests and gave the same answer in {answer:,} of {answers:,}. The latency differed by "
-            f"{self.median_absolute_error:.1%} in the median. n = {plural(len(self.pairs), 'pair')} of "
-            f"{plural(self.n_samples, 'question')} and a setting; without intervals."
+            f"{settings:,} requests and gave the same answer in {answer:,} of {answers:,}. The latency, which "
+            "includes the controllers' own time here but not in the cache, differed by "
+            f"{self.median_absolute_error:.1%} in the median. n = {plural(len(self.pairs), 'timed request')} of "
+            f"{plural(self.n_samples, 'question')}; without intervals."
         )
 
     @property
