@@ -100,7 +100,7 @@ def test_the_path_of_the_guides_runs_and_live_equals_replay(tmp_path: Path, monk
     for command in path:
         output = run(shown(smaller(command)))
     shares = re.findall(r"(?:bit-equal|same)\s+[a-z ]+(\d+)/(\d+)", " ".join(output.split()))
-    assert len(shares) == 5
+    assert len(shares) == 6
     assert all(same == total for same, total in shares), output
 
 
