@@ -233,6 +233,7 @@ class Engine:
             on_miss=self._on_miss if on_miss is None else on_miss,
         )
 
+    @torch.inference_mode()  # also for the controllers, whose calls are shorter than autograd's bookkeeping
     def _run(self, request: Request, on_token: Callable[[str], None] | None) -> _Answered:
         knobs, chooser, space = self.knobs, self._chooser, self.knobs.space
         sample, height, width = request.sample, *request.rgb.shape[:2]

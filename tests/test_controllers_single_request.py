@@ -10,7 +10,7 @@ from knobctl.controllers.budget_encoder import BudgetEncoder
 from knobctl.controllers.checkpoint import Controllers
 from knobctl.controllers.conditions import ModelIdentity
 from knobctl.controllers.expected_latency import ExpectedLatency
-from knobctl.controllers.single_request import SingleRequestChooser
+from knobctl.controllers.single_request import NEAR_TIE, SingleRequestChooser
 from knobctl.controllers.two_stage import TwoStagePolicy
 from knobctl.data.errors import UnknownSetting
 from knobctl.data.knobs import KnobSpace
@@ -69,6 +69,25 @@ def test_choices_are_those_of_the_policy(controllers: Controllers, factor: float
         found.append((first.choice, second.choice))
     assert found == expected
     assert len(set(found)) > 40
+
+
+def test_float32_changes_logits_far_less_than_a_near_tie(controllers: Controllers):
+    rng, (fast, exact) = np.random.default_rng(3), SingleRequestChooser(controllers)._networks
+    for _ in range(200):
+        feature_D, token_D = rng.normal(size=D).astype(np.float32), rng.normal(size=D).astype(np.float16)
+        pairs = [networks.image_logits(feature_D, 20.0) for networks in (fast, exact)]
+        pairs += [networks.compute_logits(token_D, 4) for networks in (fast, exact)]
+        for one, other in (pairs[:2], pairs[2:]):
+            assert float((one.double() - other).abs().max()) < NEAR_TIE / 5
+            assert not torch.equal(one.double(), other)
+
+
+def test_near_ties_are_decided_in_float64(controllers: Controllers, monkeypatch):
+    chooser = SingleRequestChooser(controllers)
+    feature_D, allowed_JA = np.ones(D, np.float32), chooser.allowed(np.zeros(len(SPACE.settings)), 1.0)
+    assert chooser.choose_image(feature_D, 20.0, allowed_JA).logit_C.dtype == np.float32
+    monkeypatch.setattr("knobctl.controllers.single_request.NEAR_TIE", np.inf)
+    assert chooser.choose_image(feature_D, 20.0, allowed_JA).logit_C.dtype == np.float64
 
 
 def test_a_budget_whose_encoding_was_forgotten_is_encoded_again(controllers: Controllers, monkeypatch):

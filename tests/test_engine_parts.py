@@ -17,6 +17,7 @@ from knobctl.data.errors import CacheError, CacheMismatch, KnobctlError
 from knobctl.data.files.atomic import Disk
 from knobctl.data.files.lock import DirectoryLock
 from knobctl.precompute.run.config import PrecomputeConfig
+from knobctl.precompute.run.shard import Part
 from knobctl.precompute.scale.coordinator import LOSSES, Coordinator
 from knobctl.precompute.scale.launch import Interrupted, precompute
 from knobctl.precompute.scale.part_queue import PartQueue
@@ -121,6 +122,21 @@ def test_a_worker_without_progress_is_ended_and_replaced(config, tiny_run):
     Coordinator(config, pool, progress, clock=lambda: float(next(clock))).run()
     assert pool.killed == stalled
     assert any("no progress for 50 s (--stall-timeout)" in note for note in progress.notes)
+    assert_same_rows(config.out, tiny_run.out)
+
+
+def test_a_commit_that_takes_longer_than_the_stall_timeout_ends_no_worker(config, tiny_run, monkeypatch):
+    """While the coordinator waits for the disk, messages of the other workers stay unread."""
+    now, commit = [0.0], Part.commit
+
+    def slow_commit(*arguments: Any) -> None:
+        commit(*arguments)
+        now[0] += 1000.0
+
+    monkeypatch.setattr(Part, "commit", slow_commit)
+    pool = FaultyPool(replace(config, stall_timeout=50.0), 2)
+    Coordinator(replace(config, stall_timeout=50.0), pool, clock=lambda: now[0]).run()
+    assert pool.killed == []
     assert_same_rows(config.out, tiny_run.out)
 
 

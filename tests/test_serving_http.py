@@ -8,11 +8,13 @@ import json
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from knobctl.serving.answer import Answer
 from knobctl.serving.http.config import Limits
 from knobctl.tests.support.chat_requests import chat_body, data_uri, messages, png, running_app
 from knobctl.tests.support.fake_engine import FakeEngine
@@ -68,6 +70,17 @@ def test_an_answer_is_the_engines_with_usage_and_a_report():
         "x-knobctl-queue-ms": "0.0",
         "x-knobctl-budget-ms": "50.0",
     }
+
+
+def test_an_expected_latency_that_is_not_known_is_left_out_of_the_report():
+    class Unknown(FakeEngine):
+        def answer(self, *arguments: Any, **options: Any) -> Answer:
+            return replace(super().answer(*arguments, **options), expected_latency_ms=None)
+
+    response = reply(chat_body("What shape is it?"), engine=Unknown())
+    assert response.status_code == 200
+    assert "x-knobctl-latency-ms" in response.headers
+    assert "x-knobctl-expected-ms" not in response.headers
 
 
 @pytest.mark.parametrize("include_usage", [False, True])
@@ -245,6 +258,18 @@ def test_an_unexpected_error_shows_no_internals_and_the_server_goes_on():
                 assert metric((await client.get("/metrics")).text, 'knobctl_requests_total{outcome="failed"}') == 2
 
     asyncio.run(run())
+
+
+def test_only_chat_requests_are_counted():
+    async def send(client: httpx.AsyncClient) -> str:
+        for path in ("/metrics", "/v1/models", "/openapi.json", "/nowhere"):
+            assert (await client.get(path)).status_code in (401, 404)
+        assert (await client.post(URL, json=chat_body())).status_code == 401
+        return (await client.get("/metrics", headers={"authorization": "Bearer key"})).text
+
+    text = served(send, api_key="key")
+    assert metric(text, 'knobctl_requests_total{outcome="unauthorized"}') == 1
+    assert metric(text, "knobctl_requests_total") == 1
 
 
 def test_every_request_is_counted_once_with_its_outcome():

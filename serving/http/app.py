@@ -73,7 +73,7 @@ class ChatServer:
         router.add_api_route("/metrics", self._metrics, methods=["GET"], response_class=Response)
         router.add_api_route("/openapi.json", self._openapi, methods=["GET"])
         router.add_api_route(
-            "/v1/chat/completions", self._chat, methods=["POST"], response_class=Response, openapi_extra=_CHAT_BODY
+            _CHAT_PATH, self._chat, methods=["POST"], response_class=Response, openapi_extra=_CHAT_BODY
         )
         app.include_router(router)
         return app
@@ -217,7 +217,7 @@ class ChatServer:
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)
-        if not getattr(request.state, "queued", False):
+        if request.url.path == _CHAT_PATH and not getattr(request.state, "queued", False):
             self.metrics.count(error.outcome)
         await discard_body(request, self.config.limits)
         return JSONResponse(error.body, error.status, error.headers)
@@ -228,8 +228,10 @@ class ChatServer:
         await discard_body(request, self.config.limits)
         return JSONResponse(error_body(error.status_code, error.detail), error.status_code, error.headers)
 
-    async def _fail(self, _request: Request, _error: Exception) -> Response:
+    async def _fail(self, request: Request, _error: Exception) -> Response:
         """Replies to a request that an unexpected error ended; the server's log has the error."""
+        if request.url.path == _CHAT_PATH and not getattr(request.state, "queued", False):
+            self.metrics.count("failed")
         return JSONResponse(error_body(500, _FAILED), 500)
 
 
@@ -242,6 +244,7 @@ def _as_refusal(error: Refusal | KnobctlError) -> Refusal:
 
 _log = logging.getLogger("uvicorn.error")  # the server's log, on stderr
 _FAILED = "the request failed for a reason that is in the server's log."
+_CHAT_PATH = "/v1/chat/completions"
 _NO_CACHE = {"cache-control": "no-cache"}
 _CHAT_BODY = {
     "requestBody": {
