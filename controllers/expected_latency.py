@@ -10,7 +10,7 @@ Shapes: B requests, X settings, T tiers, G datasets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +38,14 @@ class LatencyError:
     p95: float
 
 
+@dataclass(frozen=True)
+class TypicalRequest:
+    """Means over a dataset's training samples: visual tokens in the highest tier, and tokens of the answer."""
+
+    vision_tokens: float
+    output_tokens: float
+
+
 class ExpectedLatency(nn.Module):
     """One linear function of the token counts for each setting.
 
@@ -45,6 +53,8 @@ class ExpectedLatency(nn.Module):
         inputs: the token counts that the cache recorded, of `INPUTS`; without one, its coefficients are 0 and its value
             is not read. Without both, a setting's expected latency is a constant of the dataset.
         held_out: the errors on samples that the coefficients were not fitted to; None if there were none.
+        typical: the typical request of each dataset for which the cache recorded tokens; the engine's warm-up makes
+            requests like it.
     """
 
     offset_ms_GX: Tensor
@@ -59,9 +69,11 @@ class ExpectedLatency(nn.Module):
         datasets: Sequence[str],
         inputs: Sequence[str] = INPUTS,
         held_out: LatencyError | None = None,
+        typical: Mapping[str, TypicalRequest] | None = None,
     ) -> None:
         super().__init__()
         self.datasets, self.inputs, self.held_out = tuple(datasets), tuple(inputs), held_out
+        self.typical = dict(typical or {})
         self.tier_X = space.value_index_KX[0]
         settings = len(space.settings)
         self.register_buffer("offset_ms_GX", torch.zeros(len(self.datasets), settings, dtype=torch.float64))
@@ -104,6 +116,7 @@ class ExpectedLatency(nn.Module):
             "datasets": list(self.datasets),
             "inputs": list(self.inputs),
             "held_out": None if self.held_out is None else asdict(self.held_out),
+            "typical": {name: asdict(one) for name, one in self.typical.items()},
         }
 
     @classmethod
@@ -117,7 +130,9 @@ class ExpectedLatency(nn.Module):
                 "datasets", f"has {len(datasets):,} entries, too many for {len(space.settings):,} settings"
             )
         inputs = fields.each("inputs", lambda inner, name: str(inner.one_of(name, INPUTS)))
-        return cls(space, datasets, inputs, fields.optional("held_out", _error))
+        recorded = fields.optional("typical", JsonFields.fields)
+        typical = {} if recorded is None else {name: _typical(recorded, name) for name in fields.record("typical")}
+        return cls(space, datasets, inputs, fields.optional("held_out", _error), typical)
 
     def check(self, where: str, error: type[KnobctlError]) -> None:
         """Raises `error` unless the coefficients, just loaded, give a positive latency for every known setting."""
@@ -133,6 +148,11 @@ class ExpectedLatency(nn.Module):
         ]
         if wrong:
             raise error(f"{where}: tensor expected_latency.{wrong[0]} holds latencies that nothing can have")
+
+
+def _typical(fields: JsonFields, name: str) -> TypicalRequest:
+    entry = fields.fields(name)
+    return TypicalRequest(entry.positive("vision_tokens"), entry.positive("output_tokens"))
 
 
 def _error(fields: JsonFields, name: str) -> LatencyError:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..controllers.expected_latency import INPUTS, ExpectedLatency, LatencyError
+from ..controllers.expected_latency import INPUTS, ExpectedLatency, LatencyError, TypicalRequest
 from .tables import ReplayTables
 
 RIDGE = 1e-3  # penalty on standardised inputs, per sample
@@ -60,6 +60,11 @@ def fit_expected_latency(tables: ReplayTables) -> ExpectedLatency:
         made.text_ms_X[setting] = slope.get("text_tokens", 0.0)
         made.least_ms_X[setting] = float(latency_ms_N.min())
         made.known_X[setting] = True
+    for group, dataset in enumerate(made.datasets):
+        own_N = train_N[member_NG[:, group] > 0]
+        means = [_mean(counts.vision_tokens_ST[own_N, -1]), _mean(counts.output_tokens_S[own_N])]
+        if all(value > 0 for value in means):  # not NaN either
+            made.typical[dataset] = TypicalRequest(*means)
     if len(np.setdiff1d(held_out_N, train_N)):
         made.held_out = latency_error(made, tables, np.setdiff1d(held_out_N, train_N))
     return made
@@ -85,6 +90,12 @@ def latency_error(made: ExpectedLatency, tables: ReplayTables, sample_N: NDArray
         return None
     median, p95 = np.quantile(off_NX[known_NX], [0.5, 0.95]).tolist()
     return LatencyError(int(known_NX.any(axis=1).sum()), int(known_NX.sum()), median, p95)
+
+
+def _mean(value_N: NDArray[np.float32]) -> float:
+    """Returns the mean of the known values; NaN without any."""
+    known_N = value_N[np.isfinite(value_N)]
+    return float(known_N.mean()) if len(known_N) else float("nan")
 
 
 def _fit(

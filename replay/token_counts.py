@@ -1,4 +1,4 @@
-"""The token counts of each sample, known before the model runs."""
+"""The token counts of each sample."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of each sample's prompt, and of its image in each tier; NaN where the cache records none."""
+    """Tokens of each sample's prompt, of its image in each tier, and of its answer; NaN where the cache records none.
+
+    The first two are known before the model runs. The answer's are the mean over the settings.
+    """
 
     text_tokens_S: NDArray[np.float32]
     vision_tokens_ST: NDArray[np.float32]
+    output_tokens_S: NDArray[np.float32]
 
     @classmethod
     def from_cache(cls, cache: Cache) -> TokenCounts:
@@ -33,9 +37,22 @@ class TokenCounts:
                 known = np.where(np.isfinite(recorded_SX), recorded_SX, -np.inf)[:, tier_X == tier]
                 highest = known.max(axis=1, initial=-np.inf)
                 vision_ST[:, tier] = np.where(np.isfinite(highest), highest, np.nan)
-        return cls(text_S.astype(np.float32), vision_ST)
+        return cls(
+            text_S.astype(np.float32), vision_ST, _mean_of_known(cache.outcome_column("output_tokens"), len(text_S))
+        )
 
     @classmethod
     def unknown(cls, samples: int, tiers: int) -> TokenCounts:
         """Returns the counts of a cache that records none."""
-        return cls(np.full(samples, np.nan, np.float32), np.full((samples, tiers), np.nan, np.float32))
+        unknown_S = np.full(samples, np.nan, np.float32)
+        return cls(unknown_S, np.full((samples, tiers), np.nan, np.float32), unknown_S)
+
+
+def _mean_of_known(value_SX: NDArray[np.floating] | None, samples: int) -> NDArray[np.float32]:
+    """Returns the mean of each row's known values; NaN for a row without any."""
+    if value_SX is None:
+        return np.full(samples, np.nan, np.float32)
+    known_SX = np.isfinite(value_SX)
+    count_S = known_SX.sum(axis=1)
+    total_S = np.where(known_SX, value_SX, 0.0).sum(axis=1)
+    return np.where(count_S > 0, total_S / np.maximum(count_S, 1), np.nan).astype(np.float32)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -30,20 +31,19 @@ from ..data.plans import BlockPlan
 from ..data.progress import SILENT, Progress
 from ..data.samples import Sample
 from ..devices import device_record
-from ..precompute.execution.knob_model import KnobModel, view_in_tier
+from ..precompute.execution.knob_model import KnobModel
 from ..precompute.execution.request_decoder import RequestDecoder
 from ..precompute.latency.clocks import quiet, request_times, stopwatch
 from ..precompute.latency.timed_request import run_request
-from ..precompute.models.backbone import View
 from ..precompute.models.loading import LoadedModel, load_model
 from .answer import Answer, OnMiss, StageLatency
 from .explanation import Explanation
 from .model_check import check_model
 from .request import MIN_BUDGET_MS, Request, checked_on_miss, checked_request
+from .request_size import KEPT, RequestSizes
 from .text_stream import TextStream
-from .warm_up import SET_UP_REQUESTS, WARM_UP_REQUESTS, check_pace, warm_up_requests
+from .warm_up import SET_UP_REQUESTS, WARM_UP_REQUESTS, check_pace, enlarged, warm_up_requests
 
-KEPT = 4096  # results of each kind: a server may get a new budget with every request
 _CAPACITY_STEP = 256  # positions
 
 
@@ -103,7 +103,6 @@ class Engine:
         conditions, expected = controllers.conditions, controllers.expected_latency
         assert expected is not None, "checked by require_answerable"
         self.controllers, self.within = controllers, within
-        self._expected_latency = expected
         self._tasks = {name: one for name, one in conditions.tasks.items() if one is not None}
         self._task, self._on_miss = task, checked_on_miss(on_miss)
         if task is not None:
@@ -118,10 +117,8 @@ class Engine:
         self._setting_JA = controllers.space.setting_JA
         self._plans_X = list(self.knobs.plans.values())
         self._chooser = SingleRequestChooser(controllers, budget_factor=budget_factor)
-        # What depends on budget, image size or token counts alone is computed once.
+        self._sizes, self._typical_requests = RequestSizes(self.knobs, self._tasks, expected), expected.typical
         self._probe = lru_cache(KEPT)(lambda budget_ms: self.knobs.probes((budget_ms,))[0])
-        self._views = lru_cache(KEPT)(self._find_views)
-        self._expected_by_size: dict[tuple[str, tuple[View, ...], int], _Expected] = {}
         self._decoder = RequestDecoder(model.model, _CAPACITY_STEP)
         self.warm_up_ratio: float | None = None  # median of measured over expected latency
         if warm_up or within is not None:
@@ -166,7 +163,7 @@ class Engine:
         """
         request = self._request(image, question, budget_ms, task, max_new_tokens, on_miss)
         with quiet():
-            return self._run(request, on_token).answer
+            return self._run(request, True, on_token).answer
 
     def explain(
         self,
@@ -181,7 +178,7 @@ class Engine:
         """Answers as `answer` does, and also returns what the controllers considered."""
         request = self._request(image, question, budget_ms, task, max_new_tokens, on_miss)
         with quiet():
-            made = self._run(request, None)
+            made = self._run(request, True, None)
         return made.answer, Explanation.of(self.knobs.space, made.stage1, made.stage2, made.expected_ms_X)
 
     def answer_as_replayed(self, sample: Sample, rgb: NDArray[np.uint8], budget_ms: float) -> Answer:
@@ -193,7 +190,7 @@ class Engine:
         limit = self._tasks[self._task_name(sample.dataset)].max_new_tokens
         request = Request(sample, rgb, budget_ms, budget_ms, limit, on_miss=None, decode_ms=0.0)
         with quiet():
-            return self._run(request, None).answer
+            return self._run(request, True, None).answer
 
     def expected_ms(
         self, question: str, image_size: tuple[int, int], *, task: str | None = None
@@ -201,7 +198,7 @@ class Engine:
         """Returns the expected latency of every setting [X] for an image of (width, height) pixels; NaN: not known."""
         name = self._task_name(task)
         width, height = image_size
-        return self._expected(question, name, self._views(height, width)).ms_X
+        return self._sizes.expected(question, name, self._sizes.views(height, width)).ms_X
 
     def fastest_expected_ms(
         self, question: str, image_size: tuple[int, int], *, task: str | None = None
@@ -234,13 +231,13 @@ class Engine:
         )
 
     @torch.inference_mode()  # also for the controllers, whose calls are shorter than autograd's bookkeeping
-    def _run(self, request: Request, on_token: Callable[[str], None] | None) -> _Answered:
+    def _run(self, request: Request, ends: bool, on_token: Callable[[str], None] | None) -> _Answered:
         knobs, chooser, space = self.knobs, self._chooser, self.knobs.space
         sample, height, width = request.sample, *request.rgb.shape[:2]
         budget_ms = request.whole_ms
         watch = _Watch()
-        views = self._views(height, width)
-        expected = self._expected(sample.question, sample.dataset, views)  # encodes the prompt's text
+        views = self._sizes.views(height, width)
+        expected = self._sizes.expected(sample.question, sample.dataset, views)  # encodes the prompt's text
         preparing_ms = request.decode_ms + watch.lap_ms()
 
         allowed_JA = chooser.allowed(expected.ms_X, budget_ms)
@@ -287,7 +284,7 @@ class Engine:
             num_tokens=request.max_new_tokens,
             decoder=self._decoder,
             decide=decide,
-            ends=True,
+            ends=ends,
             mark=clock.mark_stages,
             on_token=None if stream is None else stream.add,
         )
@@ -311,25 +308,6 @@ class Engine:
             preparing_ms=preparing_ms,
         )
         return _Answered(answer, first, second[0], expected.ms_X)
-
-    def _expected(self, question: str, task: str, views: tuple[View, ...]) -> _Expected:
-        """Returns the expected latency of every setting for an image with these views by tier."""
-        model, style = self.knobs.model, self._tasks[task].style
-        text_tokens = model.prompt_size(question, style, views[0]).text_tokens
-        key = (task, views, text_tokens)
-        if key not in self._expected_by_size:
-            if len(self._expected_by_size) >= KEPT:
-                self._expected_by_size.clear()
-            vision_T = [model.prompt_size(question, style, view).vision_tokens for view in views]
-            ms_X = self._expected_latency.expected_ms((task,), np.array([vision_T]), np.array([text_tokens]))[0]
-            self._expected_by_size[key] = _Expected(ms_X, float(np.nanmin(ms_X)))
-        return self._expected_by_size[key]
-
-    def _find_views(self, height: int, width: int) -> tuple[View, ...]:
-        """Returns how each tier presents an image of this size in pixels."""
-        return tuple(
-            view_in_tier(self.knobs.model, self.knobs.space, one, height, width) for one in self.knobs.space.tiers
-        )
 
     def _reserve(self, positions: int) -> None:
         """Makes room for a prompt and its answer. The memory is kept for later requests."""
@@ -356,19 +334,31 @@ class Engine:
         for number, (image, question) in enumerate(warm_up_requests(count)):
             budget_ms = self.controllers.budgets_ms[number % len(self.controllers.budgets_ms)]
             name = names[number % len(names)]
-            made = self.answer(image, question, max(budget_ms, MIN_BUDGET_MS), task=name, on_miss="fastest")
+            request = self._request(image, question, max(budget_ms, MIN_BUDGET_MS), name, None, "fastest")
+            with quiet():
+                made = self._run(*self._typical(request), None).answer
             if number >= SET_UP_REQUESTS and made.expected_latency_ms is not None:
                 ratios.append(made.latency_ms.total / made.expected_latency_ms)
         self.warm_up_ratio = median(ratios) if ratios else None
         here = device_record(self.knobs.model.device)
         check_pace(self.warm_up_ratio, self.controllers.conditions.device_name, str(here["name"]), within, progress)
 
+    def _typical(self, request: Request) -> tuple[Request, bool]:
+        """Returns the request with an image and an answer as large as usual, and whether an end token ends the answer.
 
-class _Expected(NamedTuple):
-    """Expected latencies of one request."""
+        Without recorded sizes the request stays as it is.
+        """
+        sample, sizes = request.sample, self._sizes
+        typical = self._typical_requests.get(sample.dataset)
+        if typical is None:
+            return request, True
 
-    ms_X: NDArray[np.float64]  # NaN: not known
-    fastest_ms: float
+        def vision_tokens(height: int, width: int) -> int:
+            return sizes.vision_tokens(sample.question, sample.dataset, sizes.views(height, width)[-1])
+
+        tokens = min(max(round(typical.output_tokens), 1), request.max_new_tokens)
+        rgb = enlarged(request.rgb, vision_tokens, typical.vision_tokens)
+        return replace(request, rgb=rgb, max_new_tokens=tokens), False
 
 
 class _Answered(NamedTuple):

@@ -15,7 +15,7 @@ from knobctl.controllers import budget_encoder
 from knobctl.controllers.budget_encoder import BudgetEncoder, read_budget_encoder
 from knobctl.controllers.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Controllers
 from knobctl.controllers.conditions import Conditions, ModelIdentity
-from knobctl.controllers.expected_latency import ExpectedLatency, LatencyError
+from knobctl.controllers.expected_latency import ExpectedLatency, LatencyError, TypicalRequest
 from knobctl.controllers.service_levels import Calibration, ServiceLevel
 from knobctl.data.errors import CacheError, CacheMismatch, CheckpointError, KnobctlError
 from knobctl.data.knobs import KnobSpace
@@ -52,7 +52,9 @@ def controllers():
 
 def expected_latency():
     """1 ms per 10 visual tokens, 10 ms more in each next setting; the last setting is unknown."""
-    made = ExpectedLatency(SPACE, ["toy"], ["vision_tokens"], LatencyError(5, 80, 0.02, 0.1))
+    made = ExpectedLatency(
+        SPACE, ["toy"], ["vision_tokens"], LatencyError(5, 80, 0.02, 0.1), {"toy": TypicalRequest(150.0, 2.5)}
+    )
     made.offset_ms_GX[0] = 10.0 * torch.arange(1, 17)
     made.vision_ms_X.fill_(0.1)
     made.least_ms_X.fill_(5.0)
@@ -83,6 +85,7 @@ def test_loading_returns_what_was_saved(controllers, tmp_path):
         ("vision_tokens",),
         LatencyError(5, 80, 0.02, 0.1),
     )
+    assert loaded.expected_latency.typical == {"toy": TypicalRequest(150.0, 2.5)}
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
 
 

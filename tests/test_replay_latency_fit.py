@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from knobctl.controllers.expected_latency import TypicalRequest
 from knobctl.replay.latency_fit import expected_latency_ms, fit_expected_latency
 from knobctl.replay.token_counts import TokenCounts
 from knobctl.tests.support.replay_inputs import small_generated, tables_of
@@ -27,7 +28,11 @@ def tables():
         made,
         datasets=names,
         latency_ms_SX=(law_SX * np.exp(0.02 * rng.standard_normal(law_SX.shape))).astype(np.float32),
-        recorded_counts=TokenCounts(text_S.astype(np.float32), vision_ST.astype(np.float32)),
+        recorded_counts=TokenCounts(
+            text_S.astype(np.float32),
+            vision_ST.astype(np.float32),
+            np.array([3.0 if name == "a" else 7.0 for name in names], np.float32),
+        ),
     )
 
 
@@ -41,6 +46,18 @@ def test_a_law_linear_in_tokens_is_recovered_on_held_out_samples(tables):
     offset_G = made.offset_ms_GX[:, 0].numpy()
     assert offset_G[1] - offset_G[0] == pytest.approx(5.0, abs=1.0)
     assert float(made.text_ms_X[0]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_typical_request_has_the_mean_tokens_of_its_dataset(tables):
+    made = fit_expected_latency(tables)
+    train_N = tables.indices("train")
+    for dataset, output_tokens in (("a", 3.0), ("b", 7.0)):
+        own_N = [index for index in train_N if tables.datasets[index] == dataset]
+        vision_tokens = pytest.approx(tables.counts.vision_tokens_ST[own_N, -1].mean())
+        assert made.typical[dataset] == TypicalRequest(vision_tokens, output_tokens)
+    unknown_S = np.full(len(tables.sample_ids), np.nan, np.float32)
+    without = replace(tables, recorded_counts=replace(tables.counts, output_tokens_S=unknown_S))
+    assert fit_expected_latency(without).typical == {}
 
 
 def test_the_fit_reads_the_training_split_alone(tables):

@@ -100,7 +100,9 @@ def tables_of(generated: GeneratedCache, **changes: object) -> ReplayTables:
         token_present_STPM=np.ones(generated.token_STPMD.shape[:4], dtype=bool),
         fingerprint="generated",
         recorded_counts=TokenCounts(
-            generated.text_tokens_S.astype(np.float32), (TOKENS_PER_CROP * generated.crops_ST).astype(np.float32)
+            generated.text_tokens_S.astype(np.float32),
+            (TOKENS_PER_CROP * generated.crops_ST).astype(np.float32),
+            np.full(len(generated.sample_ids), 2.0, np.float32),
         ),
         model=ModelIdentity("generated", generated.config.d_model, 16, 8),
     )
