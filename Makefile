@@ -59,7 +59,7 @@ soak: $(VENV)/.installed
 	  --again '$(BIN)/knobctl train $(SOAK)/cache --epochs 1500 --out {out} --resume'
 
 bench: $(VENV)/.installed
-	for script in precompute replay controllers cache_open import_results report; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in precompute replay cache_open import_results report; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/molmoe.py --config tiny --device cpu
 
 # Runs with the machine's own Python and packages, without .venv or network. DEVICE=cpu checks that every section runs.

@@ -4,7 +4,7 @@ Three runs of each request alternate in one process: the engine; its setting wit
 setting alone. A share is relative to the setting alone, from medians over the repeats of each request. The controllers'
 own time is also measured without a model at d_model 2048, beside `TwoStagePolicy`, which reports use.
 
-    python benchmarks/engine.py runs/controllers --requests 40 > benchmarks/results/engine.md
+    python benchmarks/engine.py runs/controllers --requests 40
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from tables import Row, markdown
 
 from knobctl.controllers.budget_encoder import BudgetEncoder
-from knobctl.controllers.checkpoint import Controllers
 from knobctl.controllers.conditions import ModelIdentity
 from knobctl.controllers.single_request import SingleRequestChooser
 from knobctl.controllers.two_stage import TwoStagePolicy
@@ -37,6 +36,7 @@ from knobctl.precompute.latency.clocks import quiet, timed
 from knobctl.precompute.latency.timed_request import decoder_for, run_request
 from knobctl.serving.answer import Answer
 from knobctl.serving.engine import Engine
+from knobctl.tests.support.random_controllers import with_random_weights
 
 D_MODEL, OWN_TIME_CALLS = 2048, 400
 
@@ -57,7 +57,10 @@ def main(controllers_path: Path, requests: int, repeats: int, dataset: str, devi
 def own_time_rows() -> Iterator[Row]:
     """Yields the controllers' own time at d_model 2048, one thread, caches warm."""
     encoder = BudgetEncoder.from_seed(D_MODEL, 0)
-    made = Controllers.untrained(KnobSpace(), ModelIdentity("none", D_MODEL, 16, 8), (20.0,), encoder)
+    identity = ModelIdentity("none", D_MODEL, 16, 8)
+    made = with_random_weights(
+        KnobSpace(), identity, (20.0,), encoder, seed=0
+    )  # untrained ones tie, which takes longer
     chooser, policy = SingleRequestChooser(made), TwoStagePolicy(made)
     rng = np.random.default_rng(0)
     feature_D = rng.normal(size=D_MODEL).astype(np.float32)

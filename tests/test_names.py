@@ -40,6 +40,7 @@ FOREIGN = {
         "--group_size",
         "--use_multi_gpu",
     },
+    "docs/guides/serve.md": {"--model_args", "--include_path", "--tasks", "--output_path"},  # lmms-eval's
     "docs/scale.md": {"--nproc-per-node", "--address", "--array", "--gpus-per-task"},  # torchrun's, Ray's, Slurm's
 }
 
