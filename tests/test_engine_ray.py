@@ -216,7 +216,7 @@ def test_a_worker_that_cannot_read_an_image_says_which(cluster, tmp_path):
         metrics={"mine": "exact_match"},
         max_new_tokens={"mine": 2},
     )
-    with pytest.raises(KnobctlError, match=rf"^worker \d+ failed: .*{images}/\d+\.png"):
+    with pytest.raises(KnobctlError, match=rf"^worker \d+ failed: .*{images} does not exist \(needed for \d+\.png\)"):
         precompute(config, progress)
     assert actors() == []
     (tmp_path / "elsewhere").rename(images)

@@ -69,8 +69,8 @@ def test_a_given_setting_runs_without_controllers_once_for_all_budgets(engine):
 class ScriptedEngine:
     """Answers with latencies that a function of the number of the execution gives."""
 
-    def __init__(self, latency_ms: Iterator[float]) -> None:
-        self._latency_ms = latency_ms
+    def __init__(self, latency_ms: Iterator[float], expected_ms: float | None = 10.0) -> None:
+        self._latency_ms, self._expected_ms = latency_ms, expected_ms
         self.executions = 0
         self.knobs = SimpleNamespace(pixels=lambda _: np.zeros((1, 1, 3), np.uint8))
 
@@ -80,7 +80,7 @@ class ScriptedEngine:
             setting=KnobSetting("low", 1, 2, 4),
             text="no",
             latency_ms=StageLatency(0.0, next(self._latency_ms), 0.0, 0.0),
-            expected_latency_ms=10.0,
+            expected_latency_ms=self._expected_ms,
             output_tokens=1,
         )
 
@@ -119,3 +119,20 @@ def test_a_machine_that_stays_slow_is_not_timed_for_ever():
     latencies_ms, made = scripted(slower(), 20)
     assert latencies_ms == [10.0] * 12 + [25.0] * 8
     assert made <= (20 + 20 // 4) * executions
+
+
+def test_without_an_expected_latency_no_request_seems_slow():
+    """Requests under different settings cannot be compared then."""
+
+    def rising() -> Iterator[float]:
+        latency_ms = 10.0
+        while True:
+            yield from [latency_ms] * (RUNS + 1)
+            latency_ms *= 1.5
+
+    engine = ScriptedEngine(rising(), expected_ms=None)
+    setting = KnobSetting("low", 1, 2, 4)
+    requests = [RequestToTime(SAMPLES[0], float(budget), setting, 1, controlled=True) for budget in range(1, 21)]
+    timings = LiveTimer(engine, runs=RUNS)(requests, SILENT)
+    assert engine.executions == len(requests) * (RUNS + 1)
+    assert timings[3].latency_ms == pytest.approx(10.0 * 1.5**3)
