@@ -110,6 +110,9 @@ def _answer_one(
         return
     click.echo(made.text)
     log(made.summary())
+    longest_ms = max(engine.controllers.budgets_ms)
+    if budget_ms > longest_ms:
+        log(f"note: the controllers were trained for budgets up to {longest_ms:g} ms, and choose as for that one.")
     if explain:
         from rich.console import Console
 

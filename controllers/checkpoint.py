@@ -25,7 +25,7 @@ from ..data.paths import existing_directory
 from .budget_encoder import BudgetEncoder, encoder_digest
 from .conditions import Conditions, ModelIdentity
 from .expected_latency import ExpectedLatency
-from .service_levels import LEVELS, Calibration, least_images
+from .service_levels import Calibration, least_images
 from .stage1 import Stage1
 from .stage2 import Stage2
 from .weights import load_weights
@@ -145,8 +145,8 @@ class Controllers:
         if self.calibration is None:
             raise CheckpointError(
                 f"these controllers can promise no service level (--within {within:g}): the split `val` of their cache "
-                f"had too few images, and level {min(LEVELS):g} needs {2 * least_images(min(LEVELS))}. Train them on a "
-                "cache with more samples"
+                f"had too few images: {within:g} needs at least {2 * least_images(within)}. Train them on a cache with "
+                "more samples"
             )
         return self.calibration.budget_factor(within)
 

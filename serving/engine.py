@@ -150,7 +150,8 @@ class Engine:
 
         Args:
             image: a path, encoded bytes, a Pillow image, or an array uint8 [height, width, 3].
-            budget_ms: finite, at least 1; rounded down to whole ms.
+            budget_ms: finite, at least 1; rounded down to whole ms. One outside the range of the training is met as any
+                other, but the controllers choose as for the nearest end of the range.
             task: a name in `tasks`; may be left out if there is only one.
             max_new_tokens: a limit below the task's own, which applies in any case.
             on_miss: overrides the engine's `on_miss` for this request; None: no override.
@@ -235,6 +236,9 @@ class Engine:
         knobs, chooser, space = self.knobs, self._chooser, self.knobs.space
         sample, height, width = request.sample, *request.rgb.shape[:2]
         budget_ms = request.whole_ms
+        # Outside the trained range the networks would extrapolate: more time can then mean a worse choice.
+        trained_ms = self.controllers.budgets_ms
+        encoded_ms = budget_ms if request.on_miss is None else min(max(budget_ms, min(trained_ms)), max(trained_ms))
         watch = _Watch()
         views = self._sizes.views(height, width)
         expected = self._sizes.expected(sample.question, sample.dataset, views)  # encodes the prompt's text
@@ -250,10 +254,10 @@ class Engine:
             if self.within is None:  # a service level was calibrated with its own rule, in `chooser.allowed`
                 allowed_JA = chooser.fastest(expected.ms_X)
         feature_D = knobs.language_feature(sample)
-        first = chooser.choose_image(feature_D, budget_ms, allowed_JA)
+        first = chooser.choose_image(feature_D, encoded_ms, allowed_JA)
         tier, place = divmod(first.choice, len(space.insertion_positions))
         position = knobs.positions[place]
-        probe_D = self._probe(budget_ms)
+        probe_D = self._probe(encoded_ms)
         controllers_ms = watch.lap_ms()
 
         prepared = knobs.prepare(sample, request.rgb, views[tier], request.max_new_tokens)

@@ -199,7 +199,7 @@ def test_the_engine_chooses_and_answers_as_two_calls_do(family, tmp_path):
         engine, policy = Engine(controllers, family.knobs.loaded, warm_up=0), TwoStagePolicy(controllers)
         sample = family.sample(size, seed=seed)
         for budget_ms in (40.0, 500.0):
-            answer = engine.answer(sample.image.read_bytes(), sample.question, budget_ms)
+            answer = engine.answer_as_replayed(sample, engine.knobs.pixels(sample), budget_ms)
             assert (astuple(answer.setting), answer.text) == two_calls(live, policy, sample, budget_ms)
             found.add(answer.setting)
     assert len(found) > 1

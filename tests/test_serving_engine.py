@@ -53,7 +53,7 @@ def test_one_pass_chooses_and_answers_as_two_calls_do(tiny_cache, tiny_model_dir
     found = set()
     for sample in SAMPLES:
         for budget_ms in BUDGETS_MS:
-            answer = engine.answer(sample.image.read_bytes(), sample.question, budget_ms)
+            answer = engine.answer_as_replayed(sample, engine.knobs.pixels(sample), budget_ms)
             assert (dataclasses.astuple(answer.setting), answer.text) == two_calls(live, policy, sample, budget_ms)
             found.add(answer.setting)
     assert len(found) > 1
@@ -220,3 +220,24 @@ def test_a_setting_whose_latency_is_not_known_is_answered_and_said_to_be_unknown
     assert (answer.setting, answer.expected_latency_ms) == (chosen, None)
     assert "expected unknown; vision" in answer.summary()
     assert '"expected_latency_ms": null' in json.dumps(answer.to_dict(), allow_nan=False)
+
+
+def test_budgets_outside_the_trained_range_get_the_choice_of_its_nearest_end(tiny_cache, tmp_path: Path):
+    """Networks that extrapolate could choose worse for more time."""
+    controllers = answering_controllers(tiny_cache, tmp_path / "controllers", expected_ms=0.5, seed=3)
+    engine = Engine(controllers, device="cpu", warm_up=0)
+    lowest, highest = int(min(controllers.budgets_ms)), int(max(controllers.budgets_ms))
+    changed = set()
+    for sample in SAMPLES:
+        rgb = engine.knobs.pixels(sample)
+        settings = [
+            engine.answer(rgb, sample.question, budget_ms, on_miss="fastest").setting
+            for budget_ms in (highest, highest + 1, 7 * highest, 1e6)
+        ]
+        assert len(set(settings)) == 1
+        changed |= {engine.answer_as_replayed(sample, rgb, 1e6).setting != settings[0]}
+        assert (
+            engine.answer(rgb, sample.question, max(lowest - 3, 1)).setting
+            == engine.answer(rgb, sample.question, lowest).setting
+        )
+    assert True in changed  # without the limit the choices differ

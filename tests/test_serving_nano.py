@@ -77,7 +77,7 @@ def test_one_pass_chooses_and_answers_as_two_calls_do(cache, samples, tmp_path):
         engine, policy = Engine(controllers, live.knobs.loaded, warm_up=0), TwoStagePolicy(controllers)
         for sample in samples:
             for budget_ms in BUDGETS_MS:
-                answer = engine.answer(sample.image.read_bytes(), sample.question, budget_ms)
+                answer = engine.answer_as_replayed(sample, engine.knobs.pixels(sample), budget_ms)
                 assert (dataclasses.astuple(answer.setting), answer.text) == two_calls(live, policy, sample, budget_ms)
                 found.add(answer.setting)
     assert len(found) > 3
