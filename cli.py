@@ -76,7 +76,8 @@ def main() -> None:
     knobctl precompute --model nano --dataset easy_vqa --samples 200 --out runs/cache --device cpu
     knobctl train runs/cache --out runs/controllers
     knobctl validate runs/controllers --cache runs/cache --live --device cpu
-    knobctl answer runs/controllers --image photo.png --question "Is there a circle?" --budget-ms 25
+    knobctl answer runs/controllers --image photo.png --question "Is there a circle?" --task easy_vqa \\
+      --budget-ms 24
     """
 
 

@@ -58,8 +58,8 @@ def answer(
     The answer is printed on stdout; the setting and the latency on stderr.
 
     \b
-    knobctl answer runs/controllers --image photo.png --question "Is there a circle?" --budget-ms 25
-    knobctl answer runs/controllers --input requests.jsonl --out answers.jsonl --budget-ms 25
+    knobctl answer runs/controllers --image photo.png --question "Is there a circle?" --task easy_vqa --budget-ms 24
+    knobctl answer runs/controllers --input requests.jsonl --out answers.jsonl --task easy_vqa --budget-ms 24
     """
     single = (image, question, budget_ms)
     if requests_file is None and (None in single or out is not None or images is not None):

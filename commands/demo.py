@@ -222,6 +222,7 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    from ..data.cache.reader import BUSY
     from ..replay.report.summary import headline, summary_table
     from .render import render_record
 
@@ -236,6 +237,7 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
         f"where the controllers take {own['p50_ms']:.2f} ms, {own['p50_share']:.1%} of a request, in the median."
     )
     notes = [Text(f"note: {warning}", style="yellow") for warning in record["warnings"]]
+    busy = [note for note in notes if BUSY in note.plain]  # first, because nothing below it can be relied on
     answers = [
         Text(line)
         for one in record["answers"]
@@ -243,11 +245,12 @@ def _render(record: Mapping[str, Any]) -> RenderableType:
     ]
     files, seconds = (render_record(name, record[name]) for name in ("files", "seconds"))
     return Group(
+        *busy,
         Text(headline(record)),
         Text(""),
         summary_table({**record, "policies": policies}),
         Text(agreed),
-        *notes,
+        *[note for note in notes if note not in busy],
         Text(""),
         files,
         seconds,

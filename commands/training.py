@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..console import ConsoleProgress, emit
+from ..console import ConsoleProgress, emit, log
 from ..replay.recipes import RECIPE_ONLY, TrainConfig, recipe
 from ..replay.reward import RewardWeights
 from .config_options import config_options
@@ -178,3 +178,5 @@ def cross_validate(
 
         write_report(cache, out=page, report=report, made_by=command_line())
     emit(report.to_dict(), as_json, render_report if details else render_summary)
+    if page is not None:
+        log(f"page: {page} ({page.stat().st_size / 1e6:.2f} MB), to open in a browser")

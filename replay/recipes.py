@@ -96,7 +96,12 @@ class TrainConfig:
     ema_decay: float = _setting(
         0.98, "Decay of the moving average of the weights, which is evaluated and saved; 0: the weights themselves."
     )
-    evaluations: int = _setting(30, "Greedy evaluations on val, evenly spaced; the best checkpoint is kept.", least=1)
+    evaluations: int = _setting(
+        30,
+        "Greedy evaluations on val, evenly spaced. The last weights are kept unless earlier ones were better by more "
+        "than one standard error.",
+        least=1,
+    )
     patience: int | None = _setting(
         None, "Stop a seed after this many evaluations without improvement.  [default: never]", least=1
     )

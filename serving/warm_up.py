@@ -57,9 +57,12 @@ def check_pace(ratio: float | None, expected_on: str, here: str, within: float |
     if ratio is None:
         text = "latencies were not compared with the expected ones: no warm-up request had an expected latency"
     else:
+        advice = "train controllers on a cache that was made on this device"
+        if here in expected_on:  # the same kind of device
+            advice = f"if other programs are running here, repeat without them; otherwise {advice}"
         text = (
             f"requests take {ratio:.2f} times the expected latency, which was measured on {expected_on}; this is "
-            f"{here}. Budgets will be missed or left unused: train controllers on a cache that was made on this device"
+            f"{here}. Budgets will be missed or left unused: {advice}"
         )
     if within is not None:
         raise KnobctlError(f"--within {within:g} cannot be kept: {text}.")

@@ -38,7 +38,7 @@ from knobctl.replay.tables import ReplayTables
 from knobctl.tests.support.caches import foreign_cache, generated_cache, put
 from knobctl.tests.support.cli_commands import every_command
 from knobctl.tests.support.random_controllers import random_controllers
-from knobctl.tests.support.report_sources import CHOICES, HIGH_16, LOW_12, hand_made_source
+from knobctl.tests.support.report_sources import HIGH_16, LOW_12, hand_made_source
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +78,13 @@ class Page(HTMLParser):
 # The headline
 
 
-def test_the_headline_counts_answers_in_time_under_the_middle_budget(tmp_path: Path):
+def test_the_headline_counts_answers_in_time_under_all_budgets(tmp_path: Path):
     found = headlines.headline(hand_made_source(tmp_path / "cache"))
-    # Of 20 and 40 ms, 40 is the middle; both policies run high/16 there, which is right and in time for all.
-    assert found.title == (
-        "Within 40 ms, the controllers answer 100.0 % of questions correctly; the best fixed setting, 100.0 %: "
-        "no difference shown."
+    # Under 40 ms both policies run high/16, which is right and in time for all.
+    assert re.fullmatch(
+        r"Under budgets of 20 to 40 ms, the controllers answer [\d.]+ % of questions correctly in time; the "
+        r"budget-only table, [\d.]+ %: no difference shown\.",
+        found.title,
     )
     assert found.verdict == "no difference shown"
     assert found.verdicts[0].text.startswith("mine is not shown to differ from the budget-only table: +")
@@ -92,8 +93,12 @@ def test_the_headline_counts_answers_in_time_under_the_middle_budget(tmp_path: P
 @pytest.mark.parametrize(
     ("mine", "verdict", "title"),
     [
-        (HIGH_16, "better", "answer 100.0 % of questions correctly; the best fixed setting, 25.0 %."),
-        (LOW_12, "no difference shown", "the best fixed setting, 25.0 %: no difference shown."),
+        (
+            HIGH_16,
+            "better",
+            "answer 62.5 % of questions correctly in time; the budget-only table, 25.0 %: shown better.",
+        ),
+        (LOW_12, "no difference shown", "the budget-only table, 25.0 %: no difference shown."),
     ],
 )
 def test_the_headline_follows_the_interval(tmp_path: Path, mine: int, verdict: str, title: str):
@@ -106,32 +111,26 @@ def test_controllers_that_are_worse_are_called_worse(tmp_path: Path):
     choices = {"mine": [[LOW_12, LOW_12]] * 4, "table": [[LOW_12, HIGH_16]] * 4}
     found = headlines.headline(hand_made_source(tmp_path / "cache", choices=choices))
     assert found.verdict == "worse"
-    assert found.title.endswith("the best fixed setting, 100.0 %.")
+    assert found.title.endswith("the budget-only table, 62.5 %: shown worse.")
 
 
 def test_several_controllers_are_not_reduced_to_the_best_one(tmp_path: Path):
-    choices = {**CHOICES, "mine": [[LOW_12, HIGH_16]] * 4, "other": [[LOW_12, LOW_12]] * 4}
+    choices = {"table": [[LOW_12, HIGH_16]] * 4, "mine": [[LOW_12, HIGH_16]] * 4, "other": [[LOW_12, LOW_12]] * 4}
     found = headlines.headline(hand_made_source(tmp_path / "cache", choices=choices, subjects=("mine", "other")))
-    assert found.title.startswith(
-        "Within 40 ms, the 2 sets of controllers answer 25.0 to 100.0 % of questions correctly"
+    assert found.title == (
+        "Under budgets of 20 to 40 ms, the 2 sets of controllers answer 25.0 to 62.5 % of questions correctly in time; "
+        "the budget-only table, 62.5 % (1 of 2 shown worse)."
     )
-    assert found.title.endswith("the best fixed setting, 100.0 % (1 of 2 shown worse).")
 
 
 def test_without_controllers_the_headline_says_what_there_is_to_gain(cache: Cache):
     found = headlines.headline(report_source(cache, compare(cache.path), None))
     assert re.fullmatch(
-        r"Within \d+ ms, the best fixed setting answers [\d.]+ % of questions correctly; a perfect choice for every "
-        r"question would answer [\d.]+ %\.",
+        r"Under budgets of \d+ to \d+ ms, the budget-only table answers [\d.]+ % of questions correctly in time; a "
+        r"perfect choice for every question would answer [\d.]+ %\.",
         found.title,
     )
     assert found.verdict is None
-
-
-def test_budgets_that_nothing_meets_are_not_the_middle_one():
-    assert headlines.middle_budget((10.0, 20.0, 30.0), ()) == 1
-    assert headlines.middle_budget((10.0, 20.0, 30.0), (10.0, 20.0)) == 2
-    assert headlines.middle_budget((10.0, 20.0), (10.0, 20.0)) == 1
 
 
 # Questions and images

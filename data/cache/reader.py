@@ -43,6 +43,7 @@ from .token_store import TokenStore, open_token_store
 
 MAX_FEATURE_NUMBERS = 1 << 32  # S x D: 16 GiB of float32
 MAX_CELLS = 1 << 28  # S x X
+BUSY = "the machine was busy"
 UNSTEADY = (
     0.2  # relative error of latencies; 0.39 on a machine with other work, where controllers trained on them failed
 )
@@ -200,12 +201,12 @@ def open_cache(path: str | os.PathLike[str], *, tokens: bool = True, derived: Pa
 
 
 def _timing_warnings(path: Path, manifest: Manifest) -> list[str]:
-    """Warns if the machine was too busy for reliable latencies."""
+    """Warns if the machine was too busy for reliable latencies. `knobctl demo` shows this warning first."""
     error = timing_error(manifest)
     if error is None or error <= UNSTEADY:
         return []
     return [
-        f"{path}: the machine was busy while latencies were measured: one in twenty is off by {error:.0%} or more. "
+        f"{path}: {BUSY} while latencies were measured: one in twenty is off by {error:.0%} or more. "
         "Rewards and verdicts depend on latencies: make the cache again while nothing else runs"
     ]
 

@@ -25,6 +25,8 @@ UNDECIDED = (MUTED, "o", False)
 
 
 def draw_differences(record: Differences) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     rows = record.rows
     several = len({one.policy for one in rows}) > 1
     made = figure(1.05 + 0.36 * len(rows))
@@ -38,6 +40,7 @@ def draw_differences(record: Differences) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("difference in mean reward, all budgets (controllers minus baseline)")
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels would overlap
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), [one.verdict.replace("no difference shown", "not shown") for one in rows])
     right.tick_params(length=0)

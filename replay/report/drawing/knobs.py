@@ -72,6 +72,8 @@ def _stack(axes: Axes, title: str, values: dict[str, tuple[float, ...]], budgets
 
 
 def draw_heat_maps(record: HeatMaps) -> Figure:
+    import matplotlib as mpl
+
     columns = len(record.tiers)
     cell = 0.27 if len(record.top_k) <= 8 else 0.14
     made = figure(2 * (cell * len(record.top_k) + 0.5) + 0.6)
@@ -79,14 +81,15 @@ def draw_heat_maps(record: HeatMaps) -> Figure:
     for row, (title, maps, digits) in enumerate(
         (("accuracy (%)", _percent(record.accuracy), 0), ("latency (ms)", record.latency_ms, 1))
     ):
+        colours = mpl.colormaps[SEQUENCE if row == 0 else f"{SEQUENCE}_r"]  # bright is good in both
         known = [value for one in maps for line in one for value in line if value is not None]
         low, high = (min(known), max(known)) if known else (0.0, 1.0)
         image: Any = None
         for column, one in enumerate(maps):
             axes = grid[row][column]
-            image = _map(axes, one, low, high, digits if high < 100 or digits == 0 else 0)
+            image = _map(axes, one, low, high, digits if high < 100 or digits == 0 else 0, colours)
             tier = plain(shortened(record.tiers[column], 12))
-            axes.set_title(f"{tier}" if row == 0 else "", fontsize=POINT_SIZE)
+            axes.set_title(f"tier {tier}" if row == 0 else "", fontsize=POINT_SIZE)
             axes.set_xticks(range(len(record.num_blocks)), [str(value) for value in record.num_blocks])
             axes.set_yticks(range(len(record.top_k)), [str(value) for value in record.top_k])
         bar = made.colorbar(image, ax=list(grid[row]), label=title, aspect=14, pad=0.015)
@@ -96,14 +99,12 @@ def draw_heat_maps(record: HeatMaps) -> Figure:
     return made
 
 
-def _map(axes: Axes, values: Map, low: float, high: float, digits: int) -> Any:
-    import matplotlib as mpl
+def _map(axes: Axes, values: Map, low: float, high: float, digits: int, colours: Any) -> Any:
     import numpy as np
 
     value_KN = np.array([[float("nan") if value is None else value for value in line] for line in values])
     rows, columns = value_KN.shape
     span = high - low or 1.0
-    colours = mpl.colormaps[SEQUENCE]
     image = axes.pcolormesh(
         np.arange(columns + 1) - 0.5,
         np.arange(rows + 1) - 0.5,

@@ -1,6 +1,6 @@
-"""What a page says first: whether the controllers answer more questions within a budget than a fixed setting does.
+"""What a page says first: whether the controllers answer more questions within their budgets than fixed settings do.
 
-The budget is the middle one of the report, whatever the result there is; the first table has all of them.
+Over all budgets of the report, whatever the result is; the first table has each of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..figures.policies import Difference, Differences, article, differences, in
 from ..figures.source import ReportSource, label, plural
 
 MIXED = "mixed"  # several controllers with different verdicts
-FIXED = "table"  # the best fixed setting for each budget
+FIXED = "table"  # one setting for each budget
 
 
 class Verdict(NamedTuple):
@@ -40,28 +40,35 @@ class Headline(NamedTuple):
 
 def headline(source: ReportSource) -> Headline:
     report = source.report
-    place = middle_budget(report.budgets_ms, report.unmet_budgets_ms)
     subjects = [name for name in report.subjects if name in report.policies]
     verdicts = _verdicts(source)
     if not subjects or FIXED not in report.policies:
-        return Headline(_baseline_title(source, place), None, _baseline_lines(source, place), verdicts)
-    gains = [in_time_difference(source, name, FIXED, place) for name in subjects]
+        return Headline(_baseline_title(source), None, _baseline_lines(source), verdicts)
+    gains = [in_time_difference(source, name, FIXED) for name in subjects]
     found = [_shown(gain) for gain in gains]
-    verdict = found[0] if len(set(found)) == 1 else NOT_SHOWN
-    budget = f"{report.budgets_ms[place]:g} ms"
     who = "the controllers" if len(subjects) == 1 else f"the {len(subjects)} sets of controllers"
     title = (
-        f"Within {budget}, {who} answer {_range([_in_time(source, name, place) for name in subjects])} % of "
-        f"questions correctly; the best fixed setting, {_range([_in_time(source, FIXED, place)])} %."
+        f"{_under(source)}, {who} answer {_range([_in_time(source, name) for name in subjects])} % of questions "
+        f"correctly in time; the budget-only table, {_range([_in_time(source, FIXED)])} %"
     )
-    if verdict == NOT_SHOWN:
-        title = title.removesuffix(".") + ": no difference shown."
-        if any(one != NOT_SHOWN for one in found):
-            shown = ", ".join(
-                f"{found.count(one)} of {len(found)} shown {one}" for one in (BETTER, WORSE) if one in found
-            )
-            title = title.replace(": no difference shown", f" ({shown})")
-    return Headline(title, verdict, tuple(_lines(source, place, subjects, gains)), verdicts)
+    if len(set(found)) == 1:
+        verdict = found[0]
+        title += f": {_WORDS[verdict]}."
+    else:
+        verdict = NOT_SHOWN
+        shown = [f"{found.count(one)} of {len(found)} shown {one}" for one in (BETTER, WORSE) if one in found]
+        title += f" ({', '.join(shown)})."
+    return Headline(title, verdict, tuple(_lines(source, subjects, gains)), verdicts)
+
+
+_WORDS = {BETTER: "shown better", WORSE: "shown worse", NOT_SHOWN: "no difference shown"}
+
+
+def _under(source: ReportSource) -> str:
+    budgets_ms = source.report.budgets_ms
+    if len(budgets_ms) == 1:
+        return f"Under a budget of {budgets_ms[0]:g} ms"
+    return f"Under budgets of {min(budgets_ms):g} to {max(budgets_ms):g} ms"
 
 
 def _shown(gain: Estimate) -> str:
@@ -71,19 +78,12 @@ def _shown(gain: Estimate) -> str:
     return BETTER if gain.low > 0 else WORSE if gain.high < 0 else NOT_SHOWN
 
 
-def middle_budget(budgets_ms: Sequence[float], unmet_ms: Sequence[float]) -> int:
-    """Returns the place of the middle budget among those that some setting meets; of all if none does."""
-    met = [place for place, budget_ms in enumerate(budgets_ms) if budget_ms not in unmet_ms]
-    places = met or list(range(len(budgets_ms)))
-    return places[len(places) // 2]
-
-
-def in_time_difference(source: ReportSource, policy: str, versus: str, place: int) -> Estimate:
-    """Returns the paired difference in the share of correct answers in time under one budget, with its interval."""
+def in_time_difference(source: ReportSource, policy: str, versus: str) -> Estimate:
+    """Returns the paired difference in the share of correct answers in time over all budgets, with its interval."""
     report, found = source.report, source.report.decisions
-    requests = RequestSet.of(found.tables, found.sample_N, (found.budget_M[place],))
+    requests = RequestSet.of(found.tables, found.sample_N, found.budget_M)
     in_time = {
-        name: np.mean([_in_time_N(requests, found.chosen[one], place) for one in found.choosers(name)], axis=0)
+        name: np.mean([_in_time_N(requests, found.chosen[one]) for one in found.choosers(name)], axis=0)
         for name in (policy, versus)
     }
     value_N = in_time[policy] - in_time[versus]
@@ -96,13 +96,14 @@ def in_time_difference(source: ReportSource, policy: str, versus: str, place: in
     return bootstrap.estimate(float(value_N.mean()), bootstrap.resampled_means(value_N[:, None])[:, 0])
 
 
-def _in_time_N(requests: RequestSet, chosen_NM: NDArray[np.int64], place: int) -> NDArray[np.float64]:
-    stats_NMF = request_stats(requests, chosen_NM[:, [place]])
-    return stats_NMF[:, 0, STATS.index("accuracy_in_time")]
+def _in_time_N(requests: RequestSet, chosen_NM: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns the share of each sample's budgets under which it is answered correctly in time."""
+    in_time_NM = request_stats(requests, chosen_NM)[:, :, STATS.index("accuracy_in_time")]
+    return np.asarray(in_time_NM.mean(axis=1))
 
 
-def _in_time(source: ReportSource, policy: str, place: int) -> float:
-    value = source.report.policies[policy].overall.per_budget[place]["accuracy_in_time"].value
+def _in_time(source: ReportSource, policy: str) -> float:
+    value = source.report.policies[policy].overall.metrics["accuracy_in_time"].value
     assert value is not None, "every sample of a report has an outcome"
     return value
 
@@ -112,9 +113,8 @@ def _range(shares: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _lines(source: ReportSource, place: int, subjects: list[str], gains: list[Estimate]) -> list[str]:
-    report, budget = source.report, f"{source.report.budgets_ms[place]:g} ms"
-    lines = []
+def _lines(source: ReportSource, subjects: list[str], gains: list[Estimate]) -> list[str]:
+    report, lines = source.report, []
     if len(subjects) == 1:
         lines.append(f"The difference is {_points(gains[0], report.confidence)}.")
     else:
@@ -123,14 +123,13 @@ def _lines(source: ReportSource, place: int, subjects: list[str], gains: list[Es
         )
         lines.append(f"Differences: {each}.")
     lines.append(
-        f"An answer that takes longer than {budget} counts as wrong. {budget} is the middle one of "
-        f"{plural(len(report.budgets_ms), 'budget')}; the first table has all of them. The best fixed setting is the "
-        "one with the highest mean reward under this budget on the training questions."
+        f"An answer that takes longer than its budget counts as wrong; all {plural(len(report.budgets_ms), 'budget')} "
+        "count equally, and the first table has each of them. The budget-only table answers all questions under one "
+        "budget with the same setting: the one with the highest mean reward on the training questions."
     )
     if "oracle" in report.policies:
         lines.append(
-            "A perfect choice for every question (the oracle) would answer "
-            f"{_range([_in_time(source, 'oracle', place)])} %."
+            f"A perfect choice for every question (the oracle) would answer {_range([_in_time(source, 'oracle')])} %."
         )
     return lines
 
@@ -167,19 +166,19 @@ def _verdict(rows: list[Difference]) -> Verdict:
     return Verdict(shared.pop() if len(shared) == 1 else MIXED, f"against {versus}: {each}")
 
 
-def _baseline_title(source: ReportSource, place: int) -> str:
-    report, budget = source.report, f"{source.report.budgets_ms[place]:g} ms"
+def _baseline_title(source: ReportSource) -> str:
+    report = source.report
     if FIXED in report.policies and "oracle" in report.policies:
         return (
-            f"Within {budget}, the best fixed setting answers {_range([_in_time(source, FIXED, place)])} % of "
-            "questions correctly; a perfect choice for every question would answer "
-            f"{_range([_in_time(source, 'oracle', place)])} %."
+            f"{_under(source)}, the budget-only table answers {_range([_in_time(source, FIXED)])} % of questions "
+            "correctly in time; a perfect choice for every question would answer "
+            f"{_range([_in_time(source, 'oracle')])} %."
         )
     return f"What the settings of {source.cache.manifest.model_name} achieve on {plural(report.n_samples, 'question')}."
 
 
-def _baseline_lines(source: ReportSource, place: int) -> tuple[str, ...]:
-    report, budget = source.report, f"{source.report.budgets_ms[place]:g} ms"
+def _baseline_lines(source: ReportSource) -> tuple[str, ...]:
+    report = source.report
     lines = [
         f"{label(name).capitalize()}: {_range([figures['accuracy'].value or 0.0])} % correct in "
         f"{figures['latency_ms'].value or 0.0:,.1f} ms on average."
@@ -188,8 +187,8 @@ def _baseline_lines(source: ReportSource, place: int) -> tuple[str, ...]:
         for figures in (report.policies[name].overall.metrics,)
     ]
     lines.append(
-        f"An answer that takes longer than its budget counts as wrong; {budget} is the middle one of "
-        f"{plural(len(report.budgets_ms), 'budget')}. No controllers were given: this page shows what there is to gain."
+        "An answer that takes longer than its budget counts as wrong. The budget-only table has one setting for each "
+        "budget. No controllers were given: this page shows what there is to gain."
         if not report.subjects
         else "The budget-only table was not reported, so controllers are not compared with a fixed setting."
     )
