@@ -238,6 +238,9 @@ def _locate(path_or_hub_id: Path | str, revision: str | None) -> tuple[Path, str
     path = existing_directory(name, "a controllers' checkpoint", error=CheckpointError)
     if path is not None:
         if not (path / CONFIG_NAME).is_file():
+            seeds = sorted(one.parent.name for one in path.glob(f"seed-*/{CONFIG_NAME}"))
+            if seeds:
+                raise CheckpointError(f"{path} holds several controllers: name one, such as {path / seeds[0]}")
             raise CheckpointError(
                 f"{path} holds no {CONFIG_NAME}: it is not a controllers' checkpoint, or half-written"
             )

@@ -294,3 +294,11 @@ def test_inspect_checks_and_shows_a_checkpoint(controllers, tmp_path):
     rewrite(tmp_path, lambda r: r["conditions"]["tasks"]["toy"].update(metric=1))
     refused = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert (refused.exit_code, "conditions.tasks.toy.metric" in refused.stderr) == (1, True)
+
+
+def test_of_several_seeds_one_must_be_named(controllers, tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        controllers.save_pretrained(tmp_path / f"seed-{seed}")
+    with pytest.raises(CheckpointError, match=r"holds several controllers: name one, such as .*seed-0"):
+        Controllers.from_pretrained(tmp_path)

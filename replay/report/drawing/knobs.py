@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SEQUENCE = "cividis"  # perceptually uniform, also for readers with a colour vision deficiency, and in grey
 LABELLED_SHARE = 0.12  # smaller segments have no room for a label
 ON_DARK, ON_LIGHT = "#fefefe", "#010101"  # on cells, whose colours are the same on a light and a dark page
+NARROW_LABEL = 4  # characters; longer labels are written upwards
 LABELLED_CELLS = 7  # per row; more have no room
 KNOB_NAMES = {
     "tier": "image tier",
@@ -51,13 +52,18 @@ def _stack(axes: Axes, title: str, values: dict[str, tuple[float, ...]], budgets
         height = 100 * np.array(shares)
         axes.bar(at, height, 0.86, base, color=colour, edgecolor=PAPER, linewidth=0.6)
         for x, (share, low) in enumerate(zip(height, base, strict=True)):
-            if share >= 100 * LABELLED_SHARE and len(budgets_ms) <= 2 * LABELLED_CELLS:
+            upright = len(value) <= NARROW_LABEL
+            if (
+                share >= 100 * (LABELLED_SHARE if upright else 2 * LABELLED_SHARE)
+                and len(budgets_ms) <= 2 * LABELLED_CELLS
+            ):
                 axes.text(
                     x,
                     low + share / 2,
                     plain(shortened(value, 8)),
                     ha="center",
                     va="center",
+                    rotation=0 if upright else 90,
                     color=_readable(colour),
                     fontsize=POINT_SIZE - (3 if len(budgets_ms) > 6 or len(value) > 5 else 1.5),
                 )

@@ -36,10 +36,9 @@ class Differences(NamedTuple):
     @property
     def caption(self) -> str:
         return (
-            "Paired differences: both policies answer the same questions under the same budgets. One policy is called "
-            "better or worse only if the whole interval lies on one side of 0; otherwise no difference is shown, which "
-            f"does not mean that there is none. {self.basis.with_intervals} Intervals are not corrected for the number "
-            "of comparisons."
+            "Paired differences: both policies answer the same questions under the same budgets. Verdicts are "
+            "corrected for the number of comparisons (Holm), intervals are not; where no difference is shown, there "
+            f"may be one all the same. {self.basis.with_intervals}"
         )
 
     @property

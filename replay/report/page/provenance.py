@@ -78,7 +78,7 @@ def _controllers(source: ReportSource) -> list[Facts]:
             "trained on cache": record.get("trained_on_cache"),
             "parameters": ", ".join(f"{part} {count:,}" for part, count in counts.items()) or None,
             **{
-                key.replace("_", " "): settings.get(key)
+                key.replace("_", " ").replace("best", "kept"): settings.get(key)
                 for key in ("recipe", "estimator", "seed", "epochs", "best_epoch", "fold_seed")
             },
         }
