@@ -100,7 +100,7 @@ def test_a_small_demo_runs_every_step_and_judges_by_all_samples(tmp_path: Path):
     assert set(record["policies"]) == {"controllers", "seed-3", "seed-4", "seed-5", *DEFAULT_BASELINES}
     assert record["live"]["agreement"]["settings_compared"] > 0
     assert (tmp_path / "controllers" / "train.json").is_file()
-    assert "Under budgets of " in (tmp_path / "report.html").read_text()
+    assert "Averaged over 5 budgets from " in (tmp_path / "report.html").read_text()
     shown = result.stdout
     for words in (
         "The controllers answer ",

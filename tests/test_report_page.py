@@ -82,8 +82,8 @@ def test_the_headline_counts_answers_in_time_under_all_budgets(tmp_path: Path):
     found = headlines.headline(hand_made_source(tmp_path / "cache"))
     # Under 40 ms both policies run high/16, which is right and in time for all.
     assert re.fullmatch(
-        r"Under budgets of 20 to 40 ms, the controllers answer [\d.]+ % of questions correctly in time; the "
-        r"budget-only table, [\d.]+ %: no difference shown\.",
+        r"Averaged over 2 budgets from 20 to 40 ms, the controllers answer [\d.]+ % of questions correctly in time; "
+        r"the budget-only table, [\d.]+ %: no difference shown\.",
         found.title,
     )
     assert found.verdict == "no difference shown"
@@ -111,6 +111,7 @@ def test_controllers_that_are_worse_are_called_worse(tmp_path: Path):
     choices = {"mine": [[LOW_12, LOW_12]] * 4, "table": [[LOW_12, HIGH_16]] * 4}
     found = headlines.headline(hand_made_source(tmp_path / "cache", choices=choices))
     assert found.verdict == "worse"
+    assert "By budget: +0.0 (20 ms), -75.0 (40 ms)." in found.lines[0]
     assert found.title.endswith("the budget-only table, 62.5 %: shown worse.")
 
 
@@ -118,16 +119,16 @@ def test_several_controllers_are_not_reduced_to_the_best_one(tmp_path: Path):
     choices = {"table": [[LOW_12, HIGH_16]] * 4, "mine": [[LOW_12, HIGH_16]] * 4, "other": [[LOW_12, LOW_12]] * 4}
     found = headlines.headline(hand_made_source(tmp_path / "cache", choices=choices, subjects=("mine", "other")))
     assert found.title == (
-        "Under budgets of 20 to 40 ms, the 2 sets of controllers answer 25.0 to 62.5 % of questions correctly in time; "
-        "the budget-only table, 62.5 % (1 of 2 shown worse)."
+        "Averaged over 2 budgets from 20 to 40 ms, the 2 sets of controllers answer 25.0 to 62.5 % of questions "
+        "correctly in time; the budget-only table, 62.5 % (1 of 2 shown worse)."
     )
 
 
 def test_without_controllers_the_headline_says_what_there_is_to_gain(cache: Cache):
     found = headlines.headline(report_source(cache, compare(cache.path), None))
     assert re.fullmatch(
-        r"Under budgets of \d+ to \d+ ms, the budget-only table answers [\d.]+ % of questions correctly in time; a "
-        r"perfect choice for every question would answer [\d.]+ %\.",
+        r"Averaged over \d+ budgets from \d+ to \d+ ms, the budget-only table answers [\d.]+ % of questions "
+        r"correctly in time; a perfect choice for every question would answer [\d.]+ %\.",
         found.title,
     )
     assert found.verdict is None

@@ -28,6 +28,14 @@ class ReportSource:
         subjects = [name for name in self.report.policies if name in self.report.subjects]
         return (*subjects, *(name for name in self.report.policies if name in BASELINES))
 
+    def _samples(self) -> str:
+        report = self.report
+        if not report.folds:
+            return f"the {report.split} split"
+        seeds = [len(report.decisions.choosers(name)) for name in report.subjects]
+        mean = f", controllers: mean of {seeds[0]} seeds" if seeds and seeds[0] > 1 else ""
+        return f"all samples, cross-validated in {report.folds} folds{mean}"
+
     @property
     def basis(self) -> Basis:
         report = self.report
@@ -35,7 +43,7 @@ class ReportSource:
             report.n_samples,
             report.n_clusters,
             report.cluster_by == "image_id",
-            f"all samples, cross-validated in {report.folds} folds" if report.folds else f"the {report.split} split",
+            self._samples(),
             report.confidence,
             report.resamples,
         )

@@ -68,7 +68,7 @@ def _under(source: ReportSource) -> str:
     budgets_ms = source.report.budgets_ms
     if len(budgets_ms) == 1:
         return f"Under a budget of {budgets_ms[0]:g} ms"
-    return f"Under budgets of {min(budgets_ms):g} to {max(budgets_ms):g} ms"
+    return f"Averaged over {len(budgets_ms)} budgets from {min(budgets_ms):g} to {max(budgets_ms):g} ms"
 
 
 def _shown(gain: Estimate) -> str:
@@ -116,7 +116,9 @@ def _range(shares: Sequence[float]) -> str:
 def _lines(source: ReportSource, subjects: list[str], gains: list[Estimate]) -> list[str]:
     report, lines = source.report, []
     if len(subjects) == 1:
-        lines.append(f"The difference is {_points(gains[0], report.confidence)}.")
+        lines.append(
+            f"The difference is {_points(gains[0], report.confidence)}. By budget: {_by_budget(source, subjects[0])}."
+        )
     else:
         each = "; ".join(
             f"{name}: {_points(gain, report.confidence)}" for name, gain in zip(subjects, gains, strict=True)
@@ -132,6 +134,18 @@ def _lines(source: ReportSource, subjects: list[str], gains: list[Estimate]) -> 
             f"A perfect choice for every question (the oracle) would answer {_range([_in_time(source, 'oracle')])} %."
         )
     return lines
+
+
+def _by_budget(source: ReportSource, policy: str) -> str:
+    """Returns the difference in correct answers in time under each budget, in percentage points."""
+    budgets_ms = source.report.budgets_ms
+    found = [source.report.policies[name].overall.per_budget for name in (policy, FIXED)]
+    gains = [
+        (one["accuracy_in_time"].value or 0.0) - (other["accuracy_in_time"].value or 0.0)
+        for one, other in zip(*found, strict=True)
+    ]
+    shown = [f"{100 * gain:+.1f} ({budget_ms:g} ms)" for gain, budget_ms in zip(gains, budgets_ms, strict=True)]
+    return ", ".join(shown)
 
 
 def _points(gain: Estimate, confidence: float) -> str:
