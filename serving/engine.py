@@ -40,7 +40,7 @@ from .answer import Answer, OnMiss, StageLatency
 from .explanation import Explanation
 from .model_check import check_model
 from .request import MIN_BUDGET_MS, Request, checked_on_miss, checked_request
-from .request_size import KEPT, RequestSizes
+from .request_size import KEPT, Expected, RequestSizes
 from .text_stream import TextStream
 from .warm_up import SET_UP_REQUESTS, WARM_UP_REQUESTS, check_pace, enlarged, warm_up_requests
 
@@ -197,15 +197,17 @@ class Engine:
         self, question: str, image_size: tuple[int, int], *, task: str | None = None
     ) -> NDArray[np.float64]:
         """Returns the expected latency of every setting [X] for an image of (width, height) pixels; NaN: not known."""
-        name = self._task_name(task)
-        width, height = image_size
-        return self._sizes.expected(question, name, self._sizes.views(height, width)).ms_X
+        return self._expected(question, image_size, task).ms_X
 
     def fastest_expected_ms(
         self, question: str, image_size: tuple[int, int], *, task: str | None = None
     ) -> float | None:
         """Returns the expected latency of the fastest setting for an image of (width, height) pixels."""
-        return float(np.nanmin(self.expected_ms(question, image_size, task=task)))
+        return self._expected(question, image_size, task).fastest_ms
+
+    def _expected(self, question: str, image_size: tuple[int, int], task: str | None) -> Expected:
+        width, height = image_size
+        return self._sizes.expected(question, self._task_name(task), self._sizes.views(height, width))
 
     def close(self) -> None:
         """Frees the model. No other member is used afterwards."""

@@ -289,8 +289,9 @@ class Coordinator:
             self._give_call(number, worker)  # so that it need not wait for the disk
             began = self._clock()
             self._commit(result)
+            seconds = self._clock() - began
             for other in self._workers.values():  # messages that arrived meanwhile are not read yet
-                other.heard_at += self._clock() - began
+                other.heard_at += seconds
             self._parts += 1
             self._early_losses = 0
 

@@ -102,8 +102,10 @@ def _in_time_N(requests: RequestSet, chosen_NM: NDArray[np.int64]) -> NDArray[np
     return np.asarray(in_time_NM.mean(axis=1))
 
 
-def _in_time(source: ReportSource, policy: str) -> float:
-    value = source.report.policies[policy].overall.metrics["accuracy_in_time"].value
+def _in_time(source: ReportSource, policy: str, place: int | None = None) -> float:
+    """Returns the share of correct answers in time: over all budgets, or under the one at `place`."""
+    overall = source.report.policies[policy].overall
+    value = (overall.metrics if place is None else overall.per_budget[place])["accuracy_in_time"].value
     assert value is not None, "every sample of a report has an outcome"
     return value
 
@@ -139,13 +141,10 @@ def _lines(source: ReportSource, subjects: list[str], gains: list[Estimate]) -> 
 def _by_budget(source: ReportSource, policy: str) -> str:
     """Returns the difference in correct answers in time under each budget, in percentage points."""
     budgets_ms = source.report.budgets_ms
-    found = [source.report.policies[name].overall.per_budget for name in (policy, FIXED)]
-    gains = [
-        (one["accuracy_in_time"].value or 0.0) - (other["accuracy_in_time"].value or 0.0)
-        for one, other in zip(*found, strict=True)
-    ]
-    shown = [f"{100 * gain:+.1f} ({budget_ms:g} ms)" for gain, budget_ms in zip(gains, budgets_ms, strict=True)]
-    return ", ".join(shown)
+    return ", ".join(
+        f"{100 * (_in_time(source, policy, place) - _in_time(source, FIXED, place)):+.1f} ({budget_ms:g} ms)"
+        for place, budget_ms in enumerate(budgets_ms)
+    )
 
 
 def _points(gain: Estimate, confidence: float) -> str:
